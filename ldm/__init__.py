@@ -1,0 +1,1 @@
+"""Latent diffusion models: training, sampling and evaluation."""

@@ -1,0 +1,1 @@
+"""First stage: autoencoder, regularisers and losses."""

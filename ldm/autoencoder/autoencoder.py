@@ -1,0 +1,121 @@
+"""The first stage: z = E(x), x_rec = D(z), with f-fold smaller sides (arXiv 2112.10752, Sec. 3.1, App. G).
+
+Images live in [-1, 1]. The scale that diffusion models apply to z is theirs, not the autoencoder's. Child names are
+those of the published checkpoints: encoder, decoder, quantize, quant_conv, post_quant_conv.
+"""
+
+from torch import Tensor, nn
+
+from ldm.autoencoder.regularizers import DiagonalGaussian, Info, Noise, Regularizer
+from ldm.errors import UserError
+from ldm.networks.encoder_decoder import Architecture, Decoder, Encoder
+
+
+class Autoencoder(nn.Module):
+    """Join encoder, regulariser and decoder; latents have embed_dim channels."""
+
+    def __init__(
+        self, architecture: Architecture, regularizer: Regularizer, embed_dim: int, tanh_out: bool = False
+    ) -> None:
+        """Build both networks; tanh_out bounds the reconstruction to [-1, 1]."""
+        super().__init__()
+        stacked = 2 if regularizer.double_z else 1
+        self.architecture = architecture
+        self.latent_channels = embed_dim
+        self.encoder = Encoder(architecture, double_z=regularizer.double_z)
+        self.decoder = Decoder(architecture, tanh_out=tanh_out)
+        self.quantize = regularizer
+        self.quant_conv = nn.Conv2d(stacked * architecture.z_channels, stacked * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, architecture.z_channels, 1)
+
+    @property
+    def factor(self) -> int:
+        """Return the downsampling factor f."""
+        return self.architecture.factor
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Return the weight at which the adversarial loss is balanced."""
+        return self.decoder.conv_out.weight
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, h, w) of the latent of a height x width image; UserError unless f divides both."""
+        f = self.factor
+        if height < f or width < f or height % f or width % f:
+            nearest = sorted({f * max(1, side // f + up) for side in (height, width) if side % f for up in (0, 1)})
+            raise UserError(
+                f"image size {height}x{width}: each side must be a multiple of {f}; "
+                f"the nearest are {', '.join(map(str, nearest or [f]))}"
+            )
+        return self.latent_channels, height // f, width // f
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, H, W) to what the regulariser takes: (B, 2C or C, H/f, W/f)."""
+        return self.quant_conv(self.encoder(x))
+
+    def posterior(self, x: Tensor) -> DiagonalGaussian:
+        """Return q(z|x). Raises TypeError if the regulariser has no such distribution."""
+        if not self.quantize.double_z:
+            raise TypeError(f"{type(self.quantize).__name__} has no posterior")
+        return DiagonalGaussian(self.moments(x))
+
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Return the latents that diffusion learns: a sample (KL), or z before quantisation (VQ)."""
+        return self.quantize.latent(self.moments(x), noise)  # (B, C, H/f, W/f)
+
+    def encode_mode(self, x: Tensor) -> Tensor:
+        """Return the latents without noise: the mean (KL), or z before quantisation (VQ)."""
+        return self.quantize.mode(self.moments(x))
+
+    def latent_from_moments(self, h: Tensor, noise: Noise | None = None) -> Tensor:
+        """Return latents from (cached) moments, with fresh noise."""
+        return self.quantize.latent(h, noise)
+
+    def decode(self, z: Tensor, snap: bool = True) -> Tensor:
+        """Map latents (B, C, h, w) to images (B, out_channels, f*h, f*w); `snap` quantises z first (VQ)."""
+        z = self.quantize.snap(z) if snap else z
+        # Samplers hold z in float32, also when the weights are half-precision.
+        return self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.weight.dtype)))
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor, Info]:
+        """Return the reconstruction, the regulariser's loss (scalar) and its info."""
+        z, loss, info = self.quantize(self.moments(x), noise)
+        return self.decode(z, snap=False), loss, info
+
+
+class IdentityAutoencoder(nn.Module):
+    """Stand in for a first stage where diffusion runs on pixels: f = 1, z = x."""
+
+    factor = 1
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.latent_channels = channels
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, H, W)."""
+        return self.latent_channels, height, width
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Return x."""
+        return x
+
+    def encode_mode(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def latent_from_moments(self, h: Tensor, noise: Noise | None = None) -> Tensor:
+        """Return h."""
+        return h
+
+    def decode(self, z: Tensor, snap: bool = True) -> Tensor:
+        """Return z."""
+        return z
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor, Info]:
+        """Return x, a zero loss and nothing to log."""
+        return x, x.new_zeros(()), {}

@@ -1,0 +1,251 @@
+"""The training losses of the first stage: reconstruction, adversary, regulariser (arXiv 2112.10752, Eq. 25 and App. G).
+
+The autoencoder minimises L_rec + L_reg - lambda D(x_rec); the discriminator D, in turn, a hinge or logistic loss. With
+nll the reconstruction term and W the weights of the decoder's last layer,
+    lambda = weight * clamp(|d nll / dW| / (|d g / dW| + 1e-4), 0, max_weight),  g = -mean D(x_rec)
+keeps both gradients in proportion (VQGAN, arXiv 2012.09841, Eq. 7). Whatever the precision of the networks, losses are
+computed in float32.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.autoencoder.regularizers import float32_or_wider, measure_perplexity
+from ldm.errors import UserError
+
+Logs = dict[str, Tensor]
+
+
+def hinge_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Return (mean relu(1 - real) + mean relu(1 + fake)) / 2."""
+    return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
+
+
+def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Return the logistic loss (mean softplus(-real) + mean softplus(fake)) / 2."""
+    return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
+
+
+def hinge_d_loss_with_exemplar_weights(logits_real: Tensor, logits_fake: Tensor, weights: Tensor) -> Tensor:
+    """Return the hinge loss of (B, 1, h, w) logits, averaged over the batch with weights (B,)."""
+    real = F.relu(1.0 - logits_real).mean(dim=(1, 2, 3))
+    fake = F.relu(1.0 + logits_fake).mean(dim=(1, 2, 3))
+    return 0.5 * ((weights * real).sum() + (weights * fake).sum()) / weights.sum()
+
+
+_DISCRIMINATOR_LOSSES = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Say how the discriminator acts; raises UserError for an unknown loss.
+
+    factor multiplies both sides' adversarial terms, weight only the autoencoder's. conditional: D also sees `cond`.
+    max_weight bounds the balance lambda / weight. warmup: steps that D trains before disc_start, while the autoencoder
+    does not see it yet (0 as published: it then meets an untrained D).
+    """
+
+    loss: Literal["hinge", "vanilla"] = "hinge"
+    factor: float = 1.0
+    weight: float = 1.0
+    conditional: bool = False
+    max_weight: float = 1e4
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in _DISCRIMINATOR_LOSSES:
+            raise UserError(f"Adversary.loss: {self.loss!r}; allowed are {', '.join(_DISCRIMINATOR_LOSSES)}")
+
+
+class AdversarialLoss(nn.Module):
+    """Hold what the losses of both kinds of autoencoder share; see KLLoss and VQLoss.
+
+    perceptual_loss(x, x_rec) -> (B, 1, 1, 1) and discriminator(x) -> logits may be None; what is absent costs nothing.
+    """
+
+    # The original for VQ computes (and logs) the balance even where factor 0 annuls it.
+    balances_without_factor = False
+
+    def __init__(
+        self,
+        disc_start: int,
+        perceptual_loss: nn.Module | None,
+        perceptual_weight: float,
+        discriminator: nn.Module | None,
+        adversary: Adversary,
+        pixel_loss: Literal["l1", "l2"],
+    ) -> None:
+        super().__init__()
+        if pixel_loss not in ("l1", "l2"):
+            raise UserError(f"{type(self).__name__}.pixel_loss: {pixel_loss!r}; allowed are l1, l2")
+        self.disc_start = disc_start
+        self.perceptual_loss = perceptual_loss
+        self.perceptual_weight = perceptual_weight
+        self.discriminator = discriminator
+        self.adversary = adversary
+        self.pixel_loss = pixel_loss
+
+    def generator(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        regularization: Tensor,
+        step: int,
+        last_layer: Tensor,
+        cond: Tensor | None = None,
+        weights: Tensor | None = None,
+        indices: Tensor | None = None,
+        split: str = "train",
+    ) -> tuple[Tensor, Logs]:
+        """Return the autoencoder's loss (scalar) and logs.
+
+        inputs, reconstructions (B, C, H, W) in [-1, 1]; regularization: the regulariser's loss; step: training steps
+        done so far; last_layer: W above; cond: further channels for a conditional discriminator; weights: factors of
+        the pixels' terms, broadcast; indices: codes in use, for the logs of VQLoss. The adversarial term has weight 0
+        without gradients and outside of split "train". Its gradient also reaches the discriminator's parameters: the
+        caller must not step them by it.
+        """
+        with torch.autocast(inputs.device.type, enabled=False):
+            x, x_rec = float32_or_wider(inputs), float32_or_wider(reconstructions)
+            error, perceptual = self._errors(x, x_rec)
+            nll = self.nll(error)
+            regularization = float32_or_wider(regularization).mean()
+            loss = (nll if weights is None else self.nll(error, weights)) + self.regularization_weight * regularization
+            logs = {"nll_loss": nll.detach(), "rec_loss": error.detach().mean()}
+            logs |= self.own_logs(perceptual.detach().mean(), regularization.detach(), indices)
+            if self.discriminator is not None:
+                g_loss = -self._logits(x_rec, cond).mean()
+                factor = self.disc_factor(step)
+                d_weight = nll.new_zeros(())
+                is_on = self.adversary.factor > 0 or self.balances_without_factor
+                if is_on and split == "train" and torch.is_grad_enabled() and x_rec.requires_grad:
+                    d_weight = self._balance(nll, g_loss, reconstructions, x_rec, last_layer)
+                loss = loss + d_weight * factor * g_loss
+                logs |= {"d_weight": d_weight, "disc_factor": nll.new_tensor(factor), "g_loss": g_loss.detach()}
+        return loss, {"total_loss": loss.detach(), **logs}
+
+    def discriminator_loss(
+        self, inputs: Tensor, reconstructions: Tensor, step: int, cond: Tensor | None = None, split: str = "train"
+    ) -> tuple[Tensor, Logs]:
+        """Return the discriminator's loss (scalar) and logs; no gradient reaches the images."""
+        if self.discriminator is None:
+            return inputs.new_zeros(()), {}
+        with torch.autocast(inputs.device.type, enabled=False):
+            real = self._logits(float32_or_wider(inputs.detach()), cond)
+            fake = self._logits(float32_or_wider(reconstructions.detach()), cond)
+            factor = self.disc_factor(step + self.adversary.warmup)
+            loss = factor * _DISCRIMINATOR_LOSSES[self.adversary.loss](real, fake)
+        accuracy = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
+        return loss, {
+            "disc_loss": loss.detach(),
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+            "disc_accuracy": accuracy,
+        }
+
+    def disc_factor(self, step: int) -> float:
+        """Return the factor of the adversarial terms after `step` steps: 0 before disc_start."""
+        return float(self.adversary.factor) if step >= self.disc_start else 0.0
+
+    def _errors(self, x: Tensor, x_rec: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the error of each element (B, C, H, W), which includes the perceptual distance, and that distance."""
+        error = (x - x_rec).abs() if self.pixel_loss == "l1" else (x - x_rec).square()
+        if self.perceptual_loss is None or self.perceptual_weight == 0:
+            return error, error.new_zeros(())
+        perceptual = self.perceptual_loss(x, x_rec)  # (B, 1, 1, 1)
+        return error + self.perceptual_weight * perceptual, perceptual
+
+    def _logits(self, x: Tensor, cond: Tensor | None) -> Tensor:
+        if self.adversary.conditional is (cond is None):
+            given = "no cond came with" if cond is None else "cond came with"
+            raise UserError(f"Adversary.conditional: {self.adversary.conditional}, but {given} the images")
+        return self.discriminator(x if cond is None else torch.cat([x, float32_or_wider(cond)], dim=1))
+
+    def _balance(self, nll: Tensor, g_loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tensor) -> Tensor:
+        """Return lambda; x_rec is the decoder's output in float32."""
+        nll_norm = _gradient_norm(nll, output, x_rec, last_layer)
+        g_norm = _gradient_norm(g_loss, output, x_rec, last_layer)
+        return (nll_norm / (g_norm + 1e-4)).clamp(0.0, self.adversary.max_weight) * self.adversary.weight
+
+
+class KLLoss(AdversarialLoss):
+    """Train a KL-regularised autoencoder: all terms are sums over an image's elements, averaged over the batch.
+
+    nll = sum(error / exp(logvar) + logvar) / B, with a scalar parameter logvar; kl_weight multiplies the KL divergence,
+    summed likewise (the released models have 1e-6).
+    """
+
+    def __init__(
+        self,
+        disc_start: int = 0,
+        logvar_init: float = 0.0,
+        kl_weight: float = 1.0,
+        perceptual_loss: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        perceptual_weight: float = 1.0,
+        adversary: Adversary | None = None,
+        pixel_loss: Literal["l1", "l2"] = "l1",
+    ) -> None:
+        adversary = Adversary() if adversary is None else adversary
+        super().__init__(disc_start, perceptual_loss, perceptual_weight, discriminator, adversary, pixel_loss)
+        self.regularization_weight = kl_weight
+        self.logvar = nn.Parameter(torch.full((), float(logvar_init)))
+
+    def nll(self, error: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the negative log likelihood per image of errors (B, C, H, W)."""
+        terms = error / torch.exp(self.logvar) + self.logvar
+        return (terms if weights is None else weights * terms).sum() / error.shape[0]
+
+    def own_logs(self, perceptual: Tensor, regularization: Tensor, indices: Tensor | None) -> Logs:
+        """Return what only this loss logs."""
+        return {"logvar": self.logvar.detach(), "kl_loss": regularization}
+
+
+class VQLoss(AdversarialLoss):
+    """Train a vector-quantised autoencoder: all terms are means over elements.
+
+    codebook_weight multiplies the quantiser's loss. With num_codes, perplexity and usage of the codebook are logged.
+    """
+
+    balances_without_factor = True
+
+    def __init__(
+        self,
+        disc_start: int = 0,
+        codebook_weight: float = 1.0,
+        perceptual_loss: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        perceptual_weight: float = 1.0,
+        adversary: Adversary | None = None,
+        pixel_loss: Literal["l1", "l2"] = "l1",
+        num_codes: int | None = None,
+    ) -> None:
+        adversary = Adversary() if adversary is None else adversary
+        super().__init__(disc_start, perceptual_loss, perceptual_weight, discriminator, adversary, pixel_loss)
+        self.regularization_weight = codebook_weight
+        self.num_codes = num_codes
+
+    def nll(self, error: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the mean of errors (B, C, H, W)."""
+        return (error if weights is None else weights * error).mean()
+
+    def own_logs(self, perceptual: Tensor, regularization: Tensor, indices: Tensor | None) -> Logs:
+        """Return what only this loss logs."""
+        logs = {"quant_loss": regularization, "p_loss": perceptual}
+        if self.num_codes is not None and indices is not None:
+            logs["perplexity"], logs["cluster_usage"] = measure_perplexity(indices, self.num_codes)
+        return logs
+
+
+def _gradient_norm(loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tensor) -> Tensor:
+    """Return |d loss / d last_layer|, detached, where output -> x_rec is a cast to float32."""
+    (gradient,) = torch.autograd.grad(loss, x_rec, retain_graph=True)
+    norm = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+    # Unit length on the way back through the last layer, where half precision would lose 1e-7 and overflow at 1e5.
+    unit = (gradient / norm).to(output.dtype)
+    (gradient,) = torch.autograd.grad(output, last_layer, unit, retain_graph=True)
+    return float32_or_wider(gradient).norm() * norm

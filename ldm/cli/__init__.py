@@ -1,0 +1,1 @@
+"""Command line: what main.py and the scripts share."""

@@ -1,0 +1,123 @@
+"""What the scripts share: argument groups, device and precision, progress, and how mistakes are reported."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+
+import torch
+from tqdm import tqdm
+
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.timesteps import SPACINGS
+from ldm.errors import UserError
+from ldm.sampling.base import Sampler
+from ldm.sampling.ddim import DDIM
+from ldm.sampling.ddpm import DDPM
+from ldm.sampling.dpm_solver import DPMSolver
+from ldm.sampling.plms import PLMS
+
+Main = Callable[[Sequence[str] | None], None]
+SAMPLERS = ("ddim", "plms", "ddpm", "dpm_solver")
+PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+
+
+def main_guard(main: Main) -> Main:
+    """Report a UserError as one line on stderr with exit status 1, and Ctrl-C with 130; messages go to stderr."""
+
+    @wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> None:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("ldm").setLevel(logging.INFO)
+        try:
+            main(argv)
+        except UserError as error:
+            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return guarded
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which weights: a run folder, or a config with a checkpoint."""
+    group = parser.add_argument_group("model: --run, or --config with --ckpt")
+    group.add_argument("-r", "--run", "--resume", metavar="RUN", help="run folder, or a checkpoint in one")
+    group.add_argument("--config", metavar="YAML", help="config, ours or published")
+    group.add_argument("--ckpt", metavar="FILE", help="checkpoint, ours or published; default: last.ckpt of --run")
+    group.add_argument("--raw", action="store_true", help="use the trained weights instead of their moving average")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say where and how precisely to compute."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", default="auto", help="auto, cpu, or a device as torch names it")
+    group.add_argument("--precision", choices=tuple(PRECISIONS), default="32", help="of the network (default 32)")
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser, steps: int, eta: float, scale: float) -> None:
+    """Say how to sample, with the defaults of the published script of each task."""
+    group = parser.add_argument_group("sampler")
+    add = group.add_argument
+    add("--sampler", choices=SAMPLERS, default="ddim", help="ddpm takes all training steps")
+    short = {"dest": "sampler", "action": "store_const", "default": argparse.SUPPRESS}
+    add("--plms", const="plms", help="the same as --sampler plms", **short)
+    add("-v", "--vanilla_sample", const="ddpm", help="the same as --sampler ddpm", **short)
+    add("-c", "--ddim_steps", "--custom_steps", type=int, default=steps, metavar="S", help=f"steps (default {steps})")
+    add("-e", "--ddim_eta", "--eta", type=float, metavar="ETA", help=f"noise of ddim, 0 is none (default {eta:g})")
+    add("--spacing", choices=tuple(SPACINGS), default="uniform", help="grid of steps; compvis as published samples had")
+    add("--scale", type=float, default=scale, help=f"classifier-free guidance, 1 is none (default {scale:g})")
+    parser.set_defaults(default_eta=eta)
+
+
+def add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which pictures, from which seed, and where they go."""
+    group = parser.add_argument_group("pictures")
+    add = group.add_argument
+    add("--H", type=int, help="height in pixels (default: as trained)")
+    add("--W", type=int, help="width in pixels (default: as trained)")
+    add("-s", "--seed", type=int, default=42, help="seed of the first sample; the next ones count on (default 42)")
+    add("--batch-size", "--batch_size", type=int, help="samples at a time; changes speed and memory, not the samples")
+
+
+def choose_device(name: str) -> torch.device:
+    """Find a device by its name; `auto` is the accelerator if there is one. UserError if it cannot be used."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"--device {name}: not usable on this machine ({reason}); use auto or cpu") from error
+    return device
+
+
+def choose_sampler(options: argparse.Namespace) -> Sampler:
+    """Make the sampler that the arguments describe. UserError for an eta that it cannot use."""
+    steps, spacing, eta = options.ddim_steps, SPACINGS[options.spacing], options.ddim_eta
+    if eta is not None and eta < 0:
+        raise UserError(f"--ddim_eta {eta:g}: use 0 (no noise) or more")
+    if eta and options.sampler != "ddim":
+        raise UserError(f"--ddim_eta {eta:g}: {options.sampler} has no eta; leave it out, or use --sampler ddim")
+    made: dict[str, Sampler] = {
+        "ddim": DDIM(steps, options.default_eta if eta is None else eta, spacing),
+        "plms": PLMS(steps, spacing),
+        "ddpm": DDPM(),
+        "dpm_solver": DPMSolver(steps, spacing),
+    }
+    return made[options.sampler]
+
+
+def count_steps(sampler: Sampler, schedule: Schedule) -> int:
+    """Count the steps that a sampler will yield. UserError if it does not fit the schedule."""
+    return schedule.num_steps if isinstance(sampler, DDPM) else len(sampler.grid(schedule))
+
+
+def progress(total: int, what: str) -> tqdm:
+    """Show count, rate and time left on stderr: often on a terminal, seldom in a log file."""
+    return tqdm(total=total, desc=what, unit="step", mininterval=0.2 if sys.stderr.isatty() else 30.0)

@@ -1,0 +1,111 @@
+"""A model from disk, ready to sample: a run folder, or a config with a checkpoint, ours or published."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm import checkpoint, compat, config
+from ldm.errors import ConfigError, UserError
+from ldm.targets import find_target
+from ldm.training.latent_diffusion import LatentDiffusion
+
+_CONFIGS = ("configs/config.yaml", "config.yaml", "configs/*-project.yaml")  # ours, published, trained by the original
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Hold a model in eval mode with where it came from; `content` is its config."""
+
+    model: LatentDiffusion
+    config: Path
+    checkpoint: Path
+    weights: str
+    content: dict[str, Any]
+
+    def provenance(self) -> dict[str, str]:
+        """Name the files, and the content of the weights by its SHA-256."""
+        with self.checkpoint.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        paths = {"config": str(self.config), "checkpoint": str(self.checkpoint)}
+        return {**paths, "weights": self.weights, "checkpoint_sha256": digest}
+
+    def trained_size(self) -> tuple[int, int]:
+        """Tell the (height, width) of the training pictures: the data's `size`, else the autoencoder's resolution."""
+        data = (self.content.get("data") or {}).get("params") or {}
+        size = ((data.get("train") or {}).get("params") or {}).get("size")
+        if size is None:
+            architecture = getattr(self.model.first_stage_model, "architecture", None)
+            if architecture is None:
+                raise UserError(f"{self.config}: does not tell the size of the pictures; give --H and --W")
+            size = architecture.resolution
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(height), int(width)
+
+
+def load_model(options: argparse.Namespace, device: torch.device) -> LoadedModel:
+    """Load what --run, --config, --ckpt and --raw ask for. UserError for absent files and weights that do not fit."""
+    config_path, checkpoint_path = find_files(options.run, options.config, options.ckpt)
+    content = _read(config_path)
+    try:
+        model = _build(content["model"])
+    except ConfigError as error:
+        raise ConfigError(error.problem, error.path, str(config_path)) from error
+    weights = "raw" if options.raw else "ema"
+    checkpoint.load_into(model, checkpoint.choose(checkpoint.read(checkpoint_path), weights))
+    return LoadedModel(model.eval().requires_grad_(False).to(device), config_path, checkpoint_path, weights, content)
+
+
+def find_files(run: str | None, config_path: str | None, ckpt: str | None) -> tuple[Path, Path]:
+    """Find config and checkpoint. UserError says what is missing and where it was looked for."""
+    if run is None and ckpt is None:
+        hint = "; weights are needed beside --config" if config_path else ""
+        raise UserError(f"no model: give --run FOLDER, or --config YAML with --ckpt FILE{hint}")
+    found = checkpoint.locate(ckpt if ckpt is not None else run)
+    if config_path is not None:
+        return Path(config_path), found
+    folders = [Path(run)] if run is not None and Path(run).is_dir() else [found.parent, found.parent.parent]
+    for folder in folders:
+        for pattern in _CONFIGS:
+            for file in sorted(folder.glob(pattern), reverse=True):
+                return file, found
+    raise UserError(f"{found}: no {' or '.join(_CONFIGS[:2])} beside it; give --config YAML")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a config as it stands: the data that it was trained on need neither be there nor be known."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"{path}: has no section model")
+    return content
+
+
+def _build(section: dict[str, Any]) -> LatentDiffusion:
+    # The checkpoint holds all weights, so those that training started from need not be there any more; what else stands
+    # beside target and params is about training.
+    node = {key: without_checkpoints(section.get(key)) for key in ("target", "params")}
+    node = compat.translate_node(node, "model")
+    if find_target(node["target"], "model") is not LatentDiffusion:
+        raise ConfigError(f"is {node['target']}; samples need a LatentDiffusion", "model.target")
+    return config.instantiate(node, "model", ema_decay=None)
+
+
+def without_checkpoints(node: Any) -> Any:
+    """Strip a node and those inside it of the weights that they would start from."""
+    if isinstance(node, list):
+        return [without_checkpoints(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    dropped = ("checkpoint", "ignore_keys") if "target" in node else ()
+    return {key: without_checkpoints(child) for key, child in node.items() if key not in dropped}

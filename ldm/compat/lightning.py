@@ -1,0 +1,71 @@
+"""The section `lightning` as CompVis configs write it -> ours. Dicts and strings only."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_IMAGE_LOGGER = {
+    "batch_frequency": "every_n_steps",
+    "max_images": "max_images",
+    "increase_log_steps": "early_steps",
+    "log_first_step": "first_step",
+}
+_CHECKPOINT = {"every_n_train_steps": "every_n_steps", "monitor": "monitor", "mode": "mode"}
+_OURS_ANYWAY = ("main.SetupCallback", "main.CUDACallback", "main.LearningRateMonitor")
+_CHECKPOINT_CALLBACK = "pytorch_lightning.callbacks.ModelCheckpoint"
+_TRAINSTEPS = "metrics_over_trainsteps_checkpoint"
+_TRAINSTEPS_INTERVAL = 10000
+# Options of Lightning 1 that are gone and change nothing that is learned.
+_GONE = (
+    "progress_bar_refresh_rate", "weights_summary", "flush_logs_every_n_steps", "checkpoint_callback",
+    "prepare_data_per_node", "replace_sampler_ddp", "amp_backend", "weights_save_path", "terminate_on_nan",
+)  # fmt: skip
+
+
+def translate(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the section; what is ours already stays as it is."""
+    section = dict(section)
+    callbacks = dict(section.get("callbacks") or {})
+    numbered = callbacks.pop(_TRAINSTEPS, None)
+    checkpoint = _checkpoint(section.get("modelcheckpoint"))
+    if numbered is not None:
+        interval = ((numbered or {}).get("params") or {}).get("every_n_train_steps", _TRAINSTEPS_INTERVAL)
+        checkpoint = checkpoint or {"params": {}}
+        checkpoint["params"] = {**checkpoint["params"], "keep_every_n_steps": interval}
+    section["callbacks"] = {name: _callback(node) for name, node in callbacks.items() if not _is_ours_anyway(node)}
+    if checkpoint is not None:
+        section["modelcheckpoint"] = checkpoint
+    if "TestTube" in str((section.get("logger") or {}).get("target", "")):
+        del section["logger"]
+    trainer = dict(section.get("trainer") or {})
+    if dropped := [key for key in _GONE if key in trainer]:
+        log.info("lightning.trainer: dropped %s, which today's Lightning does not have", ", ".join(dropped))
+    section["trainer"] = {key: value for key, value in trainer.items() if key not in _GONE}
+    return section
+
+
+def _is_ours_anyway(node: Any) -> bool:
+    return isinstance(node, Mapping) and node.get("target") in _OURS_ANYWAY
+
+
+def _callback(node: Any) -> Any:
+    """Translate the picture logger; a node without target adjusts the default of the same name."""
+    if not isinstance(node, Mapping) or node.get("target") != "main.ImageLogger":
+        return node
+    params = node.get("params") or {}
+    if params.get("disabled"):
+        return None
+    translated = {ours: params[theirs] for theirs, ours in _IMAGE_LOGGER.items() if theirs in params}
+    return {"params": {"early_steps": True, **translated}}
+
+
+def _checkpoint(node: Any) -> dict[str, Any] | None:
+    if not isinstance(node, Mapping):
+        return node
+    params = node.get("params") or {}
+    if node.get("target", _CHECKPOINT_CALLBACK) != _CHECKPOINT_CALLBACK or not set(params) - set(_CHECKPOINT.values()):
+        return {**node, "params": dict(params)}
+    known = {ours: params[theirs] for theirs, ours in _CHECKPOINT.items() if theirs in params}
+    return {"params": known | {key: params[key] for key in ("every_n_steps", "keep_every_n_steps") if key in params}}

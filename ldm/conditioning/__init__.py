@@ -1,0 +1,1 @@
+"""Conditioners: from a batch to what the denoising network is conditioned on."""

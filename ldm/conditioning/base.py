@@ -1,0 +1,229 @@
+"""How a condition y reaches the U-Net: the value object, the module that makes it, and several of them together.
+
+Section 3.3 of the paper: tau_theta(y) enters by concatenation to z_t, as the context of cross-attention, or (ADM) as a
+vector added to the time embedding. Conditions are dropped per sample in training, so that one network learns both
+eps(z_t, t, y) and eps(z_t, t) for classifier-free guidance (Ho & Salimans).
+Legend: B batch, C channels, L tokens, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+
+Slot = Literal["concat", "context", "vector"]
+SLOTS: tuple[Slot, ...] = ("concat", "context", "vector")
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+class Conditioning:
+    """Hold what the U-Net receives besides z_t and t; a slot that is not used is None.
+
+    concat (B, C, H, W), where H = W = 1 stands for any size; context (B, L, D); vector (B,) labels or (B, D).
+    """
+
+    concat: Tensor | None = None
+    context: Tensor | None = None
+    vector: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Count the samples. ValueError if no slot is filled."""
+        for tensor in self._filled().values():
+            return tensor.shape[0]
+        raise ValueError("a Conditioning without any slot has no batch size")
+
+    def __getitem__(self, index: slice | Tensor) -> Conditioning:
+        """Pick samples of the batch."""
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        """Move to a device; `dtype` converts what is floating (labels stay integers)."""
+        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+
+    @staticmethod
+    def stack(parts: Iterable[Conditioning]) -> Conditioning:
+        """Join batches, e.g. [unconditional, conditional]. UserError unless all fill the same slots."""
+        parts = list(parts)
+        filled = {tuple(part._filled()) for part in parts}
+        if len(filled) != 1:
+            raise UserError(f"conditioning: cannot stack batches that fill different slots: {sorted(filled)}")
+        columns = {name: [getattr(part, name) for part in parts] for name in filled.pop()}
+        if "concat" in columns:
+            columns["concat"] = _same_size(columns["concat"])
+        return Conditioning(**{name: torch.cat(column) for name, column in columns.items()})
+
+    def join(self, other: Conditioning) -> Conditioning:
+        """Put two conditions of the same samples together: channels after channels, tokens after tokens.
+
+        UserError if both fill `vector`.
+        """
+        if self.vector is not None and other.vector is not None:
+            raise UserError("conditioning: two conditions fill slot vector, which holds one; give one of them context")
+        joined = {}
+        for name in SLOTS:
+            both = [part for part in (getattr(self, name), getattr(other, name)) if part is not None]
+            if name == "concat":
+                both = _same_size(both)
+            joined[name] = torch.cat(both, dim=1) if len(both) == 2 else next(iter(both), None)
+        return Conditioning(**joined)
+
+    def _filled(self) -> dict[str, Tensor]:
+        slots = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in slots.items() if tensor is not None}
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        return Conditioning(**{name: change(tensor) for name, tensor in self._filled().items()})
+
+
+def _same_size(pictures: list[Tensor]) -> list[Tensor]:
+    """Spread pictures of 1 x 1 pixels over the size of the others."""
+    sizes = {tuple(picture.shape[2:]) for picture in pictures} - {(1, 1)}
+    if len(sizes) > 1:
+        raise UserError(f"conditioning: pictures to concatenate differ in size: {sorted(sizes)}; rescale one of them")
+    return [picture.expand(-1, -1, *size) for picture in pictures for size in (sizes or {(1, 1)})]
+
+
+class Conditioner(nn.Module):
+    """Turn one entry of the batch into a Conditioning. A subclass writes `embed(value)` and `null(n)`.
+
+    key: name of the batch entry; slot: where the result goes; drop_rate: probability of `draw_drop` to drop a sample;
+    trainable: False freezes the weights, keeps eval mode and embeds without gradient. A subclass with weights calls
+    `_settle()` at the end of its constructor.
+    """
+
+    def __init__(self, key: str, slot: Slot, drop_rate: float = 0.0, trainable: bool = True) -> None:
+        super().__init__()
+        if slot not in SLOTS:
+            raise UserError(f"{type(self).__name__}: slot '{slot}' is unknown; use one of {', '.join(SLOTS)}")
+        if not 0.0 <= drop_rate <= 1.0:
+            raise UserError(f"{type(self).__name__}: drop_rate is {drop_rate}; use a probability from 0 to 1")
+        self.key = key
+        self.slot: Slot = slot
+        self.drop_rate = drop_rate
+        self.trainable = trainable
+        # Follows the module from device to device, so that also a conditioner without weights knows where it is.
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+
+    def embed(self, value: Any) -> Tensor:
+        """Embed a batch entry: the tensor of the slot."""
+        raise NotImplementedError
+
+    def null(self, n: int) -> Tensor:
+        """Give the embedding of 'no condition' for n samples, of the shape of `embed` (pictures: of 1 x 1 pixels)."""
+        raise NotImplementedError
+
+    def embed_dropped(self, value: Any, drop: Tensor) -> Tensor:
+        """Embed with `null` in place of the samples where drop (B,) is True.
+
+        Conditioners with an expensive `embed` replace the value instead, so that they run once.
+        """
+        embedding = self.embed(value)
+        mask = drop.to(embedding.device).view(-1, *[1] * (embedding.dim() - 1))
+        return torch.where(mask, self.null(len(drop)).to(embedding), embedding)
+
+    def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Conditioning:
+        """Embed batch[key], with the samples where drop (B,) is True replaced by `null`.
+
+        UserError if the batch has no such key.
+        """
+        value = self.value(batch)
+        with nullcontext() if self.trainable else torch.no_grad():
+            embedding = self.embed(value) if drop is None else self.embed_dropped(value, drop)
+        return Conditioning(**{self.slot: embedding})
+
+    def value(self, batch: Mapping[str, Any]) -> Any:
+        """Take this conditioner's entry from the batch."""
+        return self._entry(batch, self.key)
+
+    def draw_drop(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw for each of n samples, on the CPU, whether its condition is dropped: bool (B,)."""
+        return torch.rand(n, generator=generator) < self.drop_rate
+
+    def unconditional(self, n: int) -> Conditioning:
+        """Give n samples without condition."""
+        with nullcontext() if self.trainable else torch.no_grad():
+            return Conditioning(**{self.slot: self.null(n)})
+
+    def use_first_stage(self, autoencoder: nn.Module) -> None:  # noqa: B027 - only those that need it write it
+        """Receive the autoencoder of the model; most conditioners need none."""
+
+    def train(self, mode: bool = True) -> Conditioner:
+        """Set the mode; a conditioner that is not trainable stays in eval mode."""
+        return super().train(mode and self.trainable)
+
+    @property
+    def device(self) -> torch.device:
+        """Tell where this module is."""
+        return self._anchor.device
+
+    def _settle(self) -> None:
+        """Freeze the weights made so far unless they are trainable."""
+        if not self.trainable:
+            self.requires_grad_(False)
+            self.eval()
+
+    def _entry(self, batch: Mapping[str, Any], key: str) -> Any:
+        if key not in batch:
+            names = ", ".join(sorted(map(str, batch))) or "nothing"
+            raise UserError(f"{type(self).__name__}: the batch has no '{key}', it has {names}; set key or the data set")
+        return batch[key]
+
+
+class JointConditioner(nn.Module):
+    """Use several conditioners together; each is a child under the name that it is given.
+
+    drop_rate: probability that all conditions of a sample are dropped together, besides each one's own drop_rate.
+    """
+
+    def __init__(self, drop_rate: float = 0.0, **conditioners: Conditioner) -> None:
+        super().__init__()
+        if not conditioners:
+            raise UserError("JointConditioner: give at least one conditioner, by any name")
+        if not 0.0 <= drop_rate <= 1.0:
+            raise UserError(f"JointConditioner: drop_rate is {drop_rate}; use a probability from 0 to 1")
+        self.drop_rate = drop_rate
+        for name, conditioner in conditioners.items():
+            self.add_module(name, conditioner)
+
+    @property
+    def trainable(self) -> bool:
+        """Tell whether any of the conditioners learns."""
+        return any(child.trainable for child in self.children())
+
+    def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Conditioning:
+        """Embed all conditions. drop: bool (B,) for all of them, or (B, K), one column per conditioner."""
+        children = list(self.children())
+        if drop is None:
+            return self._joined(child(batch) for child in children)
+        columns = drop.view(len(drop), -1).expand(-1, len(children)).unbind(dim=1)
+        return self._joined(child(batch, column) for child, column in zip(children, columns, strict=True))
+
+    def draw_drop(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw which conditions of n samples are dropped: bool (B, K)."""
+        together = torch.rand(n, 1, generator=generator) < self.drop_rate
+        own = torch.stack([child.draw_drop(n, generator) for child in self.children()], dim=1)
+        return own | together
+
+    def unconditional(self, n: int) -> Conditioning:
+        """Give n samples without any condition."""
+        return self._joined(child.unconditional(n) for child in self.children())
+
+    def use_first_stage(self, autoencoder: nn.Module) -> None:
+        """Hand the autoencoder of the model to every conditioner."""
+        for child in self.children():
+            child.use_first_stage(autoencoder)
+
+    @staticmethod
+    def _joined(parts: Iterable[Conditioning]) -> Conditioning:
+        result = Conditioning()
+        for part in parts:
+            result = result.join(part)
+        return result

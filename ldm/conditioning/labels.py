@@ -1,0 +1,69 @@
+"""Class labels as a condition: one token of cross-attention (section 4.3.2), or the label itself for the U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning.base import Conditioner, Slot
+from ldm.errors import UserError
+
+
+class ClassConditioner(Conditioner):
+    """Embed labels (B,) as a token (B, 1, D); with slot 'vector' pass them on to the label table of the U-Net.
+
+    num_classes counts the rows of the table, the null label included (the published ImageNet model: 1001, null 1000).
+    UserError if the null label is outside the table, or missing where drop_rate needs it.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        embed_dim: int | None = None,
+        key: str = "class_label",
+        null_label: int | None = None,
+        drop_rate: float = 0.0,
+        slot: Slot = "context",
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(key, slot, drop_rate, trainable)
+        if slot == "concat":
+            raise UserError("ClassConditioner: a label cannot be concatenated to a picture; use slot context or vector")
+        if null_label is not None and not 0 <= null_label < num_classes:
+            raise UserError(
+                f"ClassConditioner: null_label is {null_label}; num_classes={num_classes} allows 0 to {num_classes - 1}"
+            )
+        if drop_rate > 0 and null_label is None:
+            raise UserError("ClassConditioner: drop_rate needs null_label, the class that means 'no class'")
+        if (embed_dim is None) == (slot == "context"):
+            raise UserError("ClassConditioner: give embed_dim with slot context, and only with it")
+        self.num_classes = num_classes
+        self.null_label = null_label
+        if embed_dim is not None:
+            self.embedding = nn.Embedding(num_classes, embed_dim)
+        self._settle()
+
+    def embed(self, value: Tensor | Sequence[int]) -> Tensor:
+        """Embed labels (B,): (B, 1, D), or the labels as they are for slot 'vector'."""
+        labels = torch.as_tensor(value, dtype=torch.long, device=self.device).reshape(-1)
+        return labels if self.slot == "vector" else self.embedding(labels[:, None])
+
+    def null(self, n: int) -> Tensor:
+        """Embed the null label n times. UserError if there is none."""
+        return self.embed(torch.full((n,), self._null_label()))
+
+    def embed_dropped(self, value: Tensor | Sequence[int], drop: Tensor) -> Tensor:
+        """Embed with the null label in place of the dropped ones."""
+        labels = torch.as_tensor(value, dtype=torch.long, device=self.device).reshape(-1)
+        if drop.any():
+            labels = labels.masked_fill(drop.to(self.device), self._null_label())
+        return self.embed(labels)
+
+    def _null_label(self) -> int:
+        if self.null_label is None:
+            raise UserError(
+                "ClassConditioner: without null_label there is nothing to guide away from; set it, or use scale 1"
+            )
+        return self.null_label

@@ -1,0 +1,218 @@
+"""Text as a condition: the paper's trainable transformer over tokens (appendix E.2.1), and a frozen CLIP text model.
+
+Legend: B batch, L = max_length tokens, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning.base import Conditioner
+from ldm.conditioning.tokenizers import HuggingFaceTokenizer, Tokenizer, TrainedTokenizer, load_pretrained
+from ldm.errors import UserError
+from ldm.networks.transformer import TransformerEncoder
+
+__all__ = [
+    "CLIPTextConditioner",
+    "EmbeddingConditioner",
+    "HuggingFaceTokenizer",
+    "TextConditioner",
+    "TokenConditioner",
+    "TrainedTokenizer",
+]
+
+
+class TokenConditioner(Conditioner):
+    """Encode token ids (B, L) by a transformer: context (B, L, D).
+
+    null_tokens: the ids that mean 'no condition', padded with 0 up to max_length; None: all 0.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_length: int,
+        dim: int,
+        depth: int,
+        key: str = "tokens",
+        drop_rate: float = 0.0,
+        null_tokens: Sequence[int] | None = None,
+        embedding_dropout: float = 0.0,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(key, "context", drop_rate, trainable)
+        null_ids = list(null_tokens or [])
+        if len(null_ids) > max_length or any(not 0 <= token < vocab_size for token in null_ids):
+            raise UserError(
+                f"TokenConditioner: null_tokens must be at most {max_length} ids from 0 to {vocab_size - 1}"
+            )
+        self.null_ids = null_ids + [0] * (max_length - len(null_ids))
+        self.transformer = TransformerEncoder(
+            vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout
+        )
+        self._settle()
+
+    def embed(self, value: Tensor) -> Tensor:
+        """Encode ids (B, L)."""
+        return self.transformer(value.to(self.device).long())
+
+    def null(self, n: int) -> Tensor:
+        """Encode the null tokens, once: (n, max_length, D)."""
+        return self.embed(torch.tensor([self.null_ids])).expand(n, -1, -1)
+
+    def embed_dropped(self, value: Tensor, drop: Tensor) -> Tensor:
+        """Encode with the null tokens in place of the dropped samples'."""
+        ids = value.to(self.device).long()
+        null_ids = torch.tensor(self.null_ids[: ids.shape[1]], device=self.device)
+        return self.embed(torch.where(drop.to(self.device)[:, None], null_ids, ids))
+
+
+class TextConditioner(Conditioner):
+    """Encode texts by a trainable transformer: context (B, L, D). 'No condition' is the empty text.
+
+    A batch carries texts (list of str), or ids (B, L) that the tokenizer made before. max_length and vocab_size are the
+    tokenizer's unless given.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        dim: int,
+        depth: int,
+        max_length: int | None = None,
+        key: str = "caption",
+        drop_rate: float = 0.0,
+        embedding_dropout: float = 0.0,
+        vocab_size: int | None = None,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(key, "context", drop_rate, trainable)
+        max_length, vocab_size = max_length or tokenizer.max_length, vocab_size or tokenizer.vocab_size
+        if max_length < tokenizer.max_length or vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"TextConditioner: max_length={max_length}, vocab_size={vocab_size} are less than the tokenizer's "
+                f"{tokenizer.max_length} and {tokenizer.vocab_size}; leave them out to use those"
+            )
+        self.tokenizer = tokenizer
+        self.transformer = TransformerEncoder(
+            vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout
+        )
+        self._settle()
+
+    def embed(self, value: Sequence[str] | Tensor) -> Tensor:
+        """Encode B texts or ids (B, L)."""
+        return self.transformer(_ids(self.tokenizer, value).to(self.device))
+
+    def null(self, n: int) -> Tensor:
+        """Encode the empty text, once: (n, L, D)."""
+        return self.embed([""]).expand(n, -1, -1)
+
+    def embed_dropped(self, value: Sequence[str] | Tensor, drop: Tensor) -> Tensor:
+        """Encode with the empty text in place of the dropped ones."""
+        return self.embed(_without(self.tokenizer, value, drop))
+
+
+class CLIPTextConditioner(Conditioner):
+    """Encode texts by CLIP's text model, final layer norm included: context (B, 77, D).
+
+    version: a local folder, or a name in the Hugging Face cache; nothing is downloaded. Weights come from a loaded
+    state dict (keys transformer.text_model.*), else from `version` at the first use; UserError if in neither.
+    """
+
+    def __init__(
+        self,
+        version: str = "openai/clip-vit-large-patch14",
+        max_length: int = 77,
+        key: str = "caption",
+        drop_rate: float = 0.0,
+        trainable: bool = False,
+    ) -> None:
+        super().__init__(key, "context", drop_rate, trainable)
+        self.version = version
+        self.transformer = _clip_skeleton(version)
+        vocab_size = self.transformer.text_model.embeddings.token_embedding.num_embeddings
+        self.tokenizer = HuggingFaceTokenizer(version, max_length, vocab_size)
+        self._has_weights = False
+        self.register_load_state_dict_pre_hook(_accept_clip_weights)
+        self._settle()
+
+    def embed(self, value: Sequence[str] | Tensor) -> Tensor:
+        """Encode B texts or ids (B, L)."""
+        self.load_weights()
+        ids = _ids(self.tokenizer, value).to(self.device)
+        return self.transformer.text_model(input_ids=ids).last_hidden_state
+
+    def null(self, n: int) -> Tensor:
+        """Encode the empty text, once: (n, L, D)."""
+        return self.embed([""]).expand(n, -1, -1)
+
+    def embed_dropped(self, value: Sequence[str] | Tensor, drop: Tensor) -> Tensor:
+        """Encode with the empty text in place of the dropped ones."""
+        return self.embed(_without(self.tokenizer, value, drop))
+
+    def load_weights(self) -> None:
+        """Read the published weights unless a state dict brought them."""
+        if not self._has_weights:
+            published = _text_model(load_pretrained("CLIPTextModel", self.version, "text model"))
+            self.transformer.text_model.load_state_dict(published.state_dict())
+            self._has_weights = True
+
+
+class EmbeddingConditioner(Conditioner):
+    """Pass embeddings on that the batch already holds, (B, L, D) or (B, D) = one token; 'none' is a row of zeros.
+
+    The retrieval-augmented models are conditioned so, on CLIP embeddings of L2 norm 1. dim and num_tokens are the shape
+    of 'no condition'.
+    """
+
+    def __init__(self, key: str, dim: int, num_tokens: int = 1, drop_rate: float = 0.0) -> None:
+        super().__init__(key, "context", drop_rate, trainable=False)
+        self.dim = dim
+        self.num_tokens = num_tokens
+
+    def embed(self, value: Tensor) -> Tensor:
+        """Return the embeddings with a token axis, on the device of this module."""
+        return value.to(self.device).reshape(len(value), -1, value.shape[-1])
+
+    def null(self, n: int) -> Tensor:
+        """Give zeros (n, num_tokens, dim)."""
+        return self._anchor.new_zeros(n, self.num_tokens, self.dim)
+
+
+def _ids(tokenizer: Tokenizer, value: Sequence[str] | Tensor) -> Tensor:
+    return value.long() if isinstance(value, Tensor) else tokenizer(list(value))
+
+
+def _without(tokenizer: Tokenizer, value: Sequence[str] | Tensor, drop: Tensor) -> Sequence[str] | Tensor:
+    """Put the empty text in the place of those to drop."""
+    if isinstance(value, Tensor):
+        return torch.where(drop.to(value.device)[:, None], tokenizer([""]).to(value), value)
+    return ["" if dropped else text for text, dropped in zip(value, drop.tolist(), strict=True)]
+
+
+def _clip_skeleton(version: str) -> nn.Module:
+    """Build CLIP's text model without its weights, under the name text_model."""
+    import transformers  # heavy: only when this conditioner is used
+
+    if version == "openai/clip-vit-large-patch14":  # the one that published models use: its shape is known offline
+        config = transformers.CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768
+        )
+    else:
+        config = load_pretrained("CLIPTextConfig", version, "text model")
+    return nn.ModuleDict({"text_model": _text_model(transformers.CLIPTextModel(config))})
+
+
+def _text_model(model: Any) -> nn.Module:
+    """Give the part that is published as text_model: older transformers wrap it once more."""
+    return dict(model.named_children()).get("text_model", model)
+
+
+def _accept_clip_weights(module: CLIPTextConditioner, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Note that weights arrive, and drop the constant that old checkpoints store among them."""
+    state.pop(f"{prefix}transformer.text_model.embeddings.position_ids", None)
+    module._has_weights |= any(key.startswith(f"{prefix}transformer.") for key in state)

@@ -1,0 +1,230 @@
+"""Text to token ids: a published tokenizer from disk, or one trained on the captions at hand.
+
+A tokenizer is called with B texts and gives int64 ids (B, max_length), as BERT does: a start token, the words, an end
+token, padding. Like the published text models, nothing masks the padding. Neither kind uses the network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+
+VOCABULARY_FILE = "vocab.txt"
+INSIDE = "##"  # begins a piece that continues a word
+PAD, UNKNOWN, START, END = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+_log = logging.getLogger(__name__)
+
+
+class Tokenizer(Protocol):
+    """Turn texts into ids below vocab_size."""
+
+    max_length: int
+    vocab_size: int
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Give ids int64 (B, max_length) on the CPU."""
+
+
+class TruncationWarning:
+    """Say once which words of a text do not fit, so that nobody wonders why they have no effect."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.given = False
+
+    def __call__(self, text: str, first_cut: int) -> None:
+        """Warn that `text` is cut at character `first_cut`, or rather at the word that this is in."""
+        if not self.given:
+            self.given = True
+            while first_cut > 0 and text[first_cut - 1 : first_cut + 1].isalnum():
+                first_cut -= 1
+            _log.warning(
+                "the text is longer than %d tokens and was cut; without effect: '%s' (further texts are cut silently)",
+                self.max_length,
+                text[first_cut:].strip(),
+            )
+
+
+class HuggingFaceTokenizer:
+    """Use a published tokenizer, by local folder or by the name under which it lies in the Hugging Face cache.
+
+    It is read at the first call, and never downloaded: UserError says what to fetch and where to put it. vocab_size is
+    the number of rows that the embedding of the model has.
+    """
+
+    def __init__(
+        self, name_or_path: str = "bert-base-uncased", max_length: int = 77, vocab_size: int = 30522
+    ) -> None:
+        self.name_or_path = name_or_path
+        self.max_length = max_length
+        self.vocab_size = vocab_size
+        self._warn = TruncationWarning(max_length)
+        self._loaded: Any = None
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Give ids int64 (B, max_length) on the CPU."""
+        tokenizer = self._tokenizer()
+        settings = {"truncation": True, "max_length": self.max_length, "padding": "max_length"}
+        encoded = tokenizer(list(texts), return_offsets_mapping=True, return_overflowing_tokens=True, **settings)
+        rows: dict[int, list[int]] = {}
+        for i, source in enumerate(encoded["overflow_to_sample_mapping"]):
+            if source not in rows:
+                rows[source] = encoded["input_ids"][i]
+            else:  # the first part that did not fit
+                starts = [start for start, end in encoded["offset_mapping"][i] if end > start]
+                self._warn(texts[source], min(starts, default=0))
+        return torch.tensor([rows[i] for i in range(len(texts))], dtype=torch.long).view(-1, self.max_length)
+
+    def _tokenizer(self) -> Any:
+        if self._loaded is None:
+            self._loaded = load_pretrained("AutoTokenizer", self.name_or_path, "tokenizer")
+            if len(self._loaded) > self.vocab_size:
+                raise UserError(
+                    f"tokenizer '{self.name_or_path}' has {len(self._loaded)} tokens, the model's table "
+                    f"{self.vocab_size}: set vocab_size, or use the tokenizer that the model was trained with"
+                )
+        return self._loaded
+
+
+def load_pretrained(kind: str, name_or_path: str, what: str) -> Any:
+    """Read `transformers.<kind>` from a local folder or the local cache. UserError if it is in neither."""
+    import transformers  # heavy: only when a published text model is used
+
+    try:
+        return getattr(transformers, kind).from_pretrained(name_or_path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if Path(name_or_path).is_dir():
+            raise UserError(f"{what} '{name_or_path}': the folder lacks files; copy the whole {what} there") from error
+        raise UserError(
+            f"{what} '{name_or_path}' is not on this machine: run `hf download {name_or_path}` (it fills the cache in "
+            f"HF_HOME; copy that to an offline machine), or give the path of a local folder with its files"
+        ) from error
+
+
+class TrainedTokenizer(nn.Module):
+    """Use a WordPiece vocabulary (lower case) learned from captions by `fit`, or read from `path`.
+
+    vocab_size is fixed before training, so that the embedding has a known shape; unused rows stay empty. The vocabulary
+    is a buffer of bytes, one row per token, and so travels in the checkpoint; `save` also writes it as vocab.txt, the
+    form that BERT tokenizers have.
+    """
+
+    MAX_BYTES = 32  # of one token; longer words are spelled in pieces
+
+    def __init__(self, max_length: int = 77, vocab_size: int = 4096, path: str | None = None) -> None:
+        super().__init__()
+        if max_length < 3:
+            raise UserError(f"TrainedTokenizer: max_length is {max_length}; a word with its start and end needs 3")
+        self.max_length = max_length
+        self.vocab_size = vocab_size
+        self.register_buffer("vocabulary", torch.zeros(vocab_size, self.MAX_BYTES, dtype=torch.uint8))
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+        self._warn = TruncationWarning(max_length)
+        self._built: Any = None
+        if path is not None:
+            self.load(path)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Tell whether there is a vocabulary."""
+        return bool(self.vocabulary.any())
+
+    def tokens(self) -> list[str]:
+        """List the vocabulary in the order of ids."""
+        rows = (bytes(row).rstrip(b"\0").decode() for row in self.vocabulary.cpu().numpy())
+        return [token for token in rows if token]
+
+    def fit(self, captions: Iterable[str]) -> None:
+        """Learn the vocabulary, the same one whenever the captions are the same. UserError if they have no words."""
+        from tokenizers import models, trainers
+
+        learner = _pipeline(models.WordPiece(unk_token=UNKNOWN))
+        words = [word for caption in captions for word in learner.normalizer.normalize_str(caption).split()]
+        letters = _letters(words, self.vocab_size // 4)
+        if not letters:
+            raise UserError("TrainedTokenizer: the captions have no words; is the caption key of the data set right?")
+        # The trainer numbers letters inside words in the order of a hash map, and so breaks ties at random; given as
+        # special tokens they have fixed numbers, and any word of known letters can be spelled.
+        spelling = [form for letter in sorted(letters) for form in (letter, INSIDE + letter)]
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=self.vocab_size, special_tokens=[*SPECIAL_TOKENS, *spelling], show_progress=False
+        )
+        learner.train_from_iterator((word for word in words if letters.issuperset(word)), trainer)
+        ids = learner.get_vocab()
+        tokens = [token for token in sorted(ids, key=ids.get) if len(token.encode()) <= self.MAX_BYTES]
+        self._store(tokens, "the captions")
+
+    def save(self, folder: str | Path) -> None:
+        """Write the vocabulary into a folder."""
+        (Path(folder) / VOCABULARY_FILE).write_text("".join(f"{token}\n" for token in self.tokens()), encoding="utf-8")
+
+    def load(self, path: str | Path) -> None:
+        """Read the vocabulary from a file or a folder. UserError if it is missing or does not fit."""
+        file = Path(path) / VOCABULARY_FILE if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise UserError(f"TrainedTokenizer: no vocabulary at {file}; give the vocab.txt of a training run")
+        self._store([line for line in file.read_text(encoding="utf-8").split("\n") if line], str(file))
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Give ids int64 (B, max_length) on the CPU. UserError before the vocabulary is there."""
+        if self._built is None:
+            self._built = self._build()
+        ids = torch.zeros(len(texts), self.max_length, dtype=torch.long)  # padding is token 0
+        for row, text, encoded in zip(ids, texts, self._built.encode_batch(list(texts)), strict=True):
+            words, cut = encoded.ids[: self.max_length - 2], encoded.offsets[self.max_length - 2 :]
+            if cut:
+                self._warn(text, cut[0][0])
+            framed = [SPECIAL_TOKENS.index(START), *words, SPECIAL_TOKENS.index(END)]
+            row[: len(framed)] = torch.tensor(framed)
+        return ids
+
+    def _build(self) -> Any:
+        if not self.is_fitted:
+            raise UserError("TrainedTokenizer: no vocabulary yet; fit it to captions, give path, or load a checkpoint")
+        from tokenizers import models
+
+        return _pipeline(models.WordPiece({token: i for i, token in enumerate(self.tokens())}, unk_token=UNKNOWN))
+
+    def _store(self, tokens: list[str], source: str) -> None:
+        if len(tokens) > self.vocab_size:
+            raise UserError(
+                f"TrainedTokenizer: {source} need {len(tokens)} tokens, vocab_size is {self.vocab_size}; raise it"
+            )
+        if tuple(tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+            raise UserError(f"TrainedTokenizer: {source} must begin with {', '.join(SPECIAL_TOKENS)}")
+        rows = torch.zeros(self.vocabulary.shape, dtype=torch.uint8)
+        for row, token in zip(rows, tokens, strict=False):
+            encoded = token.encode()
+            if len(encoded) > self.MAX_BYTES:
+                raise UserError(f"TrainedTokenizer: {source}: token '{token}' is longer than {self.MAX_BYTES} bytes")
+            row[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        self.vocabulary.copy_(rows)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._built = None
+
+
+def _letters(words: list[str], limit: int) -> set[str]:
+    """Pick the most frequent letters and signs."""
+    counts = Counter("".join(words))
+    return set(sorted(counts, key=lambda letter: (-counts[letter], letter))[:limit])
+
+
+def _pipeline(model: Any) -> Any:
+    """Split lower-cased text at spaces and punctuation before `model` splits the words."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer

@@ -1,0 +1,183 @@
+"""What all readers of pictures share: the batch contract, repeats, a validation split by name, unreadable files.
+
+An item is a dict: `image` float32 (C, H, W) in [-1, 1], every other key by its name (text as str, class labels as int).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ldm.data.transforms import UNREADABLE, Draw, ImageTransform
+from ldm.errors import UserError
+
+__all__ = ["ImageDataset", "Tally", "in_split"]
+
+_SPLITS = ("all", "train", "validation")
+_KEPT_PIXELS = 64 * 2**20  # of decoded pictures that repeats show again, in each worker
+_log = logging.getLogger(__name__)
+
+
+def in_split(name: str, split: str, validation_share: float) -> bool:
+    """Tell whether a file belongs to a split; decided by a hash of its name, so that added files move no other."""
+    if split not in _SPLITS or not 0 <= validation_share <= 1:
+        raise UserError(
+            f"data: split {split!r} must be one of {', '.join(_SPLITS)}, validation_share {validation_share} in [0, 1]"
+        )
+    digest = hashlib.sha256(name.encode()).digest()[:8]
+    is_validation = int.from_bytes(digest, "big") < validation_share * 2**64
+    return split == "all" or is_validation == (split == "validation")
+
+
+class Tally:
+    """Count unreadable and enlarged pictures, in memory that the workers of a loader share; each is reported once."""
+
+    def __init__(self, num_files: int) -> None:
+        self._unreadable = torch.zeros(num_files, dtype=torch.bool).share_memory_()
+        self._enlarged = torch.zeros(1, dtype=torch.bool).share_memory_()
+
+    @property
+    def num_unreadable(self) -> int:
+        """Give how many files were found unreadable so far."""
+        return int(self._unreadable.sum())
+
+    def is_unreadable(self, file: int) -> bool:
+        """Tell whether a file was found unreadable before."""
+        return bool(self._unreadable[file])
+
+    def skip(self, file: int, name: str, error: Exception) -> None:
+        """Note an unreadable file."""
+        if not self._unreadable[file]:
+            self._unreadable[file] = True
+            _log.warning("%s cannot be read and is skipped: %s", name, " ".join(str(error).split()) or repr(error))
+
+    def enlarge(self, name: str, image: Image.Image, transform: ImageTransform) -> None:
+        """Note that a picture is smaller than the size asked for."""
+        if not self._enlarged[0]:
+            self._enlarged[0] = True
+            have, want = f"{image.height}x{image.width}", f"{transform.height}x{transform.width}"
+            _log.warning("%s is %s, smaller than the size %s: such pictures are enlarged", name, have, want)
+
+
+class _Decoded:
+    """Keep the pictures decoded last, up to a number of pixels in all."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels, self._pixels = max_pixels, 0
+        self._images: OrderedDict[int, Image.Image] = OrderedDict()
+
+    def get(self, file: int, decode: Callable[[int], Image.Image]) -> Image.Image:
+        """Give the picture of a file, decoding it if it is not kept."""
+        if file not in self._images:
+            image = decode(file)
+            self._images[file] = image
+            self._pixels += image.width * image.height
+            while self._pixels > self.max_pixels and self._images:
+                _, oldest = self._images.popitem(last=False)
+                self._pixels -= oldest.width * oldest.height
+            return image
+        self._images.move_to_end(file)
+        return self._images[file]
+
+
+class ImageDataset(Dataset, ABC):
+    """Map-style data set of files; a subclass lists them by `_index` and says how one is read.
+
+    `dataset[i]` is the i-th item of epoch 0 with seed 0; `dataset[Draw(i, epoch, seed)]` any other. An unreadable file
+    is replaced by the next readable one. `repeats` shows every file so often per epoch, with other random crops.
+    `split` "train" or "validation" keeps the files whose hashed name is outside or inside the share. For the other
+    options see `ImageTransform`.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        crop: str = "center",
+        resize: int | str | None = "size",
+        flip: float = 0.0,
+        channels: int = 3,
+        interpolation: str = "bicubic",
+        repeats: int = 1,
+        split: str = "all",
+        validation_share: float = 0.05,
+    ) -> None:
+        if repeats < 1:
+            raise UserError(f"data: repeats {repeats} is not a positive number")
+        self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation)
+        self.repeats, self.split, self.validation_share = repeats, split, validation_share
+        self.names: list[str] = []
+        self._tally = Tally(0)
+        self._decoded = _Decoded(_KEPT_PIXELS if repeats > 1 else 0)
+
+    def _index(self, names: Iterable[str], source: str) -> list[int]:
+        """Keep the files of the split; return their positions in `names`. Raises UserError if none is left."""
+        names = list(names)
+        kept = [i for i, name in enumerate(names) if in_split(name, self.split, self.validation_share)]
+        if not kept:
+            hint = "" if not names else f" in the split {self.split!r} of {len(names)}; change validation_share"
+            raise UserError(f"{source}: no pictures{hint}")
+        self.names = [names[i] for i in kept]
+        self._tally = Tally(len(kept))
+        return kept
+
+    @property
+    def num_files(self) -> int:
+        """Give the number of files, repeats not counted."""
+        return len(self.names)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Give how many files were found unreadable so far, in all workers of this machine."""
+        return self._tally.num_unreadable
+
+    def __len__(self) -> int:
+        return self.num_files * self.repeats
+
+    def __getitem__(self, index: int | Draw) -> dict[str, Any]:
+        draw = index if isinstance(index, Draw) else Draw(int(index))
+        if not 0 <= draw.index < len(self):
+            raise IndexError(draw.index)
+        rng = draw.generator()
+        first = draw.index % self.num_files
+        for step in range(self.num_files):
+            file = (first + step) % self.num_files
+            if self._tally.is_unreadable(file):
+                continue
+            try:
+                image, fields = self._decoded.get(file, self._read_image), self._read_fields(file, rng)
+            except UNREADABLE as error:
+                self._tally.skip(file, self.names[file], error)
+            else:
+                return {"image": self._transformed(image, file, rng), **fields}
+        raise UserError(f"data: none of the {self.num_files} pictures can be read, the first is {self.names[0]}")
+
+    def _transformed(self, image: Image.Image, file: int, rng: np.random.Generator) -> torch.Tensor:
+        if self.transform.enlarges(image):
+            self._tally.enlarge(self.names[file], image, self.transform)
+        return self.transform(image, rng)
+
+    @abstractmethod
+    def _read_image(self, file: int) -> Image.Image:
+        """Decode the picture of a file; one of UNREADABLE if it cannot be."""
+
+    def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Give the other keys of a file."""
+        return {}
+
+    def texts(self, key: str = "caption") -> Iterator[str]:
+        """List the texts under a key without reading pictures, for a tokenizer to be trained on."""
+        rng = np.random.default_rng(0)
+        for file in range(self.num_files):
+            value = self._read_fields(file, rng).get(key)
+            if not isinstance(value, str):
+                raise UserError(f"data: {self.names[file]} has no text under {key!r}")
+            yield value

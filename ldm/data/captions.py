@@ -1,0 +1,145 @@
+"""Folders of pictures with captions: a text file beside each picture, or one table (CSV, TSV, JSON lines) for all."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.base import ImageDataset
+from ldm.data.folders import existing_folder, find_files
+from ldm.data.transforms import open_image
+from ldm.errors import UserError
+
+__all__ = ["CaptionedFolder"]
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_JSON_LINES = (".jsonl", ".ndjson")
+_LABEL = "class_label"
+_PROBED = 16  # rows whose files must not all be absent
+Row = Mapping[str, Any]
+
+
+class CaptionedFolder(ImageDataset):
+    """Read pictures below `root` with `caption` and, if there is a column for it, `class_label`.
+
+    captions: None for `name.txt` beside `name.jpg`; else a CSV, TSV or JSON lines file, given as such or relative to
+    `root`. columns: which column of it holds `file` (path below `root`), `caption`, and any further key of the batch,
+    e.g. {file: image, caption: text, class_label: species}. Of a list of captions (JSON lines) one is drawn per epoch.
+    Labels that are not whole numbers are numbered in alphabetical order, `class_names` lists them. For the other
+    options see `ImageDataset`. Raises UserError for missing folders, tables, columns and captions.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        size: int | Sequence[int],
+        captions: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(size, **kwargs)
+        self.root = existing_folder(root)
+        self.class_names: list[str] = []
+        self._rows: list[Row] = []
+        if captions is not None:
+            names, rows = self._from_table(self._table_path(captions), dict(columns or {}))
+            self._rows = [rows[i] for i in self._index(names, str(captions))]
+        elif columns is None:
+            self._index(self._captioned_pictures(), str(root))
+        else:
+            raise UserError(f"{root}: columns are those of a table; set captions to its file, or leave them out")
+
+    def _captioned_pictures(self) -> list[str]:
+        names, texts = list(find_files(self.root)), set(find_files(self.root, [".txt"]))
+        bare = [name for name in names if _text_beside(name) not in texts]
+        if bare:
+            raise UserError(
+                f"{self.root}: {len(bare)} of {len(names)} pictures have no caption, first {bare[0]}; "
+                f"write {_text_beside(bare[0])}, or set captions to a CSV or JSON lines file"
+            )
+        return names
+
+    def _table_path(self, captions: str | Path) -> Path:
+        candidates = [Path(captions).expanduser(), self.root / captions]
+        found = next((path for path in candidates if path.is_file()), None)
+        if found is None:
+            raise UserError(f"{captions}: no such file, neither here nor in {self.root}; set captions to a table")
+        return found
+
+    def _from_table(self, path: Path, columns: dict[str, str]) -> tuple[list[str], list[Row]]:
+        columns = {"file": "file", "caption": "caption", **columns}
+        rows = _read_rows(path)
+        for number, row in enumerate(rows):
+            absent = [column for column in columns.values() if row.get(column) is None]
+            if absent:
+                raise UserError(
+                    f"{path}: row {number + 1} has no column {absent[0]!r}, it has {', '.join(map(str, row))}; "
+                    f"name yours in columns, e.g. columns.{_key_of(columns, absent[0])}=NAME"
+                )
+        names = [str(row[columns["file"]]) for row in rows]
+        if names and not any((self.root / name).is_file() for name in names[:_PROBED]):
+            raise UserError(f"{path}: {names[0]} is not below {self.root}; set root to the folder the paths start from")
+        fields = {key: column for key, column in columns.items() if key != "file"}
+        return names, self._with_labels([{key: row[column] for key, column in fields.items()} for row in rows])
+
+    def _with_labels(self, rows: list[Row]) -> list[Row]:
+        """Turn the class labels into numbers."""
+        if not rows or _LABEL not in rows[0]:
+            return rows
+        labels = [str(row[_LABEL]).strip() for row in rows]
+        if all(label.lstrip("-").isdigit() for label in labels):
+            return [{**row, _LABEL: int(label)} for row, label in zip(rows, labels, strict=True)]
+        self.class_names = sorted(set(labels))
+        rank = {label: i for i, label in enumerate(self.class_names)}
+        return [{**row, _LABEL: rank[label]} for row, label in zip(rows, labels, strict=True)]
+
+    def _read_image(self, file: int) -> Image.Image:
+        return open_image(self.root / self.names[file])
+
+    def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
+        if not self._rows:
+            return {"caption": (self.root / _text_beside(self.names[file])).read_text(encoding="utf-8").strip()}
+        return {key: _one_of(value, rng) for key, value in self._rows[file].items()}
+
+
+def _text_beside(name: str) -> str:
+    return PurePosixPath(name).with_suffix(".txt").as_posix()
+
+
+def _one_of(value: Any, rng: np.random.Generator) -> Any:
+    return value[int(rng.integers(len(value)))] if isinstance(value, list) and value else value
+
+
+def _key_of(columns: Mapping[str, str], column: str) -> str:
+    return next(key for key, value in columns.items() if value == column)
+
+
+def _read_rows(path: Path) -> list[Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            if path.suffix.lower() in _DELIMITERS:
+                return list(csv.DictReader(stream, delimiter=_DELIMITERS[path.suffix.lower()]))
+            if path.suffix.lower() in _JSON_LINES:
+                return list(_json_rows(stream, path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    raise UserError(f"{path}: captions must be a .csv, .tsv or .jsonl file")
+
+
+def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{path}: line {number} is no object; write {{"file": ..., "caption": ...}}')
+        yield row

@@ -1,0 +1,1 @@
+"""Diffusion mathematics: schedules, parameterisations, objectives and guidance; torch only."""

@@ -1,0 +1,63 @@
+"""Denoiser to denoiser: classifier-free guidance, corrections of eps, and gradient guidance.
+
+Ho & Salimans, eq. 6 (in the form u + s (c - u), so that s = 1 is no guidance); Dhariwal & Nichol, algorithm 2; section
+4.4 / appendix C of the latent diffusion paper for guiding by the gradient of any log p(y | x_t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.parameterization import Denoise, Prediction, epsilon_to_x0
+from ldm.diffusion.schedule import Schedule
+
+Correction = Callable[[Tensor, Tensor, Tensor], Tensor]
+LogProbability = Callable[[Tensor, Tensor], Tensor]
+
+
+def classifier_free(denoise_pair: Denoise, scale: float) -> Denoise:
+    """Extrapolate from the unconditional to the conditional prediction.
+
+    `denoise_pair` has the conditioning of a batch 2B closed over, ordered [unconditional, conditional]; it is called
+    once per step on x_t repeated twice.
+    """
+
+    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        pair = denoise_pair(torch.cat([x_t, x_t]), torch.cat([t, t]))  # (2B, C, H, W)
+        return Prediction(*(_extrapolate(both, scale) for both in pair))
+
+    return denoise
+
+
+def _extrapolate(both: Tensor, scale: float) -> Tensor:
+    unconditional, conditional = both.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def correct_epsilon(denoise: Denoise, schedule: Schedule, correction: Correction) -> Denoise:
+    """Replace eps by correction(eps, x_t, t) and recompute x0."""
+
+    def corrected(x_t: Tensor, t: Tensor) -> Prediction:
+        eps = correction(denoise(x_t, t).eps, x_t, t)
+        return Prediction(epsilon_to_x0(schedule, eps, x_t, t), eps)
+
+    return corrected
+
+
+def gradient(denoise: Denoise, schedule: Schedule, log_prob: LogProbability, scale: float) -> Denoise:
+    """Guide by eps <- eps - sigma * scale * grad_x log_prob(x_t, t).
+
+    `log_prob` maps x_t (B, C, H, W) and t (B,) to (B,), differentiably in x_t.
+    """
+
+    def correction(eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x_t.detach().clone().requires_grad_(True)  # clones of inference tensors may have gradients
+            (slope,) = torch.autograd.grad(log_prob(x, t.clone()).sum(), x)
+        _, sigma = schedule.level(t)
+        return eps - sigma * scale * slope
+
+    return correct_epsilon(denoise, schedule, correction)

@@ -1,0 +1,111 @@
+"""Reports: one HTML page that needs no network, and loss curves from a run's `metrics.csv`."""
+
+import base64
+import csv
+import html
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from einops import rearrange
+from torch import Tensor
+
+from ldm.errors import UserError
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
+img { max-width: 100%; image-rendering: pixelated; } code { background: #f3f3f3; padding: 0 .2rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading of a report with its text, an optional table (first row = header) and pictures (PNG files)."""
+
+    title: str
+    text: str = ""
+    table: Sequence[Sequence[str]] = ()
+    pictures: Sequence[Path] = ()
+
+    def html(self) -> str:
+        """Return the section as HTML; pictures are embedded."""
+        parts = [f"<h2>{html.escape(self.title)}</h2>"]
+        parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in self.text.split("\n\n") if paragraph]
+        if self.table:
+            parts.append("<table>" + "".join(map(_table_row, self.table, _cell_tags(len(self.table)))) + "</table>")
+        parts += [f'<p><img src="data:image/png;base64,{_base64(picture)}" alt=""></p>' for picture in self.pictures]
+        return "\n".join(parts)
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
+    """Write `sections` as one self-contained HTML page."""
+    body = "\n".join(section.html() for section in sections)
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    body = f"<h1>{html.escape(title)}</h1>\n{body}"
+    path.write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>", encoding="utf-8")
+
+
+def read_curve(metrics: Path, column: str) -> tuple[list[float], list[float]]:
+    """Return (steps, values) of one column of `metrics.csv`; rows where it is empty are left out."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or column not in rows[0]:
+        raise UserError(f"{metrics}: no column {column!r}; it has {', '.join(rows[0]) if rows else 'no rows'}")
+    points = [(float(row["step"]), float(row[column])) for row in rows if row[column]]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def plot_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], path: Path) -> None:
+    """Draw one panel for each entry of `panels`: title -> {label -> (steps, values)}; values on a logarithmic axis."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for label, (steps, values) in curves.items():
+            axis.plot(steps, values, label=label, marker="." if len(steps) < 30 else None)
+        axis.set(title=title, xlabel="step", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def picture_sheet(images: Tensor, titles: Sequence[str], path: Path, columns: int) -> None:
+    """Draw images (N, 3, H, W) in [-1, 1] side by side, each under its title."""
+    plt = _pyplot()
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.7 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):  # the last row may have empty places
+        axis.imshow(rearrange((image + 1) / 2, "c h w -> h w c").clamp(0, 1).numpy(), interpolation="nearest")
+        axis.set_title(textwrap.fill(title, 26), fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def _pyplot() -> ModuleType:
+    """Import matplotlib, which only reports need. UserError says how to install it."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    try:
+        import matplotlib.pyplot as plt
+    except ModuleNotFoundError as error:
+        raise UserError("pictures of a report need matplotlib: pip install 'latent-diffusion[demo]'") from error
+    return plt
+
+
+def _table_row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _cell_tags(num_rows: int) -> list[str]:
+    return ["th"] + ["td"] * (num_rows - 1)
+
+
+def _base64(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()

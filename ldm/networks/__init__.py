@@ -1,0 +1,1 @@
+"""Neural networks on plain tensors; parameter names are those of the published checkpoints."""

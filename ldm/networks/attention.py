@@ -1,0 +1,291 @@
+"""Attention softmax(Q K^T / sqrt(d)) V over image positions and conditioning tokens (section 3.3 of arXiv 2112.10752).
+
+Images become sequences of tokens, (B, C, H, W) -> (B, H*W, C), which costs nothing for channels_last tensors. Softmax
+attention is `scaled_dot_product_attention`, so that no (N, N) matrix is kept. Convolutions of kernel size 1 keep their
+published parameter shapes and are applied to the tokens as linear maps.
+Legend: B batch, C channels, N and M numbers of tokens, h heads, d channels of a head.
+"""
+
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.networks.layers import GroupNorm32, LayerNorm32, recompute, zeroed
+
+QKVOrder: TypeAlias = Literal["legacy", "new"]
+# How queries, keys and values lie in the 3C channels of one projection ("legacy" splits the heads first), and on which
+# axis they can then be told apart. Parting them before the heads are moved saves a copy in the backward pass.
+_QKV_LAYOUTS = {"legacy": ("b n (h qkv d) -> b n h qkv d", 3), "new": ("b n (qkv h d) -> b n qkv h d", 2)}
+
+
+def pointwise(convolution: nn.Module, tokens: Tensor) -> Tensor:
+    """Apply a convolution of kernel size 1 to tokens: (B, N, C) -> (B, N, C')."""
+    return F.linear(tokens, convolution.weight.flatten(1), convolution.bias)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """Flatten the spatial axes: (B, C, ...) -> (B, N, C); a view if x is channels_last."""
+    # A linear map of strided tokens would copy them too, and add its bias in a second pass.
+    return rearrange(x, "b c ... -> b (...) c").contiguous()
+
+
+def from_tokens(tokens: Tensor, like: Tensor) -> Tensor:
+    """Undo `to_tokens` for an image of the size of `like`: (B, N, C) -> (B, C, ...), always a view."""
+    return rearrange(tokens, "b n c -> b c n").unflatten(2, like.shape[2:])
+
+
+def split_qkv(qkv: Tensor, num_heads: int, order: QKVOrder) -> tuple[Tensor, Tensor, Tensor]:
+    """Part projected tokens into queries, keys, values: (B, N, 3*h*d) -> three views (B, h, N, d)."""
+    pattern, axis = _QKV_LAYOUTS[order]
+    q, k, v = rearrange(qkv, pattern, qkv=3, h=num_heads).unbind(axis)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def head_split(channels: int, num_heads: int | None, num_head_channels: int | None) -> tuple[int, int]:
+    """Return (number of heads, channels of a head) of a layer with `channels`; `num_head_channels` decides if given."""
+    heads = num_heads if num_head_channels is None else channels // num_head_channels
+    if not heads or heads > channels:
+        raise UserError(
+            f"{channels} channels cannot form heads with num_heads={num_heads}, num_head_channels={num_head_channels}:"
+            " set one of them, and no larger than the narrowest level with attention"
+        )
+    return heads, channels // heads
+
+
+class CrossAttention(nn.Module):
+    """Attend from x to the context, or to x itself without one.
+
+    x (B, N, query_dim), context (B, M, context_dim), mask (B, ...) of M booleans, True = attend -> (B, N, query_dim).
+    A row without any True attends to everything alike.
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        context_dim: int | None = None,
+        num_heads: int = 8,
+        head_channels: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inner_dim = num_heads * head_channels
+        context_dim = query_dim if context_dim is None else context_dim
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(query_dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(context_dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(context_dim, inner_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        split = {"pattern": "b n (h d) -> b h n d", "h": self.num_heads}
+        q, k, v = (rearrange(y, **split) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        bias = None
+        if mask is not None:
+            # The lowest finite number instead of -inf: a row that is masked altogether gives the mean, not NaN.
+            mask = rearrange(mask, "b ... -> b 1 1 (...)")
+            bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class GEGLU(nn.Module):
+    """Gated linear unit value * GELU(gate), with the exact GELU: (..., dim_in) -> (..., dim_out)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, 2 * dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Two-layer perceptron of a transformer, `mult` times as wide inside: (..., dim) -> (..., dim_out or dim)."""
+
+    def __init__(
+        self, dim: int, dim_out: int | None = None, mult: int = 4, glu: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        inner_dim = int(dim * mult)
+        project = GEGLU(dim, inner_dim) if glu else nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU())
+        dim_out = dim if dim_out is None else dim_out
+        self.net = nn.Sequential(project, nn.Dropout(dropout), nn.Linear(inner_dim, dim_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention (without a context: to itself again), feed-forward; each pre-norm and residual.
+
+    x (B, N, dim), context (B, M, context_dim) or None -> (B, N, dim).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_channels: int,
+        dropout: float = 0.0,
+        context_dim: int | None = None,
+        gated_ff: bool = True,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(dim, None, num_heads, head_channels, dropout)
+        self.ff = FeedForward(dim, glu=gated_ff, dropout=dropout)
+        self.attn2 = CrossAttention(dim, context_dim, num_heads, head_channels, dropout)
+        self.norm1 = LayerNorm32(dim)
+        self.norm2 = LayerNorm32(dim)
+        self.norm3 = LayerNorm32(dim)
+        self.checkpoint = checkpoint
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return recompute(self.checkpoint, self._forward, x, context)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the positions of a feature map (appendix E.2.1), residual; begins as the identity.
+
+    x (B, in_channels, H, W), context (B, M, context_dim) or None -> (B, in_channels, H, W), in the memory format of x.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_heads: int,
+        head_channels: int,
+        depth: int = 1,
+        dropout: float = 0.0,
+        context_dim: int | None = None,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        inner_dim = num_heads * head_channels
+        self.norm = GroupNorm32(in_channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(in_channels, inner_dim, kernel_size=1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner_dim, num_heads, head_channels, dropout, context_dim, checkpoint=checkpoint)
+            for _ in range(depth)
+        )
+        self.proj_out = zeroed(nn.Conv2d(inner_dim, in_channels, kernel_size=1))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        tokens = pointwise(self.proj_in, to_tokens(self.norm(x)))  # (B, H*W, h*d)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + from_tokens(pointwise(self.proj_out, tokens), x)  # (B, C, H, W)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the positions of a feature map, residual; begins as the identity.
+
+    (B, C, ...) -> (B, C, ...). `qkv_order` says how the 3C projected channels are laid out; a checkpoint fits only the
+    order that it was trained with. `num_head_channels` takes precedence over `num_heads`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int | None = 1,
+        num_head_channels: int | None = None,
+        qkv_order: QKVOrder = "legacy",
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if qkv_order not in _QKV_LAYOUTS:
+            raise UserError(f"qkv_order: {qkv_order!r} is unknown; choose one of {', '.join(_QKV_LAYOUTS)}")
+        self.num_heads, head_channels = head_split(channels, num_heads, num_head_channels)
+        if channels != self.num_heads * head_channels or (num_head_channels and head_channels != num_head_channels):
+            raise UserError(
+                f"{channels} channels are not divisible into heads (num_heads={num_heads}, "
+                f"num_head_channels={num_head_channels}); choose a divisor"
+            )
+        self.qkv_order = qkv_order
+        self.checkpoint = checkpoint
+        self.norm = GroupNorm32(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, kernel_size=1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, kernel_size=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recompute(self.checkpoint, self._forward, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        qkv = pointwise(self.qkv, to_tokens(self.norm(x)))  # (B, N, 3C)
+        q, k, v = split_qkv(qkv, self.num_heads, self.qkv_order)  # (B, h, N, d) each
+        out = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        return x + from_tokens(pointwise(self.proj_out, out), x)
+
+
+class LinearAttention(nn.Module):
+    """Attention of linear cost, Q (softmax(K)^T V), softmax over positions: (B, dim, H, W) -> (B, dim, H, W)."""
+
+    def __init__(self, dim: int, heads: int = 4, head_channels: int = 32) -> None:
+        super().__init__()
+        self.num_heads = heads
+        inner_dim = heads * head_channels
+        self.to_qkv = nn.Conv2d(dim, 3 * inner_dim, kernel_size=1, bias=False)
+        self.to_out = nn.Conv2d(inner_dim, dim, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = pointwise(self.to_qkv, to_tokens(x))
+        q, k, v = split_qkv(qkv, self.num_heads, "new")
+        summary = k.softmax(dim=-2).transpose(-1, -2) @ v  # (B, h, d, d)
+        return from_tokens(pointwise(self.to_out, rearrange(q @ summary, "b h n d -> b n (h d)")), x)
+
+
+class SpatialSelfAttention(nn.Module):
+    """Single-headed self-attention as wide as the feature map, residual: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm32(in_channels, eps=1e-6)
+        self.q = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+        self.k = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+        self.v = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = to_tokens(self.norm(x))
+        q, k, v = (rearrange(pointwise(layer, tokens), "b n c -> b 1 n c") for layer in (self.q, self.k, self.v))
+        out = rearrange(F.scaled_dot_product_attention(q, k, v), "b 1 n c -> b n c")
+        return x + from_tokens(pointwise(self.proj_out, out), x)
+
+
+class AttentionPool2d(nn.Module):
+    """Pool a feature map by the attention of its mean to every position: (B, embed_dim, H, W) -> (B, output_dim).
+
+    Positions have learned embeddings, so H = W = `spatial_size` is required (UserError).
+    """
+
+    def __init__(
+        self, spatial_size: int, embed_dim: int, num_head_channels: int, output_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads, _ = head_split(embed_dim, None, num_head_channels)
+        self.positional_embedding = nn.Parameter(torch.randn(embed_dim, spatial_size**2 + 1) / embed_dim**0.5)
+        self.qkv_proj = nn.Conv1d(embed_dim, 3 * embed_dim, kernel_size=1)
+        self.c_proj = nn.Conv1d(embed_dim, embed_dim if output_dim is None else output_dim, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = to_tokens(x)
+        if tokens.shape[1] + 1 != self.positional_embedding.shape[1]:
+            size = tuple(x.shape[2:])
+            raise UserError(f"attention pooling got a map of {size}; set image_size to the size of the input")
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)  # (B, 1+N, C)
+        tokens = tokens + rearrange(self.positional_embedding, "c n -> n c").to(tokens.dtype)
+        qkv = pointwise(self.qkv_proj, tokens)
+        q, k, v = split_qkv(qkv, self.num_heads, "new")
+        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # (B, h, 1, d): only the mean's row is used
+        return pointwise(self.c_proj, rearrange(pooled, "b h 1 d -> b 1 (h d)"))[:, 0]

@@ -1,0 +1,72 @@
+"""Pieces that the U-Net's blocks share: normalisation, convolution by dimension, zero initialisation, recomputation.
+
+`dims` is the number of spatial axes: 1, 2 (images) or 3 (video; the first axis is never resampled).
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ldm.errors import UserError
+
+NUM_GROUPS = 32
+Module = TypeVar("Module", bound=nn.Module)
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Normalise over 32 groups of channels, with float32 statistics whatever the input's dtype.
+
+    The input's dtype and memory format are kept: (B, C, ...) -> (B, C, ...). Raises UserError unless 32 divides C.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        if channels % NUM_GROUPS:
+            raise UserError(f"{channels} channels cannot be normalised: use a multiple of {NUM_GROUPS} at every level")
+        super().__init__(NUM_GROUPS, channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x).to(x.dtype)
+        # The kernels accumulate half inputs in float32 themselves; left to autocast they would copy x to float32.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class LayerNorm32(nn.LayerNorm):
+    """Normalise over the last axis, with float32 statistics, in the input's dtype: (..., C) -> (..., C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def conv(dims: int, in_channels: int, out_channels: int, kernel_size: int, **options: object) -> nn.Module:
+    """Make a convolution over `dims` spatial axes; `options` are those of torch's class."""
+    return _CONVOLUTIONS[dims](in_channels, out_channels, kernel_size, **options)
+
+
+def average_pool(dims: int, stride: int | tuple[int, ...]) -> nn.Module:
+    """Make an average pooling over `dims` spatial axes whose windows do not overlap."""
+    return _AVERAGE_POOLS[dims](kernel_size=stride, stride=stride)
+
+
+def zeroed(module: Module) -> Module:
+    """Set all parameters of `module` to zero, so that a residual branch begins as the identity; return it."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def recompute(enabled: bool, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """Call `function`; if enabled, keep no activations of it and recompute them in the backward pass."""
+    if enabled and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)

@@ -1,0 +1,94 @@
+"""The paper's trainable text encoder tau_theta (appendix E.2.1): a pre-norm transformer over token ids.
+
+Names and initial values are those of the x-transformers release that the published weights were trained with: learned
+absolute positions, 8 heads of 64 channels whatever the model's width, exact GELU, and an output projection to the
+vocabulary that is stored though nothing uses it.
+Legend: B batch, L tokens, D = dim.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.networks.attention import FeedForward
+from ldm.networks.layers import LayerNorm32
+
+_EMBEDDING_STD = 0.02
+
+
+class SelfAttention(nn.Module):
+    """Multi-headed attention of every token to all tokens: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, dim: int, num_heads: int = 8, head_channels: int = 64) -> None:
+        super().__init__()
+        inner_dim = num_heads * head_channels
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(dim, inner_dim, bias=False)
+        self.to_out = nn.Linear(inner_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = {"pattern": "b n (h d) -> b h n d", "h": self.num_heads}
+        q, k, v = (rearrange(layer(x), **split) for layer in (self.to_q, self.to_k, self.to_v))
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+
+
+class PositionalEmbedding(nn.Module):
+    """Learned embedding of absolute positions: L -> (L, D)."""
+
+    def __init__(self, max_length: int, dim: int) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(max_length, dim)
+        nn.init.normal_(self.emb.weight, std=_EMBEDDING_STD)
+
+    def forward(self, length: int) -> Tensor:
+        return self.emb.weight[:length]
+
+
+class TransformerLayers(nn.Module):
+    """`depth` pairs of attention and feed-forward, each pre-norm and residual: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, dim: int, depth: int, num_heads: int = 8, head_channels: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            self.layers.append(nn.ModuleList([LayerNorm32(dim), SelfAttention(dim, num_heads, head_channels)]))
+            self.layers.append(nn.ModuleList([LayerNorm32(dim), FeedForward(dim)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, layer in self.layers:
+            x = x + layer(norm(x))
+        return x
+
+
+class TransformerEncoder(nn.Module):
+    """Encode token ids: (B, L) integers below vocab_size, L <= max_length (else UserError) -> (B, L, dim)."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_length: int,
+        dim: int,
+        depth: int,
+        num_heads: int = 8,
+        head_channels: int = 64,
+        embedding_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.token_emb = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.token_emb.weight, std=_EMBEDDING_STD)
+        self.pos_emb = PositionalEmbedding(max_length, dim)
+        self.emb_dropout = nn.Dropout(embedding_dropout)
+        self.attn_layers = TransformerLayers(dim, depth, num_heads, head_channels)
+        self.norm = LayerNorm32(dim)
+        self.to_logits = nn.Linear(dim, vocab_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        length = ids.shape[1]
+        if length > self.max_length:
+            raise UserError(f"{length} tokens are too many for max_length={self.max_length}: truncate them or raise it")
+        x = self.emb_dropout(self.token_emb(ids) + self.pos_emb(length))  # (B, L, D)
+        return self.norm(self.attn_layers(x))

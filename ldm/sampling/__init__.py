@@ -1,0 +1,1 @@
+"""Samplers: generators of steps over a denoiser."""

@@ -1,0 +1,1 @@
+"""Lightning modules, EMA, learning-rate schedules and callbacks."""

@@ -1,0 +1,222 @@
+"""First stage: an autoencoder trained against a perceptual loss and a patch discriminator (section 3.1, appendix G).
+
+Each batch is encoded and decoded once. The generator's loss, in which the discriminator is a constant, and the
+discriminator's loss on the detached reconstruction share one backward pass; one Adam with two parameter groups then
+steps both. Adam treats every parameter on its own and the generator's step does not change the discriminator, so this
+equals two optimisers that step one after the other. But every parameter gets exactly one gradient per pass, which is
+what distributed data parallelism asks for, accumulation and gradient scaling are Lightning's own, and `global_step`
+counts batches, as the published `disc_start` does, not optimiser calls.
+
+The state dict is flat as published: the autoencoder's own parts, loss.*, model_ema.*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from ldm.autoencoder.autoencoder import Autoencoder
+from ldm.autoencoder.losses import AdversarialLoss
+from ldm.errors import UserError
+from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.module import TrainingModule
+from ldm.training.optimization import Multiplier, scheduler
+from ldm.training.randomness import VALIDATION, Draws, seed_from
+
+Batch = Mapping[str, Any]
+_RESIZE_MULTIPLE = 16
+_FULL_SIZE_STEPS = 5  # the first batches have the largest size, so that too little memory shows at once
+
+
+class AutoencoderTraining(TrainingModule):
+    """Train an autoencoder, and the discriminator where the loss has one.
+
+    `ema_decay` None keeps no average; `lr_schedule` multiplies both learning rates per step, `generator_lr_factor` that
+    of the autoencoder only; `learn_logvar` also trains the output variance of the loss; `resize_range` (low, high)
+    resizes each batch to a random square size between them.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        loss: nn.Module,
+        ema_decay: float | None = None,
+        lr_schedule: Multiplier | None = None,
+        betas: tuple[float, float] = (0.5, 0.9),
+        generator_lr_factor: float = 1.0,
+        learn_logvar: bool = False,
+        resize_range: tuple[int, int] | None = None,
+        image_key: str = "image",
+    ) -> None:
+        super().__init__(learning_rate=4.5e-6)
+        self.lr_schedule, self.betas, self.generator_lr_factor = lr_schedule, tuple(betas), generator_lr_factor
+        self.learn_logvar, self.resize_range, self.image_key = learn_logvar, resize_range, image_key
+        self._adopted = (autoencoder,)  # in a tuple, so that its parts are registered once, under their own names
+        for name, child in autoencoder.named_children():
+            self.add_module(name, child)
+        self.loss = loss
+        self.model_ema = None
+        if ema_decay is not None:
+            self.model_ema = ExponentialMovingAverage(self, ema_decay)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """Give the autoencoder whose parts this module trains."""
+        return self._adopted[0]
+
+    @property
+    def averaged(self) -> nn.Module:
+        """Give this module: all that is trained is averaged."""
+        return self
+
+    def train(self, mode: bool = True) -> AutoencoderTraining:
+        """Switch mode, also of the autoencoder that holds the parts."""
+        self.autoencoder.train(mode)
+        return super().train(mode)
+
+    # --- optimisation ----------------------------------------------------------------------------------------------
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """List the trained parameters of the autoencoder, with the output variance if it is learned."""
+        parameters = list(self.autoencoder.parameters())
+        if self.learn_logvar:
+            parameters.append(self.loss.logvar)
+        return parameters
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """List the parameters of the discriminator; empty where the loss has none."""
+        has_one = isinstance(self.loss, AdversarialLoss) and self.loss.discriminator is not None
+        return list(self.loss.discriminator.parameters()) if has_one else []
+
+    def setup(self, stage: str) -> None:
+        """Freeze what is not trained, so that no gradient is kept or exchanged for it."""
+        if stage != "fit":
+            return
+        if not isinstance(self.loss, AdversarialLoss):
+            kind = type(self.loss).__name__
+            raise UserError(f"model.params.loss: {kind} is no training loss; use KLLoss, VQLoss or a subclass")
+        trained = {id(p) for p in self.generator_parameters() + self.discriminator_parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build Adam with one parameter group for the autoencoder and one for the discriminator."""
+        groups = [{"params": self.generator_parameters(), "lr": self.learning_rate * self.generator_lr_factor}]
+        discriminator = self.discriminator_parameters()
+        if discriminator:
+            groups.append({"params": discriminator, "lr": self.learning_rate})
+        optimizer = Adam(groups, lr=self.learning_rate, betas=self.betas, fused=self.may_fuse)
+        steps = scheduler(optimizer, self.lr_schedule)
+        if steps is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip autoencoder and discriminator each on its own."""
+        if not gradient_clip_val:
+            return
+        for group in optimizer.param_groups:
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+
+    def networks(self) -> list[nn.Module]:
+        """List the parts worth compiling."""
+        return [self.autoencoder.encoder, self.autoencoder.decoder]
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def _images(self, batch: Batch) -> Tensor:
+        if self.image_key not in batch:
+            raise UserError(f"batch: there is no '{self.image_key}'; the data set gives {', '.join(sorted(batch))}")
+        return batch[self.image_key]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of both losses; each reaches only its own parameters."""
+        draws = self.keyed_draws(batch_idx)
+        x = self._resized(self._images(batch))  # (B, C, H, W)
+        loss, logs, _ = self.losses(x, draws, "train")
+        self.record(logs)
+        return loss
+
+    def losses(self, x: Tensor, draws: Draws, split: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Give generator plus discriminator loss for images x (B, C, H, W), their logs, and the reconstruction."""
+        reconstruction, regularization, info = self.autoencoder(x, draws.normal)
+        step, discriminator = self.global_step, self.discriminator_parameters()
+        with _constant(discriminator):
+            loss, logs = self.loss.generator(
+                x,
+                reconstruction,
+                regularization,
+                step,
+                self.autoencoder.last_layer,
+                indices=info.get("indices"),
+                split=split,
+            )
+        if discriminator:
+            extra, more = self.loss.discriminator_loss(x, reconstruction.detach(), step, split=split)
+            loss, logs = loss + extra, logs | more
+        return loss, logs, reconstruction
+
+    def _resized(self, x: Tensor) -> Tensor:
+        """Resize a batch to a random multiple of 16 within the range; every rank takes the same size."""
+        if self.resize_range is None:
+            return x
+        low, high = self.resize_range
+        size = high
+        if self.global_step >= _FULL_SIZE_STEPS:
+            sizes = np.arange(low, high + 1, _RESIZE_MULTIPLE)
+            size = int(sizes[seed_from(self.seed, self.global_step) % len(sizes)])
+        return x if size == x.shape[-1] else F.interpolate(x, size=size, mode="bicubic")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log losses and PSNR with fixed draws, with the raw weights and with the averaged ones (suffix _ema)."""
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the same of the data set `test`."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: Batch, batch_idx: int, split: str) -> None:
+        x, position = self._images(batch), self.position(batch_idx)
+        self._log_losses(x, Draws.keyed(self.device, VALIDATION, position), split, "")
+        if self.model_ema is not None:
+            with self.ema_scope():
+                self._log_losses(x, Draws.keyed(self.device, VALIDATION, position), split, "_ema")
+
+    def _log_losses(self, x: Tensor, draws: Draws, split: str, suffix: str) -> None:
+        _, logs, reconstruction = self.losses(x, draws, split)
+        logs["psnr"] = psnr(reconstruction, x)
+        self.log_means({f"{split}/{name}{suffix}": value for name, value in logs.items()}, len(x))
+
+
+def psnr(reconstruction: Tensor, x: Tensor) -> Tensor:
+    """Give the mean peak signal-to-noise ratio in dB over images (B, C, H, W) in [-1, 1]; clamps the reconstruction."""
+    error = (reconstruction.float().clamp(-1, 1) - x.float()).square().flatten(1).mean(1)  # (B,)
+    return (10 * torch.log10(4 / error.clamp(min=1e-10))).mean()
+
+
+@contextmanager
+def _constant(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Let no gradient reach these parameters from what is computed inside; those that pass through them go on."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

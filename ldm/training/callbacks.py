@@ -1,0 +1,144 @@
+"""Pictures during training, written to the run folder and to the loggers that can show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from einops import rearrange, repeat
+from PIL import Image
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor, nn
+
+from ldm.sampling.base import Sampler
+from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
+from ldm.training.randomness import PREVIEW, Draws
+
+_GRID_COLUMNS = 4
+_PROJECTION_SEED = 0
+
+
+class ImageLogger(pl.Callback):
+    """Write pictures of a training batch every `every_n_steps` optimiser steps and of the first validation batch.
+
+    `early_steps` adds steps 1, 2, 4, ... below the interval, `first_step` the start. `sampler` (DDIM with 50 steps) and
+    `guidance_scale` (None: no guided samples) say how a diffusion model is sampled. Files are
+    `directory`/{train,val}/{name}_gs-{step}_e-{epoch}_b-{batch}.png; captions of the batch go to a text beside them.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        every_n_steps: int = 750,
+        max_images: int = 4,
+        early_steps: bool = False,
+        first_step: bool = False,
+        sampler: Sampler | None = None,
+        guidance_scale: float | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.every_n_steps, self.max_images, self.first_step = every_n_steps, max_images, first_step
+        self.options = PreviewOptions(guidance_scale=guidance_scale)
+        if sampler is not None:
+            self.options = PreviewOptions(sampler, guidance_scale)
+        powers = (2**exponent for exponent in range(every_n_steps.bit_length()))
+        self._early = {step for step in powers if step < every_n_steps} if early_steps else set()
+        self._seen: dict[str, int] = {}
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.every_n_steps == 0 or step in self._early
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the pictures of the start, if they are asked for."""
+        if self.first_step and trainer.global_step == 0:
+            self._write(trainer, pl_module, batch, batch_idx, "train")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the pictures of a training batch when they are due."""
+        if trainer.global_step > 0 and self._is_due(trainer.global_step):
+            self._write(trainer, pl_module, batch, batch_idx, "train")
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the pictures of the first validation batch."""
+        if batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking:
+            self._write(trainer, pl_module, batch, batch_idx, "val")
+
+    def _write(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int, split: str
+    ) -> None:
+        if not trainer.is_global_zero or self._seen.get(split) == trainer.global_step:
+            return  # once per optimiser step, not once per accumulated batch
+        self._seen[split] = trainer.global_step
+        batch = {key: value[: self.max_images] for key, value in batch.items()}
+        draws = Draws.keyed(module.device, PREVIEW)  # the same noise each time, so that progress can be seen
+        with torch.no_grad(), evaluating(module), trainer.precision_plugin.forward_context():
+            pictures = previews(module, batch, draws, self.options)
+        place = f"gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}"
+        folder = self.directory / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, images in pictures.items():
+            pixels = grid(images, ROW_COLUMNS if name.endswith("_row") else _GRID_COLUMNS)
+            Image.fromarray(pixels.numpy()).save(folder / f"{name}_{place}.png")
+            for logger in trainer.loggers:
+                _show(logger, f"{split}/{name}", pixels, trainer.global_step)
+        captions = [value for value in batch.values() if isinstance(value, list) and isinstance(value[0], str)]
+        if captions:
+            lines = [" | ".join(texts) for texts in zip(*captions, strict=True)]
+            (folder / f"captions_{place}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode and give every submodule its own mode back."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Arrange images (N, C, H, W) in [-1, 1] as uint8 pixels (rows * H, columns * W, 3); missing cells are black."""
+    images = _to_rgb(images.detach().float().cpu()).clamp(-1, 1)  # (N, 3, H, W)
+    columns = min(columns, len(images))
+    missing = -len(images) % columns
+    images = torch.cat([images, images.new_full((missing, *images.shape[1:]), -1.0)])
+    tiled = rearrange(images, "(row column) c h w -> (row h) (column w) c", column=columns)
+    return ((tiled + 1) * 127.5).round().to(torch.uint8).contiguous()
+
+
+def _to_rgb(images: Tensor) -> Tensor:
+    channels = images.shape[1]
+    if channels == 3:
+        return images
+    if channels == 1:
+        return repeat(images, "n 1 h w -> n 3 h w")
+    weight = torch.randn(3, channels, 1, 1, generator=torch.Generator().manual_seed(_PROJECTION_SEED))
+    projected = nn.functional.conv2d(images, weight)
+    low, high = projected.amin(), projected.amax()
+    return 2 * (projected - low) / (high - low).clamp(min=1e-6) - 1
+
+
+def _show(logger: Logger, name: str, pixels: Tensor, step: int) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, pixels.numpy(), step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [pixels.numpy()], step=step)

@@ -1,0 +1,87 @@
+"""Exponential moving average of weights, as kept beside the raw ones by latent diffusion models.
+
+After each optimiser step n (counted from 1): shadow <- d * shadow + (1 - d) * parameter, with d = min(decay,
+(1 + n) / (10 + n)) while warming up, d = decay otherwise. The raw weights stay in the module; the average has its own
+keys, which are the parameter names without their dots, as released checkpoints have them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+
+
+class ExponentialMovingAverage(nn.Module):
+    """Keep float32 averages of the trainable parameters of a module.
+
+    Only parameters that require gradients at construction are averaged; buffers are not. `warmup` False stores
+    `num_updates` = -1 and uses the full decay from the first update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = True) -> None:
+        super().__init__()
+        if not 0.0 <= decay <= 1.0:
+            raise UserError(f"ema_decay: {decay} is not between 0 and 1")
+        self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
+        self.register_buffer("num_updates", torch.tensor(0 if warmup else -1, dtype=torch.int32))
+        self._warmup = warmup
+        self._shadow_names: dict[str, str] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self._add(name, parameter)
+
+    def _add(self, name: str, parameter: Tensor) -> None:
+        shadow_name = name.replace(".", "")
+        if shadow_name in self._buffers:
+            raise ValueError(f"two parameters become '{shadow_name}' without their dots; rename one of them")
+        self._shadow_names[name] = shadow_name
+        self.register_buffer(shadow_name, parameter.detach().float().clone())
+
+    def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """Return (shadows, parameters) in the same order."""
+        parameters = dict(model.named_parameters())
+        shadows = [self._buffers[shadow] for shadow in self._shadow_names.values()]
+        return shadows, [parameters[name].detach() for name in self._shadow_names]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Count one optimiser step and move the averages towards the parameters, without waiting for the device."""
+        decay = self.decay
+        if self._warmup:
+            self.num_updates += 1
+            decay = torch.minimum(decay, (1 + self.num_updates) / (10 + self.num_updates))
+        shadows, parameters = self._pairs(model)
+        if not shadows:
+            return
+        difference = torch._foreach_sub(shadows, parameters)
+        torch._foreach_mul_(difference, 1 - decay)
+        torch._foreach_sub_(shadows, difference)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the parameters of the module by their averages."""
+        for shadow, parameter in zip(*self._pairs(model), strict=True):
+            parameter.copy_(shadow)
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Run a block with the averages in place of the parameters; the raw values come back even after an error."""
+        _, parameters = self._pairs(model)
+        backup = [parameter.clone() for parameter in parameters]
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, raw in zip(parameters, backup, strict=True):
+                    parameter.copy_(raw)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        # A checkpoint decides whether its average warms up: -1 means that it does not.
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        count = state_dict.get(f"{prefix}num_updates")
+        if count is not None:
+            self._warmup = int(count) >= 0

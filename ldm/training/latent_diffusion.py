@@ -1,0 +1,299 @@
+"""Second stage: a diffusion model in the latent space of a frozen autoencoder (sections 3.2, 3.3; equations 2 and 3).
+
+L = E || target - network(z_t, t, tau(y)) ||^2 with z = scale * encode(x), z_t = alpha_t z + sigma_t eps and the target
+eps, z or v. With an identity autoencoder this is a diffusion model on pixels. The state dict has the published layout:
+the schedule's tables, `logvar` if learned, `scale_factor` if measured, model, model_ema, first_stage_model,
+cond_stage_model.
+
+Legend: x image (B, C, H, W) in [-1, 1], z scaled latent (B, c, h, w), t step (B,) in 0..T-1, eps noise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
+from ldm.conditioning.network import ConditionalNetwork
+from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.objective import Objective, Terms
+from ldm.diffusion.parameterization import Denoise, Epsilon, Parameterization, Prediction
+from ldm.diffusion.schedule import Schedule
+from ldm.errors import UserError
+from ldm.networks.transformer import TransformerEncoder
+from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.latent_scale import LatentScale, unit_variance_scale
+from ldm.training.meters import QuartileMeans
+from ldm.training.module import TrainingModule
+from ldm.training.optimization import Optimization
+from ldm.training.randomness import MEASURE, VALIDATION, Draws, spread_timesteps
+
+_log = logging.getLogger(__name__)
+_FITTING_STD = (0.7, 1.4)
+Noise = Callable[[tuple[int, ...]], Tensor]
+Batch = Mapping[str, Any]
+
+
+class LatentDiffusion(TrainingModule):
+    """Train a conditional diffusion model on latents.
+
+    `autoencoder` is frozen, stays in eval mode and out of optimiser and average; `ema_decay` None keeps no average.
+    A batch holds images under `image_key`, or cached encoder outputs under "moments", and what the conditioner reads.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        autoencoder: Autoencoder,
+        schedule: Schedule,
+        conditioner: Conditioner | JointConditioner | None = None,
+        parameterization: Parameterization | None = None,
+        objective: Objective | None = None,
+        ema_decay: float | None = 0.9999,
+        latent_scale: LatentScale | float | str = 1.0,
+        optimization: Optimization | None = None,
+        learn_logvar: bool = False,
+        logvar_init: float = 0.0,
+        image_key: str = "image",
+    ) -> None:
+        super().__init__(learning_rate=1e-4)
+        self.image_key = image_key
+        self.parameterization = parameterization or Epsilon()
+        self.objective = objective or Objective()
+        self.optimization = optimization or Optimization()
+        self.learn_logvar, self.latent_scale = learn_logvar, LatentScale.of(latent_scale)
+        self._register_tables(schedule, logvar_init)
+        self._scale_is_known = not self.latent_scale.is_measured
+        self.register_load_state_dict_post_hook(_note_loaded_scale)
+
+        self.model = ConditionalNetwork(network)
+        self.model_ema = None if ema_decay is None else ExponentialMovingAverage(self.model, ema_decay)
+        self.first_stage_model = autoencoder.requires_grad_(False).eval()
+        self.cond_stage_model = conditioner
+        if conditioner is not None:
+            conditioner.use_first_stage(self.first_stage_model)
+        self._quartiles = QuartileMeans(schedule.num_steps)
+
+    def _register_tables(self, schedule: Schedule, logvar_init: float) -> None:
+        for name, table in schedule.buffers().items():
+            self.register_buffer(name, table)
+        self.register_buffer("vlb_weights", self.parameterization.vlb_weights(schedule), persistent=False)
+        logvar = torch.full((schedule.num_steps,), float(logvar_init))
+        if self.learn_logvar:
+            self.logvar = nn.Parameter(logvar)
+        else:
+            self.register_buffer("logvar", logvar, persistent=False)
+        is_measured = self.latent_scale.is_measured
+        scale = torch.tensor(1.0 if is_measured else float(self.latent_scale.value))
+        self.register_buffer("scale_factor", scale, persistent=is_measured)
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """Switch mode; the first stage stays in eval mode."""
+        super().train(mode)
+        self.first_stage_model.eval()
+        return self
+
+    # --- the model -------------------------------------------------------------------------------------------------
+
+    @property
+    def schedule(self) -> Schedule:
+        """Give the forward process on the device of the model."""
+        return Schedule(**{field.name: getattr(self, field.name) for field in fields(Schedule)})
+
+    @property
+    def averaged(self) -> nn.Module:
+        """Give the conditional network, the only part that is averaged."""
+        return self.model
+
+    @property
+    def num_steps(self) -> int:
+        """Give T."""
+        return len(self.betas)
+
+    @torch.no_grad()
+    def encode_images(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Encode images (B, C, H, W) to scaled latents (B, c, h, w); `noise` draws for a KL posterior."""
+        return self.scale_factor * self.first_stage_model.encode(x, noise)
+
+    def decode_latents(self, z: Tensor, snap: bool = True) -> Tensor:
+        """Decode scaled latents (B, c, h, w) to images; `snap` quantises first where the autoencoder has a codebook."""
+        return self.first_stage_model.decode(z / self.scale_factor, snap=snap)
+
+    @torch.no_grad()
+    def latents(self, batch: Batch, noise: Noise | None = None) -> Tensor:
+        """Give the scaled latents of a batch, from its cached "moments" or from its images."""
+        if "moments" in batch:
+            return self.scale_factor * self.first_stage_model.latent_from_moments(batch["moments"].float(), noise)
+        if self.image_key not in batch:
+            raise UserError(f"batch: there is no '{self.image_key}'; the data set gives {', '.join(sorted(batch))}")
+        return self.encode_images(batch[self.image_key], noise)
+
+    def condition(self, batch: Batch, drop: Any = None) -> Conditioning | None:
+        """Embed what the conditioner reads from a batch; `drop` marks samples that get the null conditioning."""
+        return None if self.cond_stage_model is None else self.cond_stage_model(batch, drop)
+
+    def denoiser(self, conditioning: Conditioning | None) -> Denoise:
+        """Close the conditioning over the network: (x_t, t) -> (x0, eps)."""
+        schedule = self.schedule
+
+        def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+            return self.parameterization.predict(schedule, self.model(x_t, t, conditioning).float(), x_t, t)
+
+        return denoise
+
+    def guided(self, conditioning: Conditioning | None, scale: float) -> Denoise:
+        """Give a denoiser under classifier-free guidance; scale 1, or no conditioning, is no guidance."""
+        if conditioning is None or scale == 1.0:
+            return self.denoiser(conditioning)
+        unconditional = self.cond_stage_model.unconditional(conditioning.batch_size)
+        return classifier_free(self.denoiser(Conditioning.stack([unconditional, conditioning])), scale)
+
+    # --- the loss --------------------------------------------------------------------------------------------------
+
+    def terms(self, z: Tensor, conditioning: Conditioning | None, t: Tensor, noise: Tensor) -> Terms:
+        """Give the terms of the objective for scaled latents z at steps t with the given noise."""
+        schedule = self.schedule
+        output = self.model(schedule.diffuse(z, t, noise), t, conditioning).float()
+        target = self.parameterization.target(schedule, z, noise, t)
+        return self.objective(output, target, t, vlb_weights=self.vlb_weights, logvar=self.logvar)
+
+    def loss(
+        self, z: Tensor, conditioning: Conditioning | None, t: Tensor, noise: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give the loss and what is logged of it, under the published names without "train/" or "val/"."""
+        terms = self.terms(z, conditioning, t, noise)
+        return terms.loss, self._logs(terms)
+
+    def _logs(self, terms: Terms) -> dict[str, Tensor]:
+        logs = {"loss_simple": terms.simple.mean(), "loss_vlb": terms.vlb, "loss": terms.loss}
+        if self.learn_logvar:
+            logs |= {"loss_gamma": terms.gamma, "logvar": self.logvar.mean()}
+        return {name: value.detach() for name, value in logs.items()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Draw everything from (seed, rank, step, batch), also the dropout masks, and return the loss."""
+        draws = self.keyed_draws(batch_idx)
+        z = self.latents(batch, draws.normal)  # (B, c, h, w)
+        drop = None if self.cond_stage_model is None else self.cond_stage_model.draw_drop(len(z), draws.host)
+        t, noise = draws.timesteps(len(z), self.num_steps), draws.normal(z.shape)
+        loss, logs = self.loss(z, self.condition(batch, drop), t, noise)
+        self.record(logs)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss at fixed steps and noise, with the raw weights and with the averaged ones (suffix _ema)."""
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the same of the data set `test`."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: Batch, batch_idx: int, split: str) -> None:
+        position = self.position(batch_idx)
+        draws = Draws.keyed(self.device, VALIDATION, position)
+        z = self.latents(batch, draws.normal)
+        t, noise = spread_timesteps(position * len(z), len(z), self.num_steps).to(self.device), draws.normal(z.shape)
+        conditioning = self.condition(batch)
+        self._log_terms(self.terms(z, conditioning, t, noise), t, split, "")
+        if self.model_ema is not None:
+            with self.ema_scope():
+                self._log_terms(self.terms(z, conditioning, t, noise), t, split, "_ema")
+
+    def _log_terms(self, terms: Terms, t: Tensor, split: str, suffix: str) -> None:
+        self._quartiles.add(f"{split}/loss_simple{suffix}", terms.simple, t)
+        self.log_means({f"{split}/{name}{suffix}": value for name, value in self._logs(terms).items()}, len(t))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean loss in each quarter of the time axis."""
+        for name, table in self._quartiles.take().items():
+            table = self.trainer.strategy.reduce(table, reduce_op="sum")
+            self.log_dict(QuartileMeans.means(name, table), sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    # --- optimisation ----------------------------------------------------------------------------------------------
+
+    def optimized_parameters(self) -> list[nn.Parameter]:
+        """List what is trained: the network, the conditioner as far as it is trainable, a learned logvar."""
+        parameters = [*self.model.parameters()]
+        if self.cond_stage_model is not None:
+            parameters += self.cond_stage_model.parameters()
+        if self.learn_logvar:
+            parameters.append(self.logvar)
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def networks(self) -> list[nn.Module]:
+        """List the parts worth compiling."""
+        return [self.model.diffusion_model]
+
+    def setup(self, stage: str) -> None:
+        """Freeze the published text encoder's unused output layer, for which no gradient would ever arrive."""
+        if self.cond_stage_model is not None:
+            for module in self.cond_stage_model.modules():
+                if isinstance(module, TransformerEncoder):
+                    module.to_logits.requires_grad_(False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build AdamW, fused unless a gradient scaler has to look at the gradients first, and the step schedule."""
+        optimizer = self.optimization.adamw(self.optimized_parameters(), self.learning_rate, fused=self.may_fuse)
+        scheduler = self.optimization.scheduler(optimizer)
+        if scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says, else by the norm given in `optimization`."""
+        if gradient_clip_val is None:
+            gradient_clip_val = self.optimization.gradient_clip
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # --- the latent scale ------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Measure the latent scale of a new run before anything uses it; of a given one, tell whether it fits."""
+        if self.trainer.ckpt_path is not None or isinstance(self.first_stage_model, IdentityAutoencoder):
+            return
+        self.trainer.fit_loop.setup_data()
+        batches = islice(iter(self.trainer.train_dataloader), self.latent_scale.num_batches)
+        batches = (self.transfer_batch_to_device(batch, self.device, 0) for batch in batches)
+        draws = Draws.keyed(self.device, self.seed, self.global_rank, MEASURE)
+        if not self._scale_is_known:
+            self.measure_scale(batches, draws.normal)
+            _log.info("latent scale: %.5g, measured", float(self.scale_factor))
+            return
+        std = 1 / float(self._unit_scale(batches, draws.normal))
+        level = logging.INFO if _FITTING_STD[0] <= std <= _FITTING_STD[1] else logging.WARNING
+        _log.log(level, "scaled latents have standard deviation %.3g (diffusion expects about 1)", std)
+
+    def measure_scale(self, batches: Iterable[Batch], noise: Noise | None = None) -> None:
+        """Set the latent scale to 1 / std of the latents of these batches, over all ranks."""
+        self.scale_factor.fill_(1.0)
+        self.scale_factor.copy_(self._unit_scale(batches, noise))
+        self._scale_is_known = True
+
+    def _unit_scale(self, batches: Iterable[Batch], noise: Noise | None) -> Tensor:
+        return unit_variance_scale((self.latents(batch, noise) for batch in batches), self._sum_over_ranks)
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        if self._trainer is None or self.trainer.world_size == 1:
+            return value
+        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+
+
+def _note_loaded_scale(module: nn.Module, incompatible: Any) -> None:
+    """Remember that a state dict brought the latent scale."""
+    if module.latent_scale.is_measured and "scale_factor" not in incompatible.missing_keys:
+        module._scale_is_known = True

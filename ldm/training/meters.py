@@ -1,0 +1,53 @@
+"""Running means on the device, read only when something is logged, so that no step waits for the accelerator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Means:
+    """Average scalar tensors by name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, logs: dict[str, Tensor]) -> None:
+        """Add one value per name."""
+        for name, value in logs.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, Tensor]:
+        """Return the means since the last call and start anew."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+class QuartileMeans:
+    """Average per-sample losses (B,) in each quarter of the time axis, separately per name."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, losses: Tensor, t: Tensor) -> None:
+        """Add losses (B,) at steps t (B,)."""
+        quarter = torch.div(t * 4, self._num_steps, rounding_mode="floor")
+        table = torch.zeros(4, 2, device=losses.device).index_add_(
+            0, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses, dtype=torch.float32)], dim=1)
+        )
+        self._sums[name] = self._sums[name] + table if name in self._sums else table
+
+    def take(self) -> dict[str, Tensor]:
+        """Return (sum, count) per quarter, (4, 2), by name, and start anew."""
+        tables, self._sums = self._sums, {}
+        return tables
+
+    @staticmethod
+    def means(name: str, table: Tensor) -> dict[str, Tensor]:
+        """Turn a table, perhaps summed over ranks, into means of the quarters that saw a sample."""
+        return {f"{name}_q{index + 1}": total / count for index, (total, count) in enumerate(table) if count > 0}

@@ -1,0 +1,42 @@
+"""How the weights are optimised: AdamW with a learning-rate multiplier per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Multiplier = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Set AdamW (defaults as published) and the learning-rate multiplier per optimiser step (None: constant).
+
+    `gradient_clip` bounds the norm of the gradient of all parameters together; the trainer's own setting wins.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    schedule: Multiplier | None = None
+    gradient_clip: float | None = None
+
+    def adamw(self, parameters: list[nn.Parameter], learning_rate: float, fused: bool) -> AdamW:
+        """Build the optimiser."""
+        settings = {"betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+        return AdamW(parameters, lr=learning_rate, fused=fused, **settings)
+
+    def scheduler(self, optimizer: Optimizer) -> LambdaLR | None:
+        """Build the scheduler; its state holds numbers only, so that checkpoints stay plain."""
+        return scheduler(optimizer, self.schedule)
+
+
+def scheduler(optimizer: Optimizer, multiplier: Multiplier | None) -> LambdaLR | None:
+    """Build a scheduler from a multiplier per step, or None."""
+    if multiplier is None:
+        return None
+    return LambdaLR(optimizer, lambda step: multiplier(step))  # of an object, LambdaLR would pickle the fields

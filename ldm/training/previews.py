@@ -1,0 +1,111 @@
+"""Pictures that show how training goes: `previews(module, batch, draws, options)` for each kind of module.
+
+Every value is a batch of images (N, C, H, W) in [-1, 1]; where the name ends in _row, N counts ROW_COLUMNS per row.
+All draws come from `draws`, so that looking changes nothing in the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.autoencoder.autoencoder import IdentityAutoencoder
+from ldm.conditioning.base import Conditioning
+from ldm.sampling.base import Sampler, identity
+from ldm.sampling.ddim import DDIM
+from ldm.training.autoencoder import AutoencoderTraining
+from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.randomness import Draws
+
+Pictures = dict[str, Tensor]
+ROW_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """Say how a diffusion model is sampled, with which guidance (None: none), and how many rows are shown."""
+
+    sampler: Sampler = field(default_factory=DDIM)
+    guidance_scale: float | None = None
+    rows: int = 2
+
+
+@singledispatch
+def previews(module: nn.Module, batch: Mapping[str, Any], draws: Draws, options: PreviewOptions) -> Pictures:
+    """Make the pictures of a batch; a kind of module without pictures gives none."""
+    return {}
+
+
+@previews.register
+def _(module: AutoencoderTraining, batch: Mapping[str, Any], draws: Draws, options: PreviewOptions) -> Pictures:
+    x = batch[module.image_key]
+    pictures = {"inputs": x, "reconstructions": module.autoencoder(x, draws.normal)[0]}
+    if module.model_ema is not None:
+        with module.ema_scope():
+            pictures["reconstructions_ema"] = module.autoencoder(x, draws.normal)[0]
+    return pictures
+
+
+@previews.register
+def _(module: LatentDiffusion, batch: Mapping[str, Any], draws: Draws, options: PreviewOptions) -> Pictures:
+    z = module.latents(batch, draws.normal)  # (N, c, h, w)
+    pictures = {"inputs": batch.get(module.image_key, module.decode_latents(z))}
+    if not isinstance(module.first_stage_model, IdentityAutoencoder):
+        pictures["reconstructions"] = module.decode_latents(z)
+    pictures |= {key: value for key, value in batch.items() if key != module.image_key and _is_picture(value)}
+    pictures["diffusion_row"] = _diffusion_row(module, z[: options.rows], draws)
+    conditioning = module.condition(batch)
+    with module.ema_scope():
+        pictures |= _samples(module, z.shape, conditioning, draws, options)
+    return pictures
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point() and value.shape[1] in (1, 3)
+
+
+def _diffusion_row(module: LatentDiffusion, z: Tensor, draws: Draws) -> Tensor:
+    """Noise each latent more and more from left to right, and decode."""
+    noise = draws.normal(z.shape)
+    steps = torch.linspace(0, module.num_steps - 1, ROW_COLUMNS).long().tolist()
+    noised = [module.schedule.diffuse(z, torch.full((len(z),), t, device=z.device), noise) for t in steps]
+    return _decoded_row(module, noised)
+
+
+def _decoded_row(module: LatentDiffusion, columns: list[Tensor]) -> Tensor:
+    return module.decode_latents(rearrange(torch.stack(columns), "column n c h w -> (n column) c h w"))
+
+
+def _samples(
+    module: LatentDiffusion,
+    shape: tuple[int, ...],
+    conditioning: Conditioning | None,
+    draws: Draws,
+    options: PreviewOptions,
+) -> Pictures:
+    x_T = draws.normal(shape)
+    refine = identity
+    if isinstance(module.first_stage_model, IdentityAutoencoder):
+        refine = _clamp_to_pixels
+    scales = {"samples": 1.0}
+    if conditioning is not None and options.guidance_scale is not None:
+        scales["samples_guided"] = options.guidance_scale
+    pictures: Pictures = {}
+    for name, scale in scales.items():
+        denoise = module.guided(conditioning, scale)
+        steps = list(options.sampler(denoise, x_T, module.schedule, refine=refine, noise=draws.normal))
+        pictures[name] = module.decode_latents(steps[-1].x)
+        if name == "samples":
+            shown = torch.linspace(0, len(steps) - 1, min(ROW_COLUMNS, len(steps))).long().tolist()
+            pictures["denoise_row"] = _decoded_row(module, [steps[index].x0[: options.rows] for index in shown])
+    return pictures
+
+
+def _clamp_to_pixels(x0: Tensor) -> Tensor:
+    return x0.clamp(-1, 1)

@@ -1,0 +1,52 @@
+"""The folder of samples."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.cli.pictures import PictureFolder, grid, to_picture
+from ldm.errors import UserError
+
+
+def test_grid_is_filled_row_by_row():
+    numbers = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1)
+    assert grid(numbers, 3).tolist() == [[[0, 1, 2], [3, 4, 0]]]
+    assert grid(numbers, 9).shape == (1, 1, 5)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_pictures_keep_their_bytes(channels, mode):
+    image = torch.randint(0, 256, (channels, 4, 6), dtype=torch.uint8)
+    picture = to_picture(image)
+    assert (picture.mode, picture.size) == (mode, (6, 4))
+    assert np.array_equal(np.asarray(picture).reshape(4, 6, channels), image.permute(1, 2, 0).numpy())
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(UserError, match="picture of 2 channels"):
+        to_picture(torch.zeros(2, 4, 4, dtype=torch.uint8))
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "00007.png").write_bytes(b"")
+    (tmp_path / "grid-0002.json").write_text("{}")
+    folder = PictureFolder(tmp_path)
+    folder.add(torch.ones(2, 3, 4, 4), [{"seed": 1}, {"seed": 2}])
+    record = folder.finish({"scale": 3.0})
+    assert record.name == "grid-0003.json"
+    content = json.loads(record.read_text())
+    assert content["scale"] == 3.0 and {"time", "command", "versions"} <= set(content)
+    expected = [{"file": "samples/00008.png", "seed": 1}, {"file": "samples/00009.png", "seed": 2}]
+    assert content["samples"] == expected
+    assert (np.asarray(Image.open(tmp_path / "samples" / "00008.png")) == 255).all()
+
+
+def test_grid_shows_the_first_pictures_only(tmp_path):
+    folder = PictureFolder(tmp_path, columns=2, grid_limit=2)
+    folder.add(torch.ones(3, 3, 4, 4), [{}] * 3)
+    folder.finish({})
+    assert Image.open(tmp_path / "grid-0000.png").size == (8, 4)

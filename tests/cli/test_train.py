@@ -1,0 +1,185 @@
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ldm.cli.train import main
+
+WORDS = ("red", "green", "blue")
+
+
+def node(target: str, **params: Any) -> dict[str, Any]:
+    return {"target": f"ldm.{target}", "params": params}
+
+
+ARCHITECTURE = node(
+    "networks.encoder_decoder.Architecture",
+    channels=32, channel_mult=[1, 1], num_res_blocks=1, z_channels=2, resolution=8,
+)  # fmt: skip
+AUTOENCODER = node(
+    "autoencoder.autoencoder.Autoencoder",
+    architecture=ARCHITECTURE, regularizer=node("autoencoder.regularizers.KL"), embed_dim=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make twelve pictures of one colour each, with captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(12):
+        pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+        pixels[..., number % 3] = 200 + number
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a {WORDS[number % 3]} picture")
+    return folder
+
+
+def write(path: Path, model: dict[str, Any], pictures: Path) -> str:
+    data = node("data.captions.CaptionedFolder", root=str(pictures), size=8)
+    trainer = {"max_steps": 4, "log_every_n_steps": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}
+    sampler = node("sampling.ddim.DDIM", steps=2)
+    config = {
+        "model": {"learning_rate": 1e-3, **model},
+        "data": node("data.module.DataModule", batch_size=4, num_workers=0, train=data, validation=data),
+        "lightning": {
+            "trainer": trainer,
+            "modelcheckpoint": {"params": {"every_n_steps": 2}},
+            "callbacks": {"image_logger": {"params": {"every_n_steps": 4, "sampler": sampler}}},
+        },
+    }
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """Train an autoencoder and give its run folder."""
+    folder = tmp_path_factory.mktemp("first")
+    discriminator = node("networks.discriminator.PatchDiscriminator", width=4, num_layers=1)
+    loss = node("autoencoder.losses.KLLoss", kl_weight=1e-6, disc_start=1, discriminator=discriminator)
+    model = node("training.autoencoder.AutoencoderTraining", autoencoder=AUTOENCODER, loss=loss)
+    config = write(folder / "kl.yaml", model, pictures)
+    assert main(["--base", config, "-t", "-l", str(folder / "logs"), "-n", "kl", "-f", "_x", "-s", "7"]) == 0
+    (run,) = (folder / "logs").iterdir()
+    return run
+
+
+@pytest.fixture
+def latent_config(tmp_path: Path, pictures: Path) -> str:
+    network = node(
+        "networks.unet.UNet",
+        in_channels=2, out_channels=2, model_channels=32, num_res_blocks=1, attention_factors=[1], channel_mult=[1],
+        num_heads=1, context_dim=8,
+    )  # fmt: skip
+    tokenizer = node("conditioning.tokenizers.TrainedTokenizer", max_length=6, vocab_size=64)
+    conditioner = node("conditioning.text.TextConditioner", tokenizer=tokenizer, dim=8, depth=1, drop_rate=0.2)
+    model = node(
+        "training.latent_diffusion.LatentDiffusion",
+        network=network, autoencoder=AUTOENCODER, conditioner=conditioner, latent_scale="measure",
+        schedule=node("diffusion.schedule.Schedule.linear", num_steps=20),
+    )  # fmt: skip
+    return write(tmp_path / "text.yaml", model, pictures)
+
+
+def content(run: Path, name: str = "last.ckpt") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / name, weights_only=True)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder_has_all_that_a_run_leaves(first_stage: Path) -> None:
+    assert first_stage.name.endswith("_kl_x")
+    assert content(first_stage)["global_step"] == 4
+    resolved = yaml.safe_load((first_stage / "configs" / "config.yaml").read_text())
+    assert resolved["model"]["global_batch"] == 4 and resolved["model"]["learning_rate"] == 1e-3
+    environment = json.loads((first_stage / "configs" / "environment.json").read_text())
+    assert environment["seed"] == 7 and "torch" in environment["versions"]
+    assert {row["step"] for row in rows(first_stage)} >= {"1", "2", "3", "4"}
+    assert any(row.get("val/rec_loss") for row in rows(first_stage))
+    assert list((first_stage / "images" / "train").glob("reconstructions_gs-000004_*.png"))
+    said = (first_stage / "train.log").read_text()
+    assert "global batch: 4 = 4 per device x 1 devices x 1 nodes x 1 accumulated" in said
+
+
+def test_latent_model_trains_on_it_and_goes_on(latent_config: str, first_stage: Path, tmp_path: Path) -> None:
+    weights = f"model.params.autoencoder.checkpoint={first_stage}"
+    logs = tmp_path / "logs"
+    assert main(["-b", latent_config, "-t", "-l", str(logs), weights]) == 0
+    (run,) = logs.iterdir()
+    first = content(run)["state_dict"]
+    torch.testing.assert_close(
+        first["first_stage_model.encoder.conv_in.weight"], content(first_stage)["state_dict"]["encoder.conv_in.weight"]
+    )
+    assert "red" in (run / "configs" / "vocab.txt").read_text().split()
+    assert float(first["scale_factor"]) not in (0.0, 1.0)
+    assert main(["-r", str(run), "-t", "--max_steps", "6"]) == 0
+    assert content(run)["global_step"] == 6
+    assert [row["step"] for row in rows(run) if row["train/loss"]] == ["1", "2", "3", "4", "5", "6"]
+    assert list((run / "configs").glob("config-*.yaml"))  # the config before max_steps changed
+    assert list(logs.iterdir()) == [run]
+
+
+def test_cached_latents_give_the_same_training(latent_config: str, first_stage: Path, tmp_path: Path) -> None:
+    words = ["-b", latent_config, "-t", f"model.params.autoencoder.checkpoint={first_stage}"]
+    states = []
+    for name, extra in (("plain", []), ("cached", ["lightning.cache_latents.views=1"])):
+        assert main([*words, *extra, "-l", str(tmp_path / name)]) == 0
+        states.append(content(next((tmp_path / name).iterdir()))["state_dict"])
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], msg=name)
+
+
+def test_dry_run_needs_neither_data_nor_weights(latent_config: str, tmp_path: Path, capsys: Any) -> None:
+    words = ["model.params.autoencoder.checkpoint=absent.ckpt", "data.params.train.params.root=absent", "--gpus", "8"]
+    assert main(["-b", latent_config, "--dry-run", "-l", str(tmp_path / "logs"), *words]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["model"]["params"]["autoencoder"]["checkpoint"] == "absent.ckpt"
+    assert "# global batch: 32 = 4 per device x 8 devices" in printed
+    assert "first_stage_model:" in printed and ", 0 trained" in printed
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "first stage has no trained weights"),
+        (["model.params.autoencoder.checkpoint=absent.ckpt"], "absent.ckpt: no such checkpoint"),
+        (["--gpus", "999"], "GPU 999 of them asked for"),
+        (["data.params.train.params.root=absent", "model.allow_untrained_first_stage=true"], "absent"),
+        (["model.params.image_key=photo", "model.allow_untrained_first_stage=true"], "no 'photo'"),
+        (["lightning.callbacks.mine.params.x=1", "model.allow_untrained_first_stage=true"], "needs a target"),
+        (["lightning.cache_latents=[1]", "model.allow_untrained_first_stage=true"], "cache_latents: .* not understood"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    latent_config: str, tmp_path: Path, caplog: Any, words: list[str], message: str
+) -> None:
+    assert main(["-b", latent_config, "-t", "-l", str(tmp_path / "logs"), *words]) == 1
+    assert caplog.records[-1].message.startswith("error: ")
+    assert caplog.records[-1].exc_info is None
+    assert caplog.text.count("error: ") == 1
+    assert re.search(message, caplog.records[-1].message)
+    assert not any((tmp_path / "logs").glob("*"))
+
+
+def test_nothing_is_trained_without_being_asked(latent_config: str, caplog: Any) -> None:
+    assert main(["-b", latent_config]) == 1
+    assert "add -t to train" in caplog.text
+
+
+def test_errors_of_the_program_keep_their_type_and_are_logged(latent_config: str, tmp_path: Path) -> None:
+    words = ["model.allow_untrained_first_stage=true", "model.learning_rate=1.0e+30"]
+    with pytest.raises(FloatingPointError):
+        main(["-b", latent_config, "-t", "-l", str(tmp_path / "logs"), *words])
+    (run,) = (tmp_path / "logs").iterdir()
+    assert "Traceback" in (run / "train.log").read_text()

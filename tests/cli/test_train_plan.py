@@ -1,0 +1,193 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ldm.cli.arguments import boolean, parse
+from ldm.cli.devices import Devices, choose
+from ldm.cli.plan import learning_rate, make_plan, untrained_first_stage
+from ldm.compat.lightning import translate
+from ldm.errors import UserError
+
+SCHEDULE = {"target": "ldm.diffusion.schedule.Schedule.linear", "params": {"num_steps": 10}}
+NETWORK = {
+    "target": "ldm.networks.unet.UNet",
+    "params": {
+        "in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1, "channel_mult": [1],
+        "num_heads": 1, "attention_factors": [],
+    },
+}  # fmt: skip
+ARCHITECTURE = {"target": "ldm.networks.encoder_decoder.Architecture", "params": {"channels": 32}}
+FIRST_STAGE = {
+    "target": "ldm.autoencoder.autoencoder.Autoencoder",
+    "params": {
+        "architecture": ARCHITECTURE, "regularizer": {"target": "ldm.autoencoder.regularizers.KL"}, "embed_dim": 3,
+    },
+}  # fmt: skip
+
+
+def config(**model: Any) -> dict[str, Any]:
+    params = {"schedule": SCHEDULE, "network": NETWORK, "autoencoder": FIRST_STAGE}
+    node = {"target": "ldm.training.latent_diffusion.LatentDiffusion", "params": params, "learning_rate": 1e-4}
+    data = {"target": "ldm.data.module.DataModule", "params": {"batch_size": 4}}
+    return {"model": {**node, **model}, "data": data}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config()))
+    return str(path)
+
+
+@pytest.mark.parametrize("text", ["yes", "True", "t", "Y", "1"])
+def test_words_for_true(text: str) -> None:
+    assert boolean(text) is True
+
+
+@pytest.mark.parametrize("text", ["no", "False", "f", "N", "0"])
+def test_words_for_false(text: str) -> None:
+    assert boolean(text) is False
+
+
+def test_overrides_may_follow_flags_whose_value_is_optional() -> None:
+    words = "--base a.yaml b.yaml -t model.params.x=1 --scale_lr data.params.train[0].size=8 -s 5 --no-test false"
+    arguments = parse(words.split())
+    assert arguments.base == ["a.yaml", "b.yaml"]
+    assert arguments.overrides == ["model.params.x=1", "data.params.train[0].size=8"]
+    assert (arguments.train, arguments.scale_lr, arguments.no_test, arguments.seed) == (True, True, False, 5)
+    assert parse([]).scale_lr is None
+
+
+def test_unknown_flag_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="--max_step: unknown; did you mean --max_steps"):
+        parse(["--max_step=3", "-t"])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [("1", 1), ("2", 2), ("0,", [0]), ("0,1", [0, 1]), ("3,", [3])],
+)
+def test_forms_of_gpus(gpus: str, expected: int | list[int]) -> None:
+    assert choose(gpus, None, None, {}) == Devices("gpu", expected)
+
+
+def test_no_gpus_means_the_cpu_and_devices_count_there() -> None:
+    assert choose("0", None, None, {}) == Devices("cpu", 1)
+    assert choose(None, "2", "cpu", {}) == Devices("cpu", 2)
+    assert choose(None, None, "cpu", {"devices": [0, 1]}).count == 2
+
+
+def test_config_chooses_devices_unless_the_command_line_does() -> None:
+    trainer = {"gpus": "0,1", "precision": 32}
+    assert choose(None, None, None, trainer) == Devices("gpu", [0, 1])
+    assert trainer == {"precision": 32}
+    assert choose(None, "1", "cpu", {"gpus": 4}) == Devices("cpu", 1)
+
+
+@pytest.mark.parametrize("gpus", ["", "x", "0,0", "1,-2"])
+def test_devices_that_mean_nothing_are_refused(gpus: str) -> None:
+    with pytest.raises(UserError, match="--gpus"):
+        choose(gpus, None, None, {})
+
+
+def test_absent_devices_are_named() -> None:
+    with pytest.raises(UserError, match="GPU 997,999 asked for, but this machine has"):
+        Devices("gpu", [997, 999]).check()
+    Devices("cpu", 64).check()
+
+
+def test_learning_rate_per_sample_is_scaled_by_default_as_in_the_original() -> None:
+    model = {"base_learning_rate": 2e-6}
+    assert learning_rate(model, 96, None) == pytest.approx(1.92e-4)
+    assert learning_rate(model, 96, False) == 2e-6
+
+
+def test_absolute_learning_rate_stays_unless_scaling_is_asked_for() -> None:
+    model = {"learning_rate": 1e-4, "global_batch": 32}
+    assert learning_rate(model, 64, None) == 1e-4
+    assert learning_rate(model, 64, True) == pytest.approx(2e-4)
+    assert learning_rate({"learning_rate": 1e-4}, 64, True) == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({}, "neither is given"),
+        ({"learning_rate": 1e-4, "base_learning_rate": 1e-6}, "both are given"),
+        ({"learning_rate": "1e-4"}, "write 1.0e-4"),
+        ({"learning_rate": -1.0}, "no positive number"),
+    ],
+)
+def test_unusable_learning_rates_are_refused(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        learning_rate(model, 1, None)
+
+
+def test_global_batch_counts_devices_nodes_and_accumulation(base: str, tmp_path: Path) -> None:
+    words = f"-b {base} -l {tmp_path} --accelerator cpu --devices 2 --num_nodes 3"
+    plan = make_plan(parse([*words.split(), "lightning.trainer.accumulate_grad_batches=5"]))
+    assert plan.batch.total == 4 * 2 * 3 * 5
+    assert str(plan.batch) == "120 = 4 per device x 2 devices x 3 nodes x 5 accumulated"
+    assert plan.config["model"]["global_batch"] == 120
+    assert plan.config["lightning"]["trainer"]["num_nodes"] == 3
+
+
+def test_run_is_named_by_time_name_and_postfix(base: str, tmp_path: Path) -> None:
+    named = make_plan(parse(["-b", base, "-l", str(tmp_path / "runs"), "-n", "mine", "-f", "_x"])).run.path
+    assert named.parent == tmp_path / "runs" and named.name.endswith("_mine_x") and named.name[10] == "T"
+    assert make_plan(parse(["-b", base, "-l", str(tmp_path)])).run.path.name.endswith("_tiny")
+    assert not named.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("lightning.trainer.max_step=3", "lightning.trainer.max_step: unknown; did you mean max_steps"),
+        ("lightning.trainr.x=1", "lightning.trainr: unknown; did you mean trainer"),
+        ("lightning.trainer.logger=1", "lightning.trainer.logger: unknown"),
+        ("data.params.batch_size=0", "data.params.batch_size: give a whole number"),
+        ("model.params.network.params.num_head=1", "num_head: unknown; did you mean num_heads"),
+        ("-r nowhere", "--resume: nowhere does not exist"),
+        ("-r . -n x", "a run that goes on keeps its name"),
+        ("--gpus 0 --devices 1", "give one of them"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_built(base: str, words: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan(parse(["-b", base, *words.split()]))
+
+
+def test_first_stage_without_weights_is_noticed(base: str, tmp_path: Path) -> None:
+    assert untrained_first_stage(make_plan(parse(["-b", base])))
+    assert not untrained_first_stage(make_plan(parse(["-b", base, "model.params.autoencoder.checkpoint=x.ckpt"])))
+    pixels = tmp_path / "pixels.yaml"
+    content = config()
+    content["model"]["params"]["autoencoder"] = {"target": "ldm.autoencoder.autoencoder.IdentityAutoencoder"}
+    pixels.write_text(yaml.safe_dump(content))
+    assert not untrained_first_stage(make_plan(parse(["-b", str(pixels)])))
+
+
+def test_lightning_section_of_the_original_is_translated() -> None:
+    section = {
+        "callbacks": {
+            "image_logger": {
+                "target": "main.ImageLogger",
+                "params": {"batch_frequency": 5000, "max_images": 8, "increase_log_steps": False},
+            },
+            "setup_callback": {"target": "main.SetupCallback"},
+            "metrics_over_trainsteps_checkpoint": {"params": {"every_n_train_steps": 50}},
+        },
+        "modelcheckpoint": {"params": {"every_n_train_steps": 10, "save_top_k": 3, "monitor": "val/rec_loss"}},
+        "trainer": {"benchmark": True, "progress_bar_refresh_rate": 5},
+    }
+    translated = translate(section)
+    image_logger = {"params": {"every_n_steps": 5000, "max_images": 8, "early_steps": False}}
+    assert translated["callbacks"] == {"image_logger": image_logger}
+    assert translated["modelcheckpoint"]["params"] == {
+        "every_n_steps": 10, "monitor": "val/rec_loss", "keep_every_n_steps": 50,
+    }  # fmt: skip
+    assert translated["trainer"] == {"benchmark": True}
+    again = translate(translated)
+    assert again == translated

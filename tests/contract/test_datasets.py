@@ -1,0 +1,129 @@
+"""Every data set that the package has keeps the batch contract."""
+
+import importlib
+import inspect
+import pickle
+import pkgutil
+
+import pytest
+import torch
+from picture_files import write_pictures, write_tar
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import ldm.data
+from ldm.data.captions import CaptionedFolder
+from ldm.data.folders import ImageFolder
+from ldm.data.latents import CachedLatents
+from ldm.data.loader import collate
+from ldm.data.module import DataModule
+from ldm.data.shapes import Shapes
+from ldm.data.shards import IndexedShards, Shards
+
+COUNT, SIZE = 6, 16
+AUGMENTED = {"crop": "random", "flip": 0.5, "resize": "none"}
+
+
+def make(cls, folder):
+    """Build a small data set of the class, with COUNT items."""
+    if cls is ImageFolder:
+        write_pictures(folder, COUNT, height=24)
+        return cls(folder, SIZE, **AUGMENTED)
+    if cls is CaptionedFolder:
+        names = write_pictures(folder, COUNT, height=24)
+        rows = "".join(f"{name},picture {name},{i}\n" for i, name in enumerate(names))
+        (folder / "table.csv").write_text(f"file,caption,label\n{rows}")
+        return cls(folder, SIZE, captions="table.csv", columns={"class_label": "label"}, **AUGMENTED)
+    if cls in (IndexedShards, Shards):
+        write_tar(folder / "a.tar", range(3))
+        write_tar(folder / "b.tar", range(3, COUNT))
+        return cls(folder, SIZE, {"caption": "txt", "class_label": "json.class"}, **AUGMENTED)
+    if cls is Shapes:
+        return cls(COUNT, SIZE)
+    if cls is CachedLatents:
+        return cls(torch.randn(COUNT, 8, 4, 4), [{"caption": f"picture {i}", "class_label": i} for i in range(COUNT)])
+    raise AssertionError(f"{cls.__name__} is new: add a small one here, so that it is tested")
+
+
+def found():
+    classes = set()
+    for info in pkgutil.iter_modules(ldm.data.__path__, "ldm.data."):
+        module = importlib.import_module(info.name)
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if issubclass(cls, Dataset) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
+                classes.add(cls)
+    return sorted(classes, key=lambda cls: cls.__name__)
+
+
+@pytest.fixture(params=found(), ids=lambda cls: cls.__name__)
+def dataset(request, tmp_path):
+    return make(request.param, tmp_path)
+
+
+def items(dataset):
+    return list(dataset) if isinstance(dataset, IterableDataset) else [dataset[i] for i in range(len(dataset))]
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        assert torch.equal(value, right[key]) if isinstance(value, torch.Tensor) else value == right[key]
+
+
+def test_items_hold_pictures_and_plain_values(dataset):
+    found_items = items(dataset)
+    assert len(found_items) == COUNT
+    for item in found_items:
+        if isinstance(dataset, CachedLatents):
+            assert item["moments"].shape == (8, 4, 4)
+        else:
+            image = item["image"]
+            assert image.shape == (3, SIZE, SIZE) and image.dtype == torch.float32 and image.is_contiguous()
+            assert image.min() >= -1 and image.max() <= 1 and image.min() < image.max()
+        assert item.keys() == found_items[0].keys()
+        assert all(isinstance(key, str) for key in item)
+        assert isinstance(item.get("caption", ""), str) and isinstance(item.get("class_label", 0), int)
+
+
+def test_the_same_item_comes_again(dataset):
+    for first, second in zip(items(dataset), items(dataset), strict=True):
+        assert_equal(first, second)
+
+
+def test_a_pickled_copy_is_the_same(dataset):
+    for first, second in zip(items(dataset), items(pickle.loads(pickle.dumps(dataset))), strict=True):
+        assert_equal(first, second)
+
+
+def test_items_do_not_depend_on_global_generators(dataset):
+    before = items(dataset)
+    state = torch.get_rng_state()
+    torch.manual_seed(1234)
+    for first, second in zip(before, items(dataset), strict=True):
+        assert_equal(first, second)
+    torch.set_rng_state(state)
+
+
+def test_batches(dataset):
+    batch = next(iter(DataLoader(dataset, batch_size=4, collate_fn=collate)))
+    assert all(len(value) == 4 for value in batch.values())
+    assert all(isinstance(caption, str) for caption in batch.get("caption", []))
+    assert batch.get("class_label", torch.zeros(4, dtype=torch.int64)).dtype == torch.int64
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_module_reads_every_item_once(dataset, num_workers):
+    module = DataModule(2, train=dataset, validation=dataset, num_workers=num_workers)
+    batches = list(module.validation_loader())
+    main = "moments" if isinstance(dataset, CachedLatents) else "image"
+    assert sum(len(batch[main]) for batch in batches) == COUNT
+    assert len(module.shape_summary()) == 2
+    if "caption" in batches[0]:
+        captions = {caption for batch in batches for caption in batch["caption"]}
+        assert captions == set(module.train_texts()) == {item["caption"] for item in items(dataset)}
+
+
+def test_positions_outside_end_an_iteration(dataset):
+    if isinstance(dataset, IterableDataset):
+        pytest.skip("a stream has no positions")
+    with pytest.raises(IndexError):
+        dataset[COUNT]

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+from picture_files import write_pictures
+
+from ldm.data.captions import CaptionedFolder
+from ldm.data.transforms import Draw
+from ldm.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_pictures(tmp_path)
+    return tmp_path
+
+
+def write_csv(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_text_beside_each_picture(root):
+    for name in ("a", "c", "sub/b", "sub/d"):
+        (root / f"{name}.txt").write_text(f" text of {name}\n")
+    dataset = CaptionedFolder(root, 8)
+    assert [item["caption"] for item in dataset] == ["text of a", "text of c", "text of sub/b", "text of sub/d"]
+    assert list(dataset.texts()) == [item["caption"] for item in dataset]
+    (root / "c.txt").unlink()
+    with pytest.raises(UserError, match="1 of 4 pictures have no caption, first c.png; write c.txt, or set captions"):
+        CaptionedFolder(root, 8)
+
+
+@pytest.mark.parametrize(("suffix", "comma"), [("csv", ","), ("tsv", "\t")])
+def test_table_with_named_columns_and_class_names(root, suffix, comma):
+    rows = [("image", "text", "kind"), ("sub/b.png", '"blue, or so"', "zebra"), ("a.png", "red", "ant")]
+    write_csv(root / f"table.{suffix}", "\n".join(comma.join(row) for row in rows))
+    columns = {"file": "image", "caption": "text", "class_label": "kind"}
+    dataset = CaptionedFolder(root, 8, captions=f"table.{suffix}", columns=columns)
+    assert dataset.names == ["sub/b.png", "a.png"] and dataset.class_names == ["ant", "zebra"]
+    assert (dataset[0]["caption"], dataset[0]["class_label"]) == ("blue, or so", 1)
+    assert list(dataset.texts()) == ["blue, or so", "red"]
+
+
+def test_whole_number_labels_stay(root):
+    path = write_csv(root / "t.csv", "file,caption,class_label\na.png,red,7\nc.png,blue,3\n")
+    dataset = CaptionedFolder(root, 8, path, {"class_label": "class_label"})
+    assert [item["class_label"] for item in dataset] == [7, 3] and dataset.class_names == []
+
+
+def test_json_lines_draw_one_of_several_captions_per_epoch(root):
+    rows = [{"file": "a.png", "caption": ["one", "two", "three"]}, {"file": "c.png", "caption": "four"}]
+    (root / "t.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    dataset = CaptionedFolder(root, 8, "t.jsonl")
+    drawn = {dataset[Draw(0, epoch)]["caption"] for epoch in range(30)}
+    assert drawn == {"one", "two", "three"} and dataset[1]["caption"] == "four"
+
+
+def test_labels_do_not_depend_on_the_split(root):
+    lines = "\n".join(f"{name},text,{name}" for name in ("a.png", "c.png", "sub/b.png", "sub/d.png"))
+    path = write_csv(root / "t.csv", f"file,caption,kind\n{lines}\n")
+    parts = [
+        CaptionedFolder(root, 8, path, {"class_label": "kind"}, split=split, validation_share=0.5)
+        for split in ("all", "train", "validation")
+    ]
+    labels = [dict(zip(part.names, [item["class_label"] for item in part], strict=True)) for part in parts]
+    assert labels[0] == {**labels[1], **labels[2]} and len(labels[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("t.csv", "image,caption\na.png,x\n", {}, "row 1 has no column 'file', it has image, caption; name yours in"),
+        ("t.csv", "file,text\na.png,x\n", {}, "columns.caption=NAME"),
+        ("t.csv", "file,caption\nz.png,x\n", {}, "z.png is not below .* set root"),
+        ("t.csv", "file,caption\n", {}, "no pictures"),
+        ("t.jsonl", "{}\nnonsense\n", {}, "line 2 is not JSON"),
+        ("t.jsonl", "[1]\n", {}, "line 1 is no object"),
+        ("t.xls", "", {}, "must be a .csv, .tsv or .jsonl file"),
+        ("t.csv", "", {"captions": "absent.csv"}, "absent.csv: no such file"),
+        ("t.csv", "", {"captions": None, "columns": {"file": "x"}}, "columns are those of a table"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(root, name, content, options, message):
+    write_csv(root / name, content)
+    with pytest.raises(UserError, match=message) as caught:
+        CaptionedFolder(root, 8, **{"captions": name, **options})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,223 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from picture_files import write_pictures, write_tar
+from torch.utils.data import Dataset
+
+from ldm.data.folders import ImageFolder
+from ldm.data.loader import collate
+from ldm.data.module import DataModule
+from ldm.data.sampler import DrawSampler, epoch_order
+from ldm.data.shards import IndexedShards, Shards
+from ldm.errors import UserError
+
+
+class Numbers(Dataset):
+    """A data set that knows nothing of draws."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return {"image": torch.full((1, 2, 2), float(index)), "caption": f"number {index}", "class_label": index}
+
+
+def labels(loader):
+    return [batch["class_label"].tolist() for batch in loader]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("pad", [False, True])
+def test_ranks_share_an_epoch_evenly(world, pad):
+    parts = [epoch_order(10, 5, 2, rank, world, pad=pad) for rank in range(world)]
+    together = np.concatenate(parts)
+    assert len({len(part) for part in parts}) == 1
+    assert set(together) == set(range(10)) if pad else len(set(together)) == len(together) == 10 // world * world
+    alone = epoch_order(10, 5, 2)
+    assert np.stack(parts, axis=1).ravel()[:9].tolist() == alone[:9].tolist()  # position p is read by rank p % world
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    orders = [epoch_order(50, seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3]
+    assert epoch_order(3, 0, 0, shuffle=False, pad=True, world=2, rank=1).tolist() == [1, 0]
+
+
+def test_evaluation_sampler_draws_the_same_every_epoch():
+    sampler = DrawSampler(4, evaluation=True)
+    first = list(sampler)
+    sampler.set_epoch(3)
+    assert list(sampler) == first and [draw.index for draw in first] == [0, 1, 2, 3]
+
+
+def test_collate_stacks_numbers_and_keeps_texts():
+    items = [{"image": torch.ones(3, 2, 2), "caption": c, "class_label": i, "boxes": [i]} for i, c in enumerate("ab")]
+    batch = collate(items)
+    assert batch["image"].shape == (2, 3, 2, 2) and batch["caption"] == ["a", "b"] and batch["boxes"] == [[0], [1]]
+    assert batch["class_label"].dtype == torch.int64
+    with pytest.raises(UserError, match="not every item has the key 'caption'"):
+        collate([items[0], {"image": torch.ones(3, 2, 2)}])
+    with pytest.raises(UserError, match="items do not fit together under 'image'"):
+        collate([items[0], {**items[1], "image": torch.ones(3, 2, 3)}])
+
+
+def test_train_is_shuffled_and_drops_the_rest_validation_is_whole():
+    module = DataModule(4, Numbers(10), Numbers(10), Numbers(3))
+    loader = module.train_loader()
+    first, second = labels(loader), labels(loader)
+    assert first == second and len(loader) == len(first) == 2  # an epoch is what set_epoch says, however often iterated
+    loader.set_epoch(1)
+    assert labels(loader) != first
+    assert labels(module.validation_loader()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert labels(module.test_loader()) == [[0, 1, 2]]
+    assert DataModule(4, Numbers(10)).validation_loader() is None
+    assert labels(DataModule(4, Numbers(6), shuffle=False, drop_last=False).train_loader()) == [[0, 1, 2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_augmentations_do_not_depend_on_workers_and_change_per_epoch(tmp_path, num_workers):
+    write_pictures(tmp_path, 6)
+    dataset = ImageFolder(tmp_path, 4, crop="random", resize="none", flip=0.5)
+    loader = DataModule(2, dataset, num_workers=num_workers).train_loader()
+    alone = DataModule(2, dataset, num_workers=0).train_loader()
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        alone.set_epoch(epoch)
+        epochs.append(torch.cat([batch["image"] for batch in loader]))
+        assert torch.equal(epochs[-1], torch.cat([batch["image"] for batch in alone]))
+    by_content = [sorted(image.sum().item() for image in images) for images in epochs]
+    assert by_content[0] != by_content[1]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_another_loader_goes_on_in_mid_epoch(stop):
+    module = DataModule(2, Numbers(10), seed=3)
+    loader = module.train_loader()
+    loader.set_epoch(4)
+    whole = labels(loader)
+    batches = iter(loader)
+    for _ in range(stop):
+        next(batches)
+    state = loader.state_dict()
+    assert state == {"epoch": 4, "samples": 2 * stop}
+    resumed = module.train_loader()
+    resumed.load_state_dict(state)
+    resumed.sampler.set_epoch(4)  # as Lightning does at the start of each epoch
+    assert resumed.state_dict() == state and len(resumed) == 5
+    assert labels(resumed) == whole[stop:]
+    resumed.sampler.set_epoch(5)
+    loader.set_epoch(5)
+    assert resumed.state_dict() == {"epoch": 5, "samples": 0}
+    assert labels(resumed) == labels(loader)
+
+
+def test_measuring_on_the_first_batches_does_not_disturb_training():
+    loader = DataModule(2, Numbers(10), num_workers=2).train_loader()
+    training = iter(loader)
+    measured = iter(loader)
+    first = next(measured)["class_label"].tolist()
+    del measured
+    assert [batch["class_label"].tolist() for batch in training] == labels(loader)
+    assert labels(loader)[0] == first
+
+
+def test_stream_goes_through_epochs_and_resumes(tmp_path):
+    write_tar(tmp_path / "a.tar", range(12))
+    module = DataModule(2, Shards(tmp_path, 8, {"class_label": "json.class", "caption": "txt"}, samples_per_epoch=8))
+    loader = module.train_loader()
+    epochs = [[batch["caption"] for batch in loader] for _ in range(2)]
+    assert len(loader) == 4 == len(epochs[0]) and epochs[0] != epochs[1]
+    assert loader.state_dict() == {"epoch": 1, "samples": 8}
+    resumed = module.train_loader()
+    resumed.load_state_dict({"epoch": 1, "samples": 4})
+    assert [batch["caption"] for batch in resumed] == epochs[1][2:]
+    assert len([batch["caption"] for batch in resumed]) == 4
+    with pytest.raises(TypeError, match="not known"):
+        len(DataModule(2, Shards(tmp_path, 8)).train_loader())
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize(("num_workers", "samples_per_epoch"), [(0, None), (2, 16), (2, None)])
+def test_stream_goes_on_in_mid_epoch(tmp_path, num_workers, samples_per_epoch, stop):
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", range(10) if name == "a" else range(10, 20))
+    stream = Shards(tmp_path, 8, samples_per_epoch=samples_per_epoch)
+    module = DataModule(4, stream, num_workers=num_workers)
+    loader = module.train_loader()
+    whole = [batch["caption"] for batch in loader]
+    loader.load_state_dict({"epoch": 0, "samples": 0})
+    batches = iter(loader)
+    in_advance = int(samples_per_epoch is None)  # as Lightning does where the length is unknown
+    for _ in range(stop + in_advance):
+        next(batches)
+    assert loader.state_dict() == {"epoch": 0, "samples": 4 * stop}
+    resumed = module.train_loader()
+    resumed.load_state_dict(loader.state_dict())
+    assert [batch["caption"] for batch in resumed] == whole[stop:]
+
+
+def test_validation_stream_is_the_same_every_time(tmp_path):
+    write_tar(tmp_path / "a.tar", range(5))
+    stream = Shards(tmp_path, 4, crop="random", resize="none")
+    loader = DataModule(2, validation=stream, num_workers=2).validation_loader()
+    runs = [{c: i for batch in loader for c, i in zip(batch["caption"], batch["image"], strict=True)} for _ in range(2)]
+    assert len(runs[0]) == 5 and all(torch.equal(runs[0][c], runs[1][c]) for c in runs[0])
+
+
+def test_workers_report_to_the_main_process(tmp_path, caplog):
+    write_pictures(tmp_path, 4)
+    (tmp_path / "a.png").write_bytes(b"broken")
+    dataset = ImageFolder(tmp_path, 4)
+    with caplog.at_level(logging.ERROR):
+        assert len(list(DataModule(2, validation=dataset, num_workers=2).validation_loader())) == 2
+    assert dataset.num_unreadable == 1
+
+
+def test_mistakes_met_by_a_worker_stay_one_line(tmp_path):
+    write_tar(tmp_path / "a.tar", range(4))
+    loader = DataModule(2, validation=Shards(tmp_path, 8, {"y": "json.absent"}), num_workers=1).validation_loader()
+    with pytest.raises(UserError, match="json has no absent for 'y'") as caught:
+        next(iter(loader))
+    assert "\n" not in str(caught.value)
+
+
+def test_number_of_workers():
+    module = DataModule(2, Numbers(8))
+    assert module.train_loader().num_workers == 0
+    assert 1 <= DataModule(2, Numbers(100)).train_loader().num_workers <= 8
+    loader = DataModule(2, Numbers(8), num_workers=1).train_loader()
+    assert loader.num_workers == 1 and loader.persistent_workers
+
+
+def test_texts_for_a_tokenizer(tmp_path):
+    assert list(DataModule(2, Numbers(3)).train_texts()) == ["number 0", "number 1", "number 2"]
+    write_tar(tmp_path / "a.tar", range(2))
+    assert list(DataModule(2, IndexedShards(tmp_path, 8)).train_texts()) == ["picture 0", "picture 1"]
+    with pytest.raises(UserError, match="no text under 'class_label', they have image, caption, class_label"):
+        next(DataModule(2, Numbers(3)).train_texts("class_label"))
+
+
+def test_shapes_are_summed_up():
+    assert DataModule(4, Numbers(10)).shape_summary() == [
+        "train: Numbers, 10 items in batches of 4: image [1, 2, 2] in [0.00, 0.00], caption str, class_label int"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DataModule(0, Numbers(3)), "batch_size 0 must be positive"),
+        (lambda: DataModule(2).train_loader(), "data.params.train: there is no training set"),
+        (lambda: len(DataModule(4, Numbers(3)).train_loader()), "3 items do not fill one batch of 4 .* lower data"),
+        (lambda: next(iter(DataModule(4, Numbers(3)).train_loader())), "raise `repeats`"),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

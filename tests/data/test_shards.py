@@ -1,0 +1,183 @@
+import logging
+from collections import Counter
+
+import pytest
+import torch
+from picture_files import pixels, png, write_tar
+from torch.utils.data import DataLoader
+
+from ldm.data.shards import IndexedShards, Shards, StreamPlan
+from ldm.data.tar_samples import expand_urls, split_name
+from ldm.errors import UserError
+
+FIELDS = {"caption": "txt", "class_label": "json.class", "source": "json.meta.source"}
+ALL = [f"picture {i}" for i in range(10)]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three shards of 4, 4 and 2 samples."""
+    write_tar(tmp_path / "train-0000.tar", range(4))
+    write_tar(tmp_path / "train-0001.tar", range(4, 8))
+    write_tar(tmp_path / "train-0002.tar", range(8, 10))
+    return tmp_path
+
+
+def captions(stream):
+    return [item["caption"] for item in stream]
+
+
+def planned(root, rank=0, world=1, epoch=0, plan=None, **options):
+    stream = Shards(root, 8, **options).planned((plan or StreamPlan(shuffle=True))._replace(rank=rank, world=world))
+    stream.set_position(epoch)
+    return stream
+
+
+def test_patterns_name_the_same_shards(shards):
+    want = [str(shards / f"train-000{i}.tar") for i in range(3)]
+    for urls in (shards, f"{shards}/train-{{0000..0002}}.tar", f"{shards}/*.tar", want, [want[0], *want[1:]]):
+        assert expand_urls(urls) == want
+    assert expand_urls("pipe:curl x/{1..2}.tar") == ["pipe:curl x/1.tar", "pipe:curl x/2.tar"]
+
+
+@pytest.mark.parametrize("urls", ["absent.tar", "absent-*.tar", "absent-{0..1}.tar", ".empty", []])
+def test_absent_shards_are_named(tmp_path, monkeypatch, urls):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".empty").mkdir()
+    with pytest.raises(UserError, match="set urls to tar files, a folder of them, or a pattern"):
+        expand_urls(urls)
+
+
+def test_names_split_at_the_first_dot():
+    assert split_name("a.b/0001.left.PNG") == ("a.b/0001", "left.png")
+
+
+@pytest.mark.parametrize("make", [IndexedShards, Shards])
+def test_fields_and_pictures_arrive(shards, make):
+    items = list(make(shards, [12, 16], FIELDS))
+    assert [item["caption"] for item in items] == ALL
+    assert [item["class_label"] for item in items] == [i % 3 for i in range(10)]
+    assert items[3]["source"] == "test"
+    want = torch.from_numpy(pixels(7)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(items[7]["image"], want)
+
+
+@pytest.mark.parametrize("make", [IndexedShards, Shards])
+def test_texts_are_listed(shards, make):
+    assert list(make(shards, 8).texts()) == ALL
+    with pytest.raises(UserError, match="no text under 'class_label'"):
+        next(make(shards, 8, FIELDS).texts("class_label"))
+
+
+@pytest.mark.parametrize("make", [IndexedShards, Shards])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"caption": "text"}, "0000 has no text for 'caption', it has json, png, txt; set fields.caption, or"),
+        ({"y": "json.label"}, "json has no label for 'y', it has class, meta; set fields.y"),
+        ({"y": "json.class.name"}, "it has int"),
+        ({"y": "json.meta"}, "json.meta for 'y' is dict, neither text nor a number"),
+        ({"image": "jpg"}, "no sample"),
+    ],
+)
+def test_wrong_fields_are_named_in_one_line(tmp_path, make, fields, message):
+    path = write_tar(tmp_path / "a.tar", range(2))
+    if make is Shards and fields == {"caption": "text"}:
+        message = "has no text for 'caption'"  # the stream leaves out members that nothing asks for
+    with pytest.raises(UserError, match=message) as caught:
+        next(iter(make(path, 8, fields)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [IndexedShards, Shards])
+def test_pictures_only_need_no_text(tmp_path, make):
+    path = write_tar(tmp_path / "a.tar", range(2), lambda i: {"txt": None, "json": None})
+    assert [set(item) for item in make(path, 8, {})] == [{"image"}, {"image"}]
+
+
+@pytest.mark.parametrize("make", [IndexedShards, Shards])
+def test_named_picture_of_several(tmp_path, make):
+    def files(i):
+        return {"left.png": png(pixels(20 + i))}
+
+    path = write_tar(tmp_path / "a.tar", range(2), files)
+    for fields, first in (({}, 0), ({"image": "left.png"}, 20)):
+        want = torch.from_numpy(pixels(first)).permute(2, 0, 1) / 127.5 - 1
+        torch.testing.assert_close(next(iter(make(path, [12, 16], fields)))["image"], want)
+
+
+@pytest.mark.parametrize("make", [IndexedShards, Shards])
+def test_damaged_samples_are_skipped_counted_and_named_once(tmp_path, make, caplog):
+    damaged = {1: {"png": b"no picture"}, 2: {"json": b"{"}}
+    path = write_tar(tmp_path / "a.tar", range(5), lambda i: damaged.get(i, {}))
+    dataset = make(path, 8, FIELDS)
+    with caplog.at_level(logging.WARNING):
+        found = [captions(dataset) for _ in range(2)][1]
+    replaced = ["picture 3"] * 2 if make is IndexedShards else []
+    assert found == ["picture 0", *replaced, "picture 3", "picture 4"]
+    assert dataset.num_unreadable == 2
+    assert len([record for record in caplog.records if "cannot be read and is skipped" in record.getMessage()]) == 2
+
+
+def test_damaged_shards_are_skipped_by_a_stream_and_refused_by_an_index(shards, caplog):
+    (shards / "train-0001.tar").write_bytes(b"no tar" * 100)
+    with caplog.at_level(logging.WARNING):
+        assert captions(Shards(shards, 8)) == ALL[:4] + ALL[8:]
+    assert "train-0001.tar: what is left of it cannot be read" in caplog.text
+    with pytest.raises(UserError, match="train-0001.tar: not a readable uncompressed tar"):
+        IndexedShards(shards, 8)
+
+
+def test_index_splits_by_name(shards):
+    parts = [captions(IndexedShards(shards, 8, split=split, validation_share=0.4)) for split in ("train", "validation")]
+    assert sorted(parts[0] + parts[1]) == ALL and all(parts)
+
+
+def test_stream_order_depends_on_seed_and_epoch_only(shards):
+    cases = [(0, 0), (0, 0), (0, 1), (1, 0)]
+    orders = [captions(planned(shards, epoch=epoch, plan=StreamPlan(seed, True))) for seed, epoch in cases]
+    assert all(sorted(order) == ALL for order in orders)
+    assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_one_pass_is_exact_with_any_number_of_workers(shards, num_workers):
+    for shuffle in (False, True):
+        stream = planned(shards, plan=StreamPlan(shuffle=shuffle))
+        batches = DataLoader(stream, batch_size=None, num_workers=num_workers)
+        assert sorted(captions(batches)) == ALL
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_evaluation_on_ranks_is_complete_and_even(shards, world):
+    parts = [captions(planned(shards, rank, world, plan=StreamPlan())) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    counted = Counter(caption for part in parts for caption in part)
+    assert set(counted) == set(ALL) and sum(counted.values()) - 10 < world
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_endless_training_never_runs_dry(shards, world):
+    streams = [iter(planned(shards, rank, world, samples_per_epoch=100)) for rank in range(world)]
+    parts = [[next(stream)["caption"] for _ in range(12)] for stream in streams]
+    assert not set(parts[0][:2]) & set(parts[1][:2])
+    assert {caption for part in parts for caption in part} == set(ALL)
+
+
+def test_training_on_ranks_needs_the_length_of_an_epoch(shards):
+    with pytest.raises(UserError, match="a stream that 2 processes train on needs samples_per_epoch"):
+        planned(shards).join(0, 2)
+    planned(shards, plan=StreamPlan()).join(0, 2)
+
+
+def test_empty_shards_are_an_error_and_no_endless_loop(tmp_path):
+    path = write_tar(tmp_path / "a.tar", range(2), lambda i: {"png": None})
+    with pytest.raises(UserError, match="no sample"):
+        next(iter(planned(path, samples_per_epoch=10)))
+
+
+def test_position_leaves_out_batches(shards):
+    stream = planned(shards, plan=StreamPlan(shuffle=True, batch_size=2))
+    order = captions(stream)
+    stream.set_position(0, 3)
+    assert captions(stream) == order[6:]

@@ -1,0 +1,290 @@
+"""txt2img and sample, from a run folder or from published files to pictures, on tiny random models."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ldm.conditioning.text import TextConditioner
+from ldm.config import instantiate
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "a red circle"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+txt2img, sample = script("txt2img"), script("sample")
+
+
+def node(target, **params):
+    return {"target": f"ldm.{target}", "params": params}
+
+
+def model_node(conditioner, context_dim=None):
+    architecture = node(
+        "networks.encoder_decoder.Architecture",
+        channels=32, channel_mult=[1, 2], num_res_blocks=1, z_channels=4, resolution=16,
+    )  # fmt: skip
+    network = node(
+        "networks.unet.UNet",
+        in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1, attention_factors=[2],
+        channel_mult=[1, 2], num_head_channels=16, context_dim=context_dim,
+    )  # fmt: skip
+    autoencoder = node(
+        "autoencoder.autoencoder.Autoencoder",
+        architecture=architecture, regularizer=node("autoencoder.regularizers.KL"), embed_dim=4,
+    )  # fmt: skip
+    autoencoder["checkpoint"] = "a/first/stage/that/is/gone.ckpt"
+    schedule = node("diffusion.schedule.Schedule.linear", num_steps=20)
+    parts = {"network": network, "autoencoder": autoencoder, "schedule": schedule, "conditioner": conditioner}
+    return node("training.latent_diffusion.LatentDiffusion", **parts)
+
+
+def text_conditioner():
+    tokenizer = node("conditioning.text.TrainedTokenizer", max_length=8, vocab_size=64)
+    return node("conditioning.text.TextConditioner", tokenizer=tokenizer, dim=16, depth=1, drop_rate=0.1)
+
+
+def build(model):
+    """Build with weights of which none is zero, an average unlike the raw weights, and a vocabulary."""
+    torch.manual_seed(0)
+    without = {**model["params"], "autoencoder": {**model["params"]["autoencoder"]}}
+    del without["autoencoder"]["checkpoint"]
+    built = instantiate({**model, "params": without})
+    for tensor in [*built.model.parameters(), *built.model_ema.buffers()]:
+        if tensor.dim() > 1:
+            torch.nn.init.normal_(tensor.detach(), std=0.05)
+    for module in built.modules():
+        if isinstance(module, TextConditioner):
+            module.tokenizer.fit([PROMPT, "a blue square above two green triangles"])
+    return built
+
+
+def write_run(folder, model):
+    (folder / "configs").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    section = {**model, "learning_rate": 1e-4, "allow_untrained_first_stage": True}
+    (folder / "configs" / "config.yaml").write_text(yaml.safe_dump({"model": section}))
+    torch.save({"state_dict": build(model).state_dict()}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    label = node("conditioning.labels.ClassConditioner", num_classes=5, embed_dim=16, null_label=4)
+    return {
+        "text": write_run(root / "text", model_node(text_conditioner(), 16)),
+        "class": write_run(root / "class", model_node(label, 16)),
+        "none": write_run(root / "none", model_node(None)),
+    }
+
+
+def pictures(folder):
+    return [np.asarray(Image.open(file)) for file in sorted((folder / "samples").iterdir())]
+
+
+def record(folder, number=0):
+    return json.loads((folder / f"grid-{number:04}.json").read_text())
+
+
+def draw(main, run, folder, *arguments):
+    main(["--run", str(run), "--outdir", str(folder), "--ddim_steps", "2", "--device", "cpu", *map(str, arguments)])
+    return pictures(folder)
+
+
+def almost_equal(a, b):
+    return np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() <= 1
+
+
+def fails(capsys, main, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(list(map(str, arguments)))
+    assert caught.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_text_to_pictures_grid_and_record(runs, tmp_path):
+    images = draw(txt2img, runs["text"], tmp_path, "--prompt", PROMPT, "--n_samples", 3, "--n_iter", 2, "--seed", 7)
+    assert [image.shape for image in images] == [(16, 16, 3)] * 6
+    assert np.asarray(Image.open(tmp_path / "grid-0000.png")).shape == (32, 48, 3)
+    assert not almost_equal(images[0], images[1])
+    written = record(tmp_path)
+    assert [entry["seed"] for entry in written["samples"]] == list(range(7, 13))
+    assert written["samples"][5] == {"file": "samples/00005.png", "seed": 12, "caption": PROMPT}
+    assert written["sampler"] == {"name": "DDIM", "steps": 2, "eta": 0.0, "spacing": "uniform", "start": None}
+    assert (written["scale"], written["weights"], written["size"]) == (5.0, "ema", [16, 16])
+    assert len(written["checkpoint_sha256"]) == 64 and "torch" in written["versions"]
+
+
+def test_numbers_count_on(runs, tmp_path):
+    draw(txt2img, runs["text"], tmp_path, "--n_samples", 2)
+    assert len(draw(txt2img, runs["text"], tmp_path, "--n_samples", 1)) == 3
+    assert record(tmp_path, 1)["samples"][0]["file"] == "samples/00002.png"
+
+
+def test_samples_do_not_depend_on_the_batch_size(runs, tmp_path):
+    settings = ("--n_samples", 4, "--ddim_eta", 1)
+    whole = draw(txt2img, runs["text"], tmp_path / "a", *settings)
+    parts = draw(txt2img, runs["text"], tmp_path / "b", *settings, "--batch-size", 3)
+    later = draw(txt2img, runs["text"], tmp_path / "c", "--n_samples", 1, "--ddim_eta", 1, "--seed", 45)
+    assert almost_equal(whole, parts) and almost_equal(whole[3], later[0])
+
+
+def test_prompts_of_a_file_and_guidance_change_the_picture(runs, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"{PROMPT}\n\na blue square\n")
+    images = draw(txt2img, runs["text"], tmp_path / "a", "--from-file", file, "--n_samples", 1, "--seed", 3)
+    assert [entry["caption"] for entry in record(tmp_path / "a")["samples"]] == [PROMPT, "a blue square"]
+    plain = draw(txt2img, runs["text"], tmp_path / "b", "--prompt", PROMPT, "--n_samples", 1, "--seed", 3, "--scale", 1)
+    other = draw(txt2img, runs["text"], tmp_path / "c", "--prompt", "two", "--n_samples", 1, "--seed", 3, "--scale", 1)
+    assert not np.array_equal(images[0], plain[0]) and not np.array_equal(plain[0], other[0])
+
+
+def test_raw_and_averaged_weights_differ(runs, tmp_path):
+    averaged = draw(sample, runs["none"], tmp_path / "a", "-n", 1)
+    raw = draw(sample, runs["none"], tmp_path / "b", "-n", 1, "--raw")
+    assert not almost_equal(averaged, raw)
+    assert record(tmp_path / "b")["weights"] == "raw"
+
+
+def test_classes(runs, tmp_path):
+    images = draw(sample, runs["class"], tmp_path, "--classes", "1,3", "-n", 2, "--scale", 3)
+    assert len(images) == 4
+    assert [entry["class_label"] for entry in record(tmp_path)["samples"]] == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["plms", "dpm_solver", "ddpm"])
+def test_other_samplers_and_sizes(runs, tmp_path, name):
+    (image,) = draw(sample, runs["none"], tmp_path, "--sampler", name, "-n", 1, "--H", 24, "--W", 32)
+    assert image.shape == (24, 32, 3)
+    assert record(tmp_path)["sampler"]["name"].lower() == name.replace("_", "")
+
+
+def test_published_spacing_may_take_more_steps(runs, tmp_path):
+    draw(sample, runs["none"], tmp_path, "-n", 1, "--ddim_steps", 3, "--spacing", "compvis", "--precision", "bf16")
+    assert record(tmp_path)["sampler"] == {"name": "DDIM", "steps": 3, "eta": 1.0, "spacing": "compvis", "start": None}
+
+
+def test_a_checkpoint_in_a_run_finds_its_config(runs, tmp_path):
+    assert len(draw(sample, runs["none"] / "checkpoints" / "last.ckpt", tmp_path, "-n", 1)) == 1
+
+
+def test_published_files(tmp_path):
+    published = {
+        "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+        "params": {
+            "linear_start": 0.0015, "linear_end": 0.0195, "timesteps": 20, "image_size": 8, "channels": 4,
+            "cond_stage_key": "class_label", "cond_stage_trainable": True, "conditioning_key": "crossattn",
+            "unet_config": {
+                "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+                "params": {
+                    "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
+                    "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 1, "context_dim": 16,
+                    "use_spatial_transformer": True,
+                },
+            },
+            "first_stage_config": {
+                "target": "ldm.models.autoencoder.AutoencoderKL",
+                "params": {
+                    "embed_dim": 4,
+                    "ddconfig": {
+                        "double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
+                        "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+                    },
+                    "lossconfig": {"target": "torch.nn.Identity"},
+                },
+            },
+            "cond_stage_config": {
+                "target": "ldm.modules.encoders.modules.ClassEmbedder",
+                "params": {"n_classes": 1001, "embed_dim": 16, "key": "class_label"},
+            },
+        },
+    }  # fmt: skip
+    data = {"target": "main.DataModuleFromConfig", "params": {"train": {"target": "never.released.Faces"}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": published, "data": data}))
+    torch.manual_seed(0)
+    torch.save({"state_dict": instantiate(published).state_dict()}, tmp_path / "model.ckpt")
+    files = ["--config", tmp_path / "config.yaml", "--ckpt", tmp_path / "model.ckpt"]
+    rest = ["--classes", 7, "-n", 2, "--scale", 3, "--ddim_steps", 2, "--outdir", tmp_path / "out"]
+    sample(list(map(str, files + rest)))
+    assert len(pictures(tmp_path / "out")) == 2
+
+
+def test_mistakes_are_one_line(runs, tmp_path, capsys):
+    text, none, out = runs["text"], runs["none"], ("--outdir", tmp_path / "out", "--device", "cpu")
+    for main, arguments, message in [
+        (txt2img, ["--run", text, "--ddim_steps", 0], "steps is 0; the schedule has 20 steps"),
+        (txt2img, ["--run", text, "--ddim_steps", 21], "steps is 21"),
+        (txt2img, ["--run", text, "--ddim_steps", 2, "--H", 15], "15x16: each side must be a multiple of 2"),
+        (txt2img, ["--run", text, "--ddim_steps", 2, "--H", 18], "must be a multiple of"),
+        (txt2img, ["--run", text, "--ddim_eta", 0.5, "--plms"], "plms has no eta"),
+        (txt2img, ["--run", text, "--ddim_eta", -1], "use 0 (no noise) or more"),
+        (txt2img, ["--run", text, "--n_samples", 0], "use 1 or more"),
+        (txt2img, ["--run", text, "--ddim_steps", 2, "--batch-size", 0], "batch_size is 0"),
+        (txt2img, ["--run", text, "--from-file", tmp_path / "no.txt"], "cannot be read"),
+        (txt2img, ["--run", none, "--ddim_steps", 2], "not conditioned on text; use scripts/sample.py"),
+        (txt2img, ["--run", tmp_path / "nowhere"], "nowhere: no such checkpoint"),
+        (txt2img, [], "no model: give --run"),
+        (txt2img, ["--config", text / "configs" / "config.yaml"], "weights are needed beside --config"),
+        (txt2img, ["--ckpt", text / "checkpoints" / "none.ckpt"], "none.ckpt: no such checkpoint"),
+        (sample, ["--run", text, "--ddim_steps", 2], "for text use scripts/txt2img.py"),
+        (sample, ["--run", runs["class"], "--ddim_steps", 2], "classes 0 to 4; choose some with --classes"),
+        (sample, ["--run", runs["class"], "--classes", "5", "--ddim_steps", 2], "--classes 5"),
+        (sample, ["--run", none, "--classes", "1", "--ddim_steps", 2], "has no classes"),
+        (sample, ["--run", none, "-n", 0, "--ddim_steps", 2], "0 samples asked for"),
+    ]:
+        assert message in fails(capsys, main, *arguments, *out)
+    assert "--device nonsense: not usable" in fails(capsys, sample, "--run", none, "--device", "nonsense")
+    (tmp_path / "file").write_text("")
+    arguments = ["--run", none, "--ddim_steps", 2, "-n", 1, "--outdir", tmp_path / "file"]
+    assert "cannot be made" in fails(capsys, sample, *arguments)
+
+
+def test_configs_that_cannot_be_sampled_from(runs, tmp_path, capsys):
+    ckpt = runs["none"] / "checkpoints" / "last.ckpt"
+    network = {"target": "ldm.networks.unet.UNet", "params": {"num_head": 3}}
+    for content, message in [
+        ("model: [", "cannot be read"),
+        ("data: {}", "has no section model"),
+        (yaml.safe_dump({"model": network}), "c.yaml: model.target: is ldm.networks.unet.UNet; samples need"),
+        (yaml.safe_dump({"model": model_node(network)}), "c.yaml: model.params"),
+    ]:
+        (tmp_path / "c.yaml").write_text(content)
+        assert message in fails(capsys, sample, "--config", tmp_path / "c.yaml", "--ckpt", ckpt)
+    assert "cannot be read" in fails(capsys, sample, "--config", tmp_path / "none.yaml", "--ckpt", ckpt)
+
+
+def test_weights_of_another_model_do_not_fit(runs, tmp_path, capsys):
+    config, ckpt = runs["none"] / "configs" / "config.yaml", runs["text"] / "checkpoints" / "last.ckpt"
+    assert "does not fit LatentDiffusion" in fails(capsys, sample, "--config", config, "--ckpt", ckpt)
+
+
+def test_guidance_without_dropped_conditions_is_warned_of(runs, tmp_path, caplog):
+    draw(sample, runs["class"], tmp_path, "--classes", "1", "-n", 1, "--scale", 3)
+    assert "this model has drop_rate 0" in caplog.text
+
+
+def test_status_and_message_of_the_command():
+    command = [sys.executable, str(ROOT / "scripts" / "txt2img.py"), "--run", "no/such/run"]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: no/such/run: no such checkpoint")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,144 @@
+"""Both stages from the command line, as a user starts them, also on two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+AUTOENCODER = """
+target: ldm.autoencoder.autoencoder.Autoencoder
+params:
+  embed_dim: 2
+  regularizer: {target: ldm.autoencoder.regularizers.KL}
+  architecture:
+    target: ldm.networks.encoder_decoder.Architecture
+    params: {channels: 32, channel_mult: [1, 1], num_res_blocks: 1, z_channels: 2, resolution: 16}
+"""
+FIRST_STAGE = """
+model:
+  learning_rate: 1.0e-3
+  target: ldm.training.autoencoder.AutoencoderTraining
+  params:
+    ema_decay: 0.9
+    loss:
+      target: ldm.autoencoder.losses.KLLoss
+      params:
+        kl_weight: 1.0e-6
+        disc_start: 1
+        discriminator: {target: ldm.networks.discriminator.PatchDiscriminator, params: {width: 4, num_layers: 1}}
+"""
+LATENT_MODEL = """
+model:
+  learning_rate: 1.0e-3
+  target: ldm.training.latent_diffusion.LatentDiffusion
+  params:
+    latent_scale: measure
+    schedule: {target: ldm.diffusion.schedule.Schedule.linear, params: {num_steps: 20}}
+    network:
+      target: ldm.networks.unet.UNet
+      params:
+        {in_channels: 2, out_channels: 2, model_channels: 32, num_res_blocks: 1, attention_factors: [1],
+         channel_mult: [1], num_heads: 1, context_dim: 8}
+    conditioner:
+      target: ldm.conditioning.text.TextConditioner
+      params:
+        {dim: 8, depth: 1, drop_rate: 0.2, tokenizer:
+          {target: ldm.conditioning.tokenizers.TrainedTokenizer, params: {max_length: 8, vocab_size: 64}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with pictures of shapes, their captions, and a config for each stage."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        colour = ("red", "green", "blue")[number % 3]
+        image = Image.new("RGB", (24, 20), "white")
+        x, y = rng.integers(0, 12, 2).tolist()
+        ImageDraw.Draw(image).ellipse((x, y, x + 8, y + 8), fill=colour)
+        image.save(folder / "pictures" / f"{number:02}.png")
+        (folder / "pictures" / f"{number:02}.txt").write_text(f"a {colour} circle, number {number}")
+    for name, text in (("kl", FIRST_STAGE), ("text", LATENT_MODEL)):
+        config = yaml.safe_load(text)
+        config["model"]["params"]["autoencoder"] = yaml.safe_load(AUTOENCODER)
+        dataset = {
+            "target": "ldm.data.captions.CaptionedFolder",
+            "params": {"root": "pictures", "size": 16, "validation_share": 0.25},
+        }
+        splits = {
+            split: {**dataset, "params": {**dataset["params"], "split": split}} for split in ("train", "validation")
+        }
+        params = {"batch_size": 2, "num_workers": 0, **splits}
+        config["data"] = {"target": "ldm.data.module.DataModule", "params": params}
+        config["lightning"] = {
+            "trainer": {"accelerator": "cpu", "log_every_n_steps": 1, "num_sanity_val_steps": 1},
+            "callbacks": {"image_logger": None},
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def run(folder: Path, *words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def only_run(logs: Path) -> Path:
+    (found,) = logs.iterdir()
+    return found
+
+
+def reports(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_both_stages_one_after_the_other(workplace: Path) -> None:
+    printed = run(workplace, "--base", "kl.yaml", "-t", "--max_steps", "3", "-l", "first", "--precision", "bf16-mixed")
+    assert "learning rate: 0.001" in printed
+    first = only_run(workplace / "first")
+    weights = f"model.params.autoencoder.checkpoint={first}/checkpoints/last.ckpt"
+    words = ("--base", "text.yaml", "-t", "--max_steps", "3", "-l", "second")
+    run(workplace, *words, weights, "lightning.channels_last=true")
+    second = only_run(workplace / "second")
+    content = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 3
+    assert {name.split(".")[0] for name in content["state_dict"] if "." in name} == {
+        "model", "model_ema", "first_stage_model", "cond_stage_model",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kl", "text"])
+def test_two_processes_end_equal_on_different_data_and_draws(workplace: Path, name: str) -> None:
+    folder = workplace / f"ranks-{name}"
+    folder.mkdir()
+    words = "--accelerator cpu --devices 2 --strategy ddp --max_steps 2 -l".split() + [str(folder / "logs")]
+    callback = "lightning.callbacks.report"
+    report = [f"{callback}.target=rank_report.RankReport", f"{callback}.params.directory={folder}"]
+    printed = run(workplace, "-b", f"{name}.yaml", "-t", "model.allow_untrained_first_stage=true", *words, *report)
+    assert "global batch: 4 = 2 per device x 2 devices" in printed
+    first, second = reports(folder)
+    assert first["digest"] == second["digest"]
+    assert first["step"] == second["step"] == 2
+    assert not set(first["captions"]) & set(second["captions"])
+    assert first["draws"] != second["draws"]
+    assert not first["find_unused"]
+    assert (only_run(folder / "logs") / "checkpoints" / "last.ckpt").is_file()

@@ -1,0 +1,37 @@
+"""A wheel built from the project carries all of its code and imports from any folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, ldm
+names = [module.name for module in pkgutil.walk_packages(ldm.__path__, "ldm.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names), ldm.__file__)
+"""
+
+
+def test_wheel_installs_and_imports_from_another_directory(tmp_path):
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("ldm", "setup.py", "pyproject.toml", "README.md", "LICENSE"):  # a copy: the build leaves files behind
+        (source / name).symlink_to(ROOT / name)
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, *wheels.glob("*.whl")], check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", IMPORT_EVERYTHING],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site), "PATH": ""},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    count, location = shown.split()
+    assert int(count) > 30
+    assert Path(location).is_relative_to(site)

@@ -1,0 +1,1 @@
+"""Recorded numbers of the reference implementation, run against the public classes of the project."""

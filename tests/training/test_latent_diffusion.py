@@ -1,0 +1,162 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from training_models import SIZE, fit, largest_difference, latent_diffusion, loader
+
+from ldm.diffusion.objective import Objective
+from ldm.errors import UserError
+from ldm.training.checkpoints import Checkpoints
+from ldm.training.lr_schedules import WarmUpLinear
+from ldm.training.metrics_csv import MetricsCsv
+from ldm.training.optimization import Optimization
+
+
+@pytest.fixture
+def batch() -> dict:
+    return next(iter(loader()))
+
+
+def test_state_dict_has_the_published_layout() -> None:
+    keys = list(latent_diffusion(latent_scale="measure", learn_logvar=True).state_dict())
+    tables = [key for key in keys if "." not in key]
+    assert set(tables) == {"logvar", "scale_factor", *latent_diffusion().schedule.buffers()}
+    heads = {key.split(".")[0] for key in keys if "." in key}
+    assert heads == {"model", "model_ema", "first_stage_model", "cond_stage_model"}
+    assert "model.diffusion_model.time_embed.0.weight" in keys
+    assert "model_ema.diffusion_modeltime_embed0weight" in keys
+    assert "logvar" not in latent_diffusion().state_dict() and "scale_factor" not in latent_diffusion().state_dict()
+
+
+def test_first_stage_stays_frozen_and_in_eval_mode() -> None:
+    model = latent_diffusion().train()
+    assert not model.first_stage_model.training and model.model.training
+    frozen = {id(p) for p in model.first_stage_model.parameters()}
+    assert not frozen & {id(p) for p in model.optimized_parameters()}
+    assert all(not p.requires_grad for p in model.first_stage_model.parameters())
+
+
+def test_latents_are_scaled_going_in_and_coming_out(batch: dict) -> None:
+    plain, scaled = latent_diffusion(), latent_diffusion(latent_scale=0.25)
+    noise = torch.randn(2, 2, SIZE // 2, SIZE // 2)
+    z = plain.encode_images(batch["image"], lambda shape: noise)
+    torch.testing.assert_close(scaled.encode_images(batch["image"], lambda shape: noise), 0.25 * z)
+    torch.testing.assert_close(scaled.decode_latents(0.25 * z), plain.decode_latents(z))
+
+
+def test_cached_moments_give_the_same_latents(batch: dict) -> None:
+    model = latent_diffusion(latent_scale=0.5)
+    moments = model.first_stage_model.moments(batch["image"])
+    noise = torch.randn(2, 2, SIZE // 2, SIZE // 2)
+    torch.testing.assert_close(
+        model.latents({"moments": moments}, lambda shape: noise), model.latents(batch, lambda shape: noise)
+    )
+    with pytest.raises(UserError, match="no 'image'.*caption"):
+        model.latents({"caption": ["a"]})
+
+
+def test_perfect_network_has_zero_loss_and_wrong_one_has_the_mean_square(batch: dict) -> None:
+    model = latent_diffusion(ema_decay=None, objective=Objective("l2"))
+    torch.nn.init.zeros_(model.model.diffusion_model.out[-1].weight)
+    torch.nn.init.zeros_(model.model.diffusion_model.out[-1].bias)
+    z, t, noise = torch.randn(2, 2, 4, 4), torch.tensor([0, 19]), torch.randn(2, 2, 4, 4)
+    loss, logs = model.loss(z, model.condition(batch), t, noise)
+    torch.testing.assert_close(loss, noise.square().mean())
+    torch.testing.assert_close(logs["loss_simple"], loss)
+    assert float(model.loss(z, model.condition(batch), t, torch.zeros_like(noise))[0]) == 0
+
+
+def test_guidance_of_scale_one_is_the_conditional_prediction(batch: dict) -> None:
+    model = latent_diffusion().eval()
+    conditioning = model.condition(batch)
+    x_t, t = torch.randn(2, 2, 4, 4), torch.tensor([3, 7])
+    uncond, cond = model.denoiser(model.cond_stage_model.unconditional(2)), model.denoiser(conditioning)
+    guided = model.guided(conditioning, 2.5)(x_t, t)
+    torch.testing.assert_close(
+        guided.eps, uncond(x_t, t).eps + 2.5 * (cond(x_t, t).eps - uncond(x_t, t).eps), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(model.guided(conditioning, 1.0)(x_t, t).eps, cond(x_t, t).eps)
+
+
+def test_training_draws_depend_on_rank_step_and_seed_and_repeat(batch: dict) -> None:
+    model = latent_diffusion()
+    first = model.training_step(batch, 0)
+    assert torch.equal(first, model.training_step(batch, 0))
+    assert not torch.equal(first, model.training_step(batch, 1))
+    model.seed = 5
+    assert not torch.equal(first, model.training_step(batch, 0))
+
+
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
+    options = {"optimization": Optimization(schedule=WarmUpLinear(3, 1.0, 1.0, 0.1, 100)), "latent_scale": "measure"}
+    whole = latent_diffusion(**options)
+    fit(whole, tmp_path, 8)
+    first = latent_diffusion(**options)
+    fit(first, tmp_path, 4, callbacks=[Checkpoints(tmp_path)])
+    resumed = latent_diffusion(seed=9, **options)
+    fit(resumed, tmp_path, 8, ckpt_path=tmp_path / "last.ckpt")
+    assert largest_difference(whole.state_dict(), resumed.state_dict()) == 0
+    assert int(resumed.model_ema.num_updates) == 8
+    assert float(resumed.scale_factor) == float(first.scale_factor) != 1.0
+
+
+def test_averages_follow_optimiser_steps_not_batches(tmp_path: Path) -> None:
+    model = latent_diffusion()
+    trainer = fit(model, tmp_path, 2, accumulate_grad_batches=2)
+    assert trainer.global_step == 2
+    assert int(model.model_ema.num_updates) == 2
+
+
+def test_each_step_is_logged_once_as_the_mean_over_its_batches(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    fit(latent_diffusion(), tmp_path, 3, accumulate_grad_batches=2, logger=MetricsCsv(path))
+    with path.open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_given_scale_that_does_not_fit_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(latent_diffusion(latent_scale=100.0), tmp_path, 1)
+    assert "standard deviation" in caplog.text
+
+
+def test_only_what_is_trained_moves(tmp_path: Path) -> None:
+    model = latent_diffusion()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, tmp_path, 2)
+    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"model", "model_ema", "cond_stage_model"}
+
+
+def test_validation_does_not_change_training_and_logs_quarters(tmp_path: Path) -> None:
+    quiet, watched = latent_diffusion(), latent_diffusion()
+    fit(quiet, tmp_path, 4)
+    logger = MetricsCsv(tmp_path / "metrics.csv")
+    trainer = fit(watched, tmp_path, 4, with_validation=True, val_check_interval=2, logger=logger)
+    assert largest_difference(quiet.state_dict(), watched.state_dict()) == 0
+    logged = set(trainer.callback_metrics)
+    assert {"val/loss_simple", "val/loss_simple_ema", "val/loss_simple_q1", "train/loss_simple", "lr_abs"} <= logged
+
+
+def test_validation_loss_is_reproducible(tmp_path: Path) -> None:
+    values = []
+    for _ in range(2):
+        trainer = fit(latent_diffusion(), tmp_path, 1, with_validation=True, val_check_interval=1)
+        values.append(float(trainer.callback_metrics["val/loss_simple"]))
+    assert values[0] == values[1]
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    model = latent_diffusion(ema_decay=None)
+    with torch.no_grad():
+        model.model.diffusion_model.time_embed[0].weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="no longer finite"):
+        fit(model, tmp_path, 2)
+
+
+def test_dropped_conditions_follow_the_rate() -> None:
+    conditioner = latent_diffusion().cond_stage_model
+    rate = conditioner.draw_drop(4000, torch.Generator().manual_seed(0)).float().mean()
+    assert abs(float(rate) - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+
+
