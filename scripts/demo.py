@@ -40,8 +40,8 @@ PROMPTS = (
     "a small red square above a large green circle",
     "a black circle",
     "a large yellow triangle",
-    "a red triangle to the left of a green square, and a blue circle below",
-    "a black square above a red circle, and a yellow triangle on the right",
+    "a red triangle to the right of a green square",
+    "a black square above a red circle",
 )
 
 

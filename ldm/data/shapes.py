@@ -50,8 +50,10 @@ PALETTE = {  # RGB in [0, 1]
     "black": (0.08, 0.08, 0.08),
 }
 HALF_EXTENTS = {"circle": (1.0, 1.0), "square": (0.886, 0.886), "triangle": (1.3, 1.208)}  # of a radius; area pi
-RADII = {"small": (0.095, 0.11), "large": (0.145, 0.16)}
-MARGIN, GAP = 0.03, 0.07  # free canvas around the scene and between two boxes
+RADII = {"small": (0.095, 0.105), "medium": (0.13, 0.142), "large": (0.163, 0.172)}  # medium goes without saying
+MARGIN, GAP = 0.02, 0.06  # free canvas around the scene and between two boxes
+JITTER = 0.05  # how far things stand from the middle, across the axis of their relation
+LOOSE_JITTER = 0.12  # the same where no relation says anything
 FIELDS = ("caption", "class_label", "boxes", "box_labels", "segmentation")
 _SPLITS = ("train", "validation")
 _AXIS = {"left": 0, "right": 0, "above": 1, "below": 1}
@@ -78,7 +80,8 @@ class Shapes(Dataset):
     `box_labels` int64 (3,) in the same numbering, -1 beyond the last; `segmentation` float32 (4, S, S), one-hot over
     background and the shapes.
 
-    `fields` says which of these go beside the image; `size_words` is the share of things whose size is told. `split`
+    `fields` says which of these go beside the image; `size_words` is the share of things that are small
+    or large, and said to be. `split`
     "train" never shows a held-out caption; "validation" shows of captions with several things only those.
     Raises UserError for values outside the allowed ones.
     """
@@ -119,23 +122,22 @@ class Shapes(Dataset):
         rng = np.random.Generator(np.random.Philox(key=[2 * self.seed + _SPLITS.index(self.split), index]))
         count = int(rng.integers(self.num_objects[0], self.num_objects[1] + 1))
         while True:
-            description, sizes = self._describe(count, rng)
+            description = self._describe(count, rng)
             if count == 1 or is_held_out(description) == (self.split == "validation"):
-                return _arrange(description, sizes, rng), rng
+                return _arrange(description, rng), rng
 
-    def _describe(self, count: int, rng: np.random.Generator) -> tuple[Description, list[str]]:
+    def _describe(self, count: int, rng: np.random.Generator) -> Description:
         kinds = rng.choice(len(SHAPES) * len(COLOURS), count, replace=False)
-        sizes = [SIZES[i] for i in rng.integers(0, len(SIZES), count)]
-        told = rng.random(count) < self.size_words
+        sizes, told = rng.integers(0, len(SIZES), count), rng.random(count) < self.size_words
         things = tuple(
-            Thing(SHAPES[kind // len(COLOURS)], COLOURS[kind % len(COLOURS)], size if tell else None)
+            Thing(SHAPES[kind // len(COLOURS)], COLOURS[kind % len(COLOURS)], SIZES[size] if tell else None)
             for kind, size, tell in zip(kinds, sizes, told, strict=True)
         )
         relation = list(RELATIONS)[rng.integers(4)] if count > 1 else None
         side = None
         if count > 2:
             side = ("above", "below")[rng.integers(2)] if _AXIS[relation] == 0 else ("left", "right")[rng.integers(2)]
-        return Description(things, relation, side), sizes
+        return Description(things, relation, side)
 
     def __getitem__(self, index: int) -> dict:
         scene, rng = self.scene(index)
@@ -143,36 +145,31 @@ class Shapes(Dataset):
         return item | {field: _FIELD_MAKERS[field](scene, self.size) for field in self.fields}
 
 
-def _arrange(description: Description, sizes: list[str], rng: np.random.Generator) -> Scene:
+def _arrange(description: Description, rng: np.random.Generator) -> Scene:
     """Place the things so that the relation is clear-cut: boxes never overlap along the axis of the relation."""
-    shapes = [thing.shape for thing in description.things]
-    radii = np.array([rng.uniform(*RADII[size]) for size in sizes])
-    halves = np.array([HALF_EXTENTS[shape] for shape in shapes]) * radii[:, None]
-    centres = np.empty_like(halves)
-    if len(shapes) == 1:
-        centres[0] = rng.uniform(MARGIN + halves[0], 1 - MARGIN - halves[0])
-        return Scene(description, centres, halves)
+    radii = np.array([rng.uniform(*RADII[thing.size or "medium"]) for thing in description.things])
+    halves = np.array([HALF_EXTENTS[thing.shape] for thing in description.things]) * radii[:, None]
+    if len(halves) == 1:
+        return Scene(description, 0.5 + rng.uniform(-LOOSE_JITTER, LOOSE_JITTER, (1, 2)), halves)
+    centres = 0.5 + rng.uniform(-JITTER, JITTER, halves.shape)
     axis = _AXIS[description.relation]
     order = [0, 1] if description.relation in ("left", "above") else [1, 0]
     centres[order, axis] = _in_a_row(halves[order, axis], rng)
-    across = halves[:2, 1 - axis].max()
-    if len(shapes) == 2:
-        line = rng.uniform(MARGIN + across, 1 - MARGIN - across)
-    else:
-        extents = np.array([across, halves[2, 1 - axis]])
-        first = 1 if description.side in ("left", "above") else 0
-        both = _in_a_row(extents[[first, 1 - first]], rng)
-        line, centres[2, 1 - axis] = both[first], both[1 - first]
-        centres[2, axis] = rng.uniform(MARGIN + halves[2, axis], 1 - MARGIN - halves[2, axis])
-    centres[:2, 1 - axis] = line
+    if len(halves) == 3:
+        extents = np.array([halves[:2, 1 - axis].max(), halves[2, 1 - axis]])
+        order = [1, 0] if description.side in ("left", "above") else [0, 1]
+        rows = np.empty(2)
+        rows[order] = _in_a_row(extents[order], rng)
+        centres[:, 1 - axis] = rows[[0, 0, 1]]
+        centres[2, axis] = 0.5 + rng.uniform(-LOOSE_JITTER, LOOSE_JITTER)
     return Scene(description, centres, halves)
 
 
 def _in_a_row(halves: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return centres (2,) of two extents side by side on the unit interval, the free room shared at random."""
+    """Return centres (2,) of two extents side by side on the unit interval; the free room is shared about evenly."""
     room = 1 - 2 * MARGIN - GAP - 2 * halves.sum()
-    before, between = np.sort(rng.uniform(0, room, 2))
-    return np.array([MARGIN + before + halves[0], MARGIN + GAP + between + 2 * halves[0] + halves[1]])
+    before, after = MARGIN + room * rng.uniform(0.2, 0.4, 2)
+    return np.array([before + halves[0], 1 - after - halves[1]])
 
 
 def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:

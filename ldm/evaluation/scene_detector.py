@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ UNKNOWN = "unknown"
 MIN_AREA = 0.2 * np.pi * RADII["small"][0] ** 2  # of the canvas: less is a speck, not an object
 MIN_OVERLAP = 0.8  # two different shapes of one area overlap by 0.83 at most; drawn ones by more than 0.9
 MAX_RESIDUAL = 0.2  # of a colour, RGB in [0, 1]
-SIZE_LIMIT = 0.5 * (RADII["small"][1] + RADII["large"][0])  # between small and large
+SIZE_LIMITS = [0.5 * (RADII[a][1] + RADII[b][0]) for a, b in pairwise(RADII)]  # between the sizes
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _measure(share: np.ndarray, colour: str) -> Object:
     return Object(
         shape=shape if overlaps[shape] >= MIN_OVERLAP else UNKNOWN,
         colour=colour,
-        size="small" if radius < SIZE_LIMIT else "large",
+        size=list(RADII)[int(np.searchsorted(SIZE_LIMITS, radius))],
         box=(columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height),
         centre=(float(centre[0]), float(centre[1])),
         radius=radius,
