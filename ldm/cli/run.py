@@ -17,7 +17,8 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -88,6 +89,18 @@ class RunFolder:
         environment = target.with_name("environment.json")
         environment.write_text(json.dumps(_environment(seed), indent=2) + "\n", encoding="utf-8")
 
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """Tell the processes that this one starts inside the block where to write."""
+        if _FOLDER_OF_THE_FIRST_RANK in os.environ:  # this is such a process itself
+            yield
+            return
+        os.environ[_FOLDER_OF_THE_FIRST_RANK] = f"{os.getpid()}:{self.path}"
+        try:
+            yield
+        finally:
+            del os.environ[_FOLDER_OF_THE_FIRST_RANK]
+
     def discard(self) -> None:
         """Remove a new run that never made a step."""
         if self.is_new and not any(self.checkpoints.glob("*.ckpt")):
@@ -109,7 +122,6 @@ def choose_run(arguments: Arguments) -> RunFolder:
     while path.exists():  # two runs within one second
         number += 1
         path = path.with_name(f"{stem}-{number}{arguments.postfix}")
-    os.environ[_FOLDER_OF_THE_FIRST_RANK] = f"{os.getpid()}:{path}"
     return RunFolder(path)
 
 

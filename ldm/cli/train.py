@@ -103,7 +103,7 @@ def train(plan: Plan, arguments: Arguments) -> None:
     if is_first:
         plan.run.create(plan.config, plan.seed)
         save_tokenizers(model, plan)
-    with _also_written_to(plan.run.log if is_first else None):
+    with plan.run.announced(), _also_written_to(plan.run.log if is_first else None):
         for line in [*describe(plan, model), *content]:
             _log.info(line)
         try:
