@@ -29,7 +29,7 @@ setup(
     extras_require={
         "demo": ["matplotlib>=3.8"],
         "eval": ["torchmetrics>=1.4", "torch-fidelity>=0.3"],
-        "superres": ["opencv-python-headless>=4.9"],
+        "superres": ["opencv-python-headless>=4.9", "scipy>=1.11"],
         "dev": [
             "pytest>=8",
             "ruff>=0.6",
