@@ -34,6 +34,7 @@ setup(
             "pytest>=8",
             "ruff>=0.6",
             "build>=1.2",
+            "setuptools>=70.1",
             "matplotlib>=3.8",
             "tensorboard>=2.16",
             "opencv-python-headless>=4.9",
