@@ -75,7 +75,7 @@ class TextConditioner(Conditioner):
     """Encode texts by a trainable transformer: context (B, L, D). 'No condition' is the empty text.
 
     A batch carries texts (list of str), or ids (B, L) that the tokenizer made before. max_length and vocab_size are the
-    tokenizer's unless given.
+    tokenizer's unless given; embedding_std: see TransformerEncoder.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class TextConditioner(Conditioner):
         embedding_dropout: float = 0.0,
         vocab_size: int | None = None,
         trainable: bool = True,
+        embedding_std: float = 0.02,
     ) -> None:
         super().__init__(key, "context", drop_rate, trainable)
         max_length, vocab_size = max_length or tokenizer.max_length, vocab_size or tokenizer.vocab_size
@@ -99,7 +100,7 @@ class TextConditioner(Conditioner):
             )
         self.tokenizer = tokenizer
         self.transformer = TransformerEncoder(
-            vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout
+            vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout, embedding_std=embedding_std
         )
         self._settle()
 

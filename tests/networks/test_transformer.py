@@ -27,10 +27,11 @@ def test_state_dict_names_are_the_published_ones():
     }
 
 
-def test_embeddings_begin_with_a_small_spread():
-    encoder = TransformerEncoder(500, 77, 64, 1)
-    for embedding in (encoder.token_emb.weight, encoder.pos_emb.emb.weight):
-        assert abs(embedding.std().item() - 0.02) < 0.002
+def test_embeddings_begin_with_the_published_spread_unless_told_otherwise():
+    for spread, options in ((0.02, {}), (1.0, {"embedding_std": 1.0})):
+        encoder = TransformerEncoder(500, 77, 64, 1, **options)
+        for embedding in (encoder.token_emb.weight, encoder.pos_emb.emb.weight):
+            assert abs(embedding.std().item() / spread - 1) < 0.1
 
 
 def test_without_layers_it_normalises_the_sum_of_the_embeddings(randomised):
