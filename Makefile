@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo tasks test lint clean
 
 # The stamps are rebuilt when the dependencies change; everything else is installed in editable form.
 $(VENV)/demo.stamp: setup.py constraints.txt
@@ -19,6 +19,10 @@ $(VENV)/dev.stamp: setup.py constraints.txt
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python scripts/demo.py
+
+# PHOTOS=DIR, with train/ and val/ of photos, adds the tasks that need photos.
+tasks: $(VENV)/demo.stamp
+	$(BIN)/python scripts/tasks.py $(if $(PHOTOS),--photos $(PHOTOS))
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest

@@ -27,7 +27,8 @@ setup(
         "wandb>=0.17",
     ],
     extras_require={
-        "demo": ["matplotlib>=3.8"],
+        "demo": ["matplotlib>=3.8", "mlxtend>=0.23"],
+        "data": ["lmdb>=1.4", "pyarrow>=15", "tifffile>=2023.7"],
         "eval": ["torchmetrics>=1.4", "torch-fidelity>=0.3"],
         "superres": ["opencv-python-headless>=4.9", "scipy>=1.11"],
         "dev": [
@@ -36,6 +37,10 @@ setup(
             "build>=1.2",
             "setuptools>=70.1",
             "matplotlib>=3.8",
+            "mlxtend>=0.23",
+            "lmdb>=1.4",
+            "pyarrow>=15",
+            "tifffile>=2023.7",
             "tensorboard>=2.16",
             "opencv-python-headless>=4.9",
             "scipy>=1.11",

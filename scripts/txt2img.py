@@ -5,7 +5,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from ldm.cli.common import (
     add_device_arguments,
@@ -14,6 +13,7 @@ from ldm.cli.common import (
     add_size_arguments,
     main_guard,
 )
+from ldm.cli.inputs import read_prompts
 from ldm.cli.sampling import conditioners, draw_into_folder, load_for_sampling
 from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
 from ldm.errors import UserError
@@ -23,7 +23,7 @@ from ldm.errors import UserError
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw n_iter * n_samples pictures of every prompt."""
     options = parse(argv)
-    prompts = read_prompts(options)
+    prompts = prompts_of(options)
     loaded, sampler = load_for_sampling(options)
     keys = [module.key for module in conditioners(loaded) if isinstance(module, (TextConditioner, CLIPTextConditioner))]
     if not keys:
@@ -50,20 +50,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def read_prompts(options: argparse.Namespace) -> list[str]:
+def prompts_of(options: argparse.Namespace) -> list[str]:
     """Take the prompt, or the lines of the file that are not empty."""
     if min(options.n_iter, options.n_samples) < 1:
         raise UserError(f"--n_iter {options.n_iter}, --n_samples {options.n_samples}: use 1 or more of each")
-    if options.from_file is None:
-        return [options.prompt]
-    try:
-        lines = Path(options.from_file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--from-file {options.from_file}: cannot be read ({error})") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"--from-file {options.from_file}: holds no prompt")
-    return prompts
+    return [options.prompt] if options.from_file is None else read_prompts(options.from_file)
 
 
 if __name__ == "__main__":

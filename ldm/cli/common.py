@@ -6,7 +6,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,6 +25,7 @@ from ldm.sampling.plms import PLMS
 Main = Callable[[Sequence[str] | None], None]
 SAMPLERS = ("ddim", "plms", "ddpm", "dpm_solver")
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+AS_TRAINED = 0  # --tile without a number
 
 
 def main_guard(main: Main) -> Main:
@@ -67,7 +70,8 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, steps: int, eta: floa
     short = {"dest": "sampler", "action": "store_const", "default": argparse.SUPPRESS}
     add("--plms", const="plms", help="the same as --sampler plms", **short)
     add("-v", "--vanilla_sample", const="ddpm", help="the same as --sampler ddpm", **short)
-    add("-c", "--ddim_steps", "--custom_steps", type=int, default=steps, metavar="S", help=f"steps (default {steps})")
+    names = ("-c", "--ddim_steps", "--steps", "--custom_steps")
+    add(*names, type=int, default=steps, metavar="S", help=f"steps (default {steps})")
     add("-e", "--ddim_eta", "--eta", type=float, metavar="ETA", help=f"noise of ddim, 0 is none (default {eta:g})")
     add("--spacing", choices=tuple(SPACINGS), default="uniform", help="grid of steps; compvis as published samples had")
     add("--scale", type=float, default=scale, help=f"classifier-free guidance, 1 is none (default {scale:g})")
@@ -78,10 +82,27 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Say which pictures, from which seed, and where they go."""
     group = parser.add_argument_group("pictures")
     add = group.add_argument
-    add("--H", type=int, help="height in pixels (default: as trained)")
-    add("--W", type=int, help="width in pixels (default: as trained)")
+    add("--H", type=int, help="height in pixels (default: as trained, or as given)")
+    add("--W", type=int, help="width in pixels (default: as trained, or as given)")
     add("-s", "--seed", type=int, default=42, help="seed of the first sample; the next ones count on (default 42)")
     add("--batch-size", "--batch_size", type=int, help="samples at a time; changes speed and memory, not the samples")
+    add("--skip_grid", action="store_true", help="write no grid of the pictures")
+    tile = "work on overlapping squares of so many pixels (default: as trained), for pictures larger than trained"
+    add("--tile", type=int, nargs="?", const=AS_TRAINED, metavar="PIXELS", help=tile)
+
+
+def add_task_arguments(
+    parser: argparse.ArgumentParser, outdir: str, steps: int, eta: float = 0.0, scale: float = 1.0, n_samples: int = 1
+) -> None:
+    """Add what all scripts share that draw from files: samples of each, folder, model, sampler, size, device."""
+    add = parser.add_argument
+    add("-n", "--n_samples", type=int, default=n_samples, help=f"pictures of each input (default {n_samples})")
+    add("--outdir", default=outdir, help=f"where pictures go (default {outdir})")
+    add_model_arguments(parser)
+    add_sampler_arguments(parser, steps=steps, eta=eta, scale=scale)
+    add_size_arguments(parser)
+    add_device_arguments(parser)
+    parser.set_defaults(columns=4)
 
 
 def choose_device(name: str) -> torch.device:
@@ -95,6 +116,12 @@ def choose_device(name: str) -> torch.device:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"--device {name}: not usable on this machine ({reason}); use auto or cpu") from error
     return device
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in the precision of --precision inside the block."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def choose_sampler(options: argparse.Namespace) -> Sampler:

@@ -14,8 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm import checkpoint, compat, config
+from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.errors import ConfigError, UserError
+from ldm.networks.unet import UNet
 from ldm.targets import find_target
+from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.latent_diffusion import LatentDiffusion
 
 _CONFIGS = ("configs/config.yaml", "config.yaml", "configs/*-project.yaml")  # ours, published, trained by the original
@@ -33,15 +36,12 @@ class LoadedModel:
 
     def provenance(self) -> dict[str, str]:
         """Name the files, and the content of the weights by its SHA-256."""
-        with self.checkpoint.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        paths = {"config": str(self.config), "checkpoint": str(self.checkpoint)}
-        return {**paths, "weights": self.weights, "checkpoint_sha256": digest}
+        return _provenance(self.config, self.checkpoint, self.weights)
 
     def trained_size(self) -> tuple[int, int]:
         """Tell the (height, width) of the training pictures: the data's `size`, else the autoencoder's resolution."""
         data = (self.content.get("data") or {}).get("params") or {}
-        size = ((data.get("train") or {}).get("params") or {}).get("size")
+        size = _data_size(data.get("train"))
         if size is None:
             architecture = getattr(self.model.first_stage_model, "architecture", None)
             if architecture is None:
@@ -49,6 +49,24 @@ class LoadedModel:
             size = architecture.resolution
         height, width = (size, size) if isinstance(size, int) else size
         return int(height), int(width)
+
+    @property
+    def channels(self) -> int:
+        """Count the channels of the pictures."""
+        stage = self.model.first_stage_model
+        return stage.latent_channels if isinstance(stage, IdentityAutoencoder) else stage.architecture.in_channels
+
+    @property
+    def side_multiple(self) -> int:
+        """Give the number that must divide the sides of a picture for first stage and denoiser."""
+        multiples = [module.size_multiple for module in self.model.model.modules() if isinstance(module, UNet)]
+        return self.model.first_stage_model.factor * max(multiples, default=1)
+
+
+def _data_size(node: Any) -> int | list[int] | None:
+    """Find the size in the node of a data set, or in that of the data set which it wraps."""
+    params = (node.get("params") or {}) if isinstance(node, dict) else {}
+    return params.get("size") or (_data_size(params["dataset"]) if "dataset" in params else None)
 
 
 def load_model(options: argparse.Namespace, device: torch.device) -> LoadedModel:
@@ -62,6 +80,60 @@ def load_model(options: argparse.Namespace, device: torch.device) -> LoadedModel
     weights = "raw" if options.raw else "ema"
     checkpoint.load_into(model, checkpoint.choose(checkpoint.read(checkpoint_path), weights))
     return LoadedModel(model.eval().requires_grad_(False).to(device), config_path, checkpoint_path, weights, content)
+
+
+@dataclass(frozen=True)
+class LoadedFirstStage:
+    """Hold an autoencoder in eval mode with where it came from."""
+
+    autoencoder: Autoencoder
+    config: Path
+    checkpoint: Path
+    weights: str
+
+    def provenance(self) -> dict[str, str]:
+        """Name the files, and the content of the weights by its SHA-256."""
+        return _provenance(self.config, self.checkpoint, self.weights)
+
+
+def _provenance(config_path: Path, checkpoint_path: Path, weights: str) -> dict[str, str]:
+    with checkpoint_path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    paths = {"config": str(config_path), "checkpoint": str(checkpoint_path)}
+    return {**paths, "weights": weights, "checkpoint_sha256": digest}
+
+
+def load_first_stage(options: argparse.Namespace, device: torch.device) -> LoadedFirstStage:
+    """Load an autoencoder, that of a training or that inside of a latent diffusion model, by the same options."""
+    config_path, checkpoint_path = find_files(options.run, options.config, options.ckpt)
+    section = _read(config_path)["model"]
+    weights = "raw" if options.raw else "ema"
+    try:
+        node, prefix = _first_stage_node(section)
+        autoencoder = config.instantiate(node, "model.params.autoencoder")
+    except ConfigError as error:
+        raise ConfigError(error.problem, error.path, str(config_path)) from error
+    state = checkpoint.choose(checkpoint.read(checkpoint_path), weights)
+    parts = tuple(f"{name}." for name, _ in autoencoder.named_children())
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    checkpoint.load_into(autoencoder, {name: tensor for name, tensor in state.items() if name.startswith(parts)})
+    autoencoder = autoencoder.eval().requires_grad_(False).to(device)
+    return LoadedFirstStage(autoencoder, config_path, checkpoint_path, weights)
+
+
+def _first_stage_node(section: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Find the node of the autoencoder, and the beginning of its weights' names."""
+    node = without_checkpoints({key: section.get(key) for key in ("target", "params")})
+    node = without_checkpoints(compat.translate_node(node, "model"))
+    target = find_target(node["target"], "model")
+    if target is Autoencoder:
+        return node, ""
+    if target not in (AutoencoderTraining, LatentDiffusion):
+        raise ConfigError(f"is {node['target']}; a first stage is an AutoencoderTraining", "model.target")
+    inner = node["params"]["autoencoder"]
+    if find_target(inner["target"], "model.params.autoencoder") is not Autoencoder:
+        raise ConfigError("this model works on pixels; it has no first stage", "model.params.autoencoder.target")
+    return inner, "first_stage_model." if target is LatentDiffusion else ""
 
 
 def find_files(run: str | None, config_path: str | None, ckpt: str | None) -> tuple[Path, Path]:

@@ -23,6 +23,7 @@ _ELSEWHERE = (
     "taming.data.", "ldm.data.base.", "ldm.data.imagenet.", "ldm.data.lsun.", "ldm.data.openimages.",
     "ldm.data.faceshq.", "ldm.data.landscapes.", "ldm.data.previews.",
 )  # fmt: skip
+_OURS = ("ldm.data.imagenet.ImageNet", "ldm.data.lsun.LSUN")  # in modules of the same name
 _REMEDIES = {
     "OpenImagesBBox": "write one whose items hold coordinates_bbox, tokens of an ldm.data.boxes.BoxTokenizer",
     "Previews": "use ldm.data.captions.CaptionedFolder with your own pictures and captions",
@@ -38,7 +39,7 @@ def missing_dataset(original: str, remedy: str = _ANY_REMEDY) -> NoReturn:
 
 def without_counterpart(target: str) -> Translate | None:
     """Give the translation of a data set of the original that is not here; None for any other target."""
-    if not target.startswith(_ELSEWHERE):
+    if not target.startswith(_ELSEWHERE) or target in _OURS:
         return None
     remedy = next((remedy for name, remedy in _REMEDIES.items() if name in target), _ANY_REMEDY)
 

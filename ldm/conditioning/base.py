@@ -96,8 +96,11 @@ class Conditioner(nn.Module):
 
     key: name of the batch entry; slot: where the result goes; drop_rate: probability of `draw_drop` to drop a sample;
     trainable: False freezes the weights, keeps eval mode and embeds without gradient. A subclass with weights calls
-    `_settle()` at the end of its constructor.
+    `_settle()` at the end of its constructor, and every subclass sets `width`, which the network must fit: channels in
+    slot concat, D in slot context, number of labels in slot vector; None leaves it open.
     """
+
+    width: int | None = None
 
     def __init__(self, key: str, slot: Slot, drop_rate: float = 0.0, trainable: bool = True) -> None:
         super().__init__()

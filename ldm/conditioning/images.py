@@ -32,7 +32,7 @@ class ImageConditioner(Conditioner):
 
     def __init__(self, key: str, channels: int = 3, drop_rate: float = 0.0) -> None:
         super().__init__(key, "concat", drop_rate, trainable=False)
-        self.channels = channels
+        self.width = self.channels = channels
 
     def embed(self, value: Tensor) -> Tensor:
         """Return the picture, on the device of this module."""
@@ -70,7 +70,7 @@ class SpatialRescaler(Conditioner):
         self.num_stages = num_stages
         self.method = method
         self.multiplier = multiplier
-        self.channels = in_channels if out_channels is None else out_channels
+        self.width = self.channels = in_channels if out_channels is None else out_channels
         if out_channels is None:
             self.channel_mapper = nn.Identity()
         else:
@@ -107,6 +107,7 @@ class FirstStageConditioner(Conditioner):
         for name, child in autoencoder.named_children():
             self.add_module(name, child)
         self._owner = (autoencoder,)  # in a tuple: as an attribute it would be a child with keys of its own
+        self.width = autoencoder.latent_channels + (self.mask_key is not None)
 
     def value(self, batch: Mapping[str, Any]) -> list[Tensor]:
         """Take the picture and, if there is one, the mask."""
@@ -121,8 +122,8 @@ class FirstStageConditioner(Conditioner):
 
     def null(self, n: int) -> Tensor:
         """Give latents (and masks) of zeros: (B, C, 1, 1)."""
-        channels = self._first_stage().latent_channels + (self.mask_key is not None)
-        return self._anchor.new_zeros(n, channels, 1, 1)
+        self._first_stage()  # which says so if there is none yet
+        return self._anchor.new_zeros(n, self.width, 1, 1)
 
     def _first_stage(self) -> FirstStage:
         if not self._owner:

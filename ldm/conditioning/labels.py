@@ -40,6 +40,7 @@ class ClassConditioner(Conditioner):
         if (embed_dim is None) == (slot == "context"):
             raise UserError("ClassConditioner: give embed_dim with slot context, and only with it")
         self.num_classes = num_classes
+        self.width = num_classes if embed_dim is None else embed_dim
         self.null_label = null_label
         if embed_dim is not None:
             self.embedding = nn.Embedding(num_classes, embed_dim)

@@ -45,6 +45,7 @@ class TokenConditioner(Conditioner):
         trainable: bool = True,
     ) -> None:
         super().__init__(key, "context", drop_rate, trainable)
+        self.width = dim
         null_ids = list(null_tokens or [])
         if len(null_ids) > max_length or any(not 0 <= token < vocab_size for token in null_ids):
             raise UserError(
@@ -98,7 +99,7 @@ class TextConditioner(Conditioner):
                 f"TextConditioner: max_length={max_length}, vocab_size={vocab_size} are less than the tokenizer's "
                 f"{tokenizer.max_length} and {tokenizer.vocab_size}; leave them out to use those"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.width = tokenizer, dim
         self.transformer = TransformerEncoder(
             vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout, embedding_std=embedding_std
         )
@@ -135,7 +136,7 @@ class CLIPTextConditioner(Conditioner):
         super().__init__(key, "context", drop_rate, trainable)
         self.version = version
         self.transformer = _clip_skeleton(version)
-        vocab_size = self.transformer.text_model.embeddings.token_embedding.num_embeddings
+        vocab_size, self.width = self.transformer.text_model.embeddings.token_embedding.weight.shape
         self.tokenizer = HuggingFaceTokenizer(version, max_length, vocab_size)
         self._has_weights = False
         self.register_load_state_dict_pre_hook(_accept_clip_weights)
@@ -172,7 +173,7 @@ class EmbeddingConditioner(Conditioner):
 
     def __init__(self, key: str, dim: int, num_tokens: int = 1, drop_rate: float = 0.0) -> None:
         super().__init__(key, "context", drop_rate, trainable=False)
-        self.dim = dim
+        self.width = self.dim = dim
         self.num_tokens = num_tokens
 
     def embed(self, value: Tensor) -> Tensor:

@@ -94,12 +94,12 @@ class HuggingFaceTokenizer:
         return self._loaded
 
 
-def load_pretrained(kind: str, name_or_path: str, what: str) -> Any:
+def load_pretrained(kind: str, name_or_path: str, what: str, **options: Any) -> Any:
     """Read `transformers.<kind>` from a local folder or the local cache. UserError if it is in neither."""
     import transformers  # heavy: only when a published text model is used
 
     try:
-        return getattr(transformers, kind).from_pretrained(name_or_path, local_files_only=True)
+        return getattr(transformers, kind).from_pretrained(name_or_path, local_files_only=True, **options)
     except (OSError, ValueError) as error:
         if Path(name_or_path).is_dir():
             raise UserError(f"{what} '{name_or_path}': the folder lacks files; copy the whole {what} there") from error

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from ldm.data.transforms import UNREADABLE, Draw, ImageTransform
+from ldm.data.decoding import Picture, Planes
+from ldm.data.transforms import UNREADABLE, Draw, ImageTransform, View
 from ldm.errors import UserError
 
 __all__ = ["ImageDataset", "Tally", "in_split"]
@@ -39,10 +39,14 @@ def in_split(name: str, split: str, validation_share: float) -> bool:
 
 
 class Tally:
-    """Count unreadable and enlarged pictures, in memory that the workers of a loader share; each is reported once."""
+    """Count unreadable and enlarged pictures and empty captions, in memory that the workers of a loader share.
+
+    Each unreadable one is reported once, and the first of the others.
+    """
 
     def __init__(self, num_files: int) -> None:
         self._unreadable = torch.zeros(num_files, dtype=torch.bool).share_memory_()
+        self._empty = torch.zeros(num_files, dtype=torch.bool).share_memory_()
         self._enlarged = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     @property
@@ -60,7 +64,19 @@ class Tally:
             self._unreadable[file] = True
             _log.warning("%s cannot be read and is skipped: %s", name, " ".join(str(error).split()) or repr(error))
 
-    def enlarge(self, name: str, image: Image.Image, transform: ImageTransform) -> None:
+    @property
+    def num_empty(self) -> int:
+        """Give how many files were found to have an empty text so far."""
+        return int(self._empty.sum())
+
+    def note_empty(self, file: int, name: str, key: str) -> None:
+        """Note that a text is empty; the first is named."""
+        if not self._empty[file]:
+            if not self._empty.any():
+                _log.warning("%s: its %s is empty; such pictures train the model without condition", name, key)
+            self._empty[file] = True
+
+    def enlarge(self, name: str, image: Picture, transform: ImageTransform) -> None:
         """Note that a picture is smaller than the size asked for."""
         if not self._enlarged[0]:
             self._enlarged[0] = True
@@ -73,20 +89,25 @@ class _Decoded:
 
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels, self._pixels = max_pixels, 0
-        self._images: OrderedDict[int, Image.Image] = OrderedDict()
+        self._images: OrderedDict[int, Picture] = OrderedDict()
 
-    def get(self, file: int, decode: Callable[[int], Image.Image]) -> Image.Image:
+    def get(self, file: int, decode: Callable[[int], Picture]) -> Picture:
         """Give the picture of a file, decoding it if it is not kept."""
         if file not in self._images:
             image = decode(file)
             self._images[file] = image
-            self._pixels += image.width * image.height
+            self._pixels += _num_values(image)
             while self._pixels > self.max_pixels and self._images:
                 _, oldest = self._images.popitem(last=False)
-                self._pixels -= oldest.width * oldest.height
+                self._pixels -= _num_values(oldest)
             return image
         self._images.move_to_end(file)
         return self._images[file]
+
+
+def _num_values(image: Picture) -> int:
+    """Count the pixels, of each plane where a picture is kept in planes; either takes four bytes."""
+    return image.width * image.height * (len(image.planes) if isinstance(image, Planes) else 1)
 
 
 class ImageDataset(Dataset, ABC):
@@ -109,10 +130,11 @@ class ImageDataset(Dataset, ABC):
         repeats: int = 1,
         split: str = "all",
         validation_share: float = 0.05,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         if repeats < 1:
             raise UserError(f"data: repeats {repeats} is not a positive number")
-        self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation)
+        self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation, value_range)
         self.repeats, self.split, self.validation_share = repeats, split, validation_share
         self.names: list[str] = []
         self._tally = Tally(0)
@@ -139,6 +161,11 @@ class ImageDataset(Dataset, ABC):
         """Give how many files were found unreadable so far, in all workers of this machine."""
         return self._tally.num_unreadable
 
+    @property
+    def num_empty(self) -> int:
+        """Give how many files were found to have an empty caption so far, in all workers of this machine."""
+        return self._tally.num_empty
+
     def __len__(self) -> int:
         return self.num_files * self.repeats
 
@@ -146,31 +173,46 @@ class ImageDataset(Dataset, ABC):
         draw = index if isinstance(index, Draw) else Draw(int(index))
         if not 0 <= draw.index < len(self):
             raise IndexError(draw.index)
-        rng = draw.generator()
         first = draw.index % self.num_files
         for step in range(self.num_files):
             file = (first + step) % self.num_files
             if self._tally.is_unreadable(file):
                 continue
+            rng = draw.generator()  # anew, so that what was drawn for an unreadable file changes nothing
             try:
                 image, fields = self._decoded.get(file, self._read_image), self._read_fields(file, rng)
+                view = self._view(image, rng)
+                fields = {**fields, **self._read_seen_fields(file, image, view, rng)}
             except UNREADABLE as error:
                 self._tally.skip(file, self.names[file], error)
             else:
-                return {"image": self._transformed(image, file, rng), **fields}
+                if fields.get("caption") == "":
+                    self._tally.note_empty(file, self.names[file], "caption")
+                return {"image": self._shown(file, image, view), **fields}
         raise UserError(f"data: none of the {self.num_files} pictures can be read, the first is {self.names[0]}")
 
-    def _transformed(self, image: Image.Image, file: int, rng: np.random.Generator) -> torch.Tensor:
+    def _shown(self, file: int, image: Picture, view: View) -> torch.Tensor:
         if self.transform.enlarges(image):
             self._tally.enlarge(self.names[file], image, self.transform)
-        return self.transform(image, rng)
+        try:
+            return self.transform.show(image, view)
+        except UserError as error:
+            raise UserError(f"{self.names[file]}: {error}") from error
 
     @abstractmethod
-    def _read_image(self, file: int) -> Image.Image:
+    def _read_image(self, file: int) -> Picture:
         """Decode the picture of a file; one of UNREADABLE if it cannot be."""
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
         """Give the other keys of a file."""
+        return {}
+
+    def _view(self, image: Picture, rng: np.random.Generator) -> View:
+        """Draw which part of a picture is shown."""
+        return self.transform.view(image, rng)
+
+    def _read_seen_fields(self, file: int, image: Picture, view: View, rng: np.random.Generator) -> dict[str, Any]:
+        """Give the keys that depend on which part of the picture is shown, such as maps and boxes."""
         return {}
 
     def texts(self, key: str = "caption") -> Iterator[str]:

@@ -194,13 +194,41 @@ class LayoutTokenizer(ABC):
             rng.shuffle(chosen)
         chosen = visible_objects(chosen, crop)
         frame = FULL_IMAGE if self.encode_crop else crop
+        boxes = [item.box.seen_in(frame) for item in chosen]
+        labels = [self.encode_class(item) for item in chosen]
+        if flip:
+            boxes, crop = [box.mirrored() for box in boxes], crop.mirrored()
+        return self._sequence(labels, boxes, crop)
+
+    def tokens(
+        self, labels: Sequence[int], boxes: Sequence[Sequence[float]], crop: Sequence[float] | None = None
+    ) -> list[int]:
+        """Encode objects as they come in a batch: class tokens (N,), -1 = absent, and boxes (N, 4), as `length` tokens.
+
+        crop (4,): None for the full image. Raises UserError for more than max_objects objects, for labels that are no
+        class of this tokenizer and for boxes outside the image.
+        """
+        present = [i for i, label in enumerate(labels) if label >= 0]
+        largest = max((labels[i] for i in present), default=0)
+        if len(present) > self.max_objects or largest >= self.num_classes * self._num_flags:
+            raise UserError(
+                f"{type(self).__name__}: {len(present)} objects with labels up to {largest}, but max_objects="
+                f"{self.max_objects} and num_classes={self.num_classes}; set both to those of the data set"
+            )
+        chosen = [Box(*boxes[i]) for i in present]
+        return self._sequence([labels[i] for i in present], chosen, Box(*crop) if crop else FULL_IMAGE)
+
+    @property
+    def _num_flags(self) -> int:
+        return 16 if self.use_attributes else 2 if self.use_group else 1
+
+    def _sequence(self, labels: Sequence[int], boxes: Sequence[Box], crop: Box) -> list[int]:
         tokens: list[int] = []
-        for item in chosen:
-            box = item.box.seen_in(frame)
-            tokens += (self.encode_class(item), *self.encode_place(box.mirrored() if flip else box))
-        tokens += [self.none_token] * (self.max_objects - len(chosen)) * (1 + self.points_per_object)
+        for label, box in zip(labels, boxes, strict=True):
+            tokens += (label, *self.encode_place(box))
+        tokens += [self.none_token] * (self.max_objects - len(labels)) * (1 + self.points_per_object)
         if self.encode_crop:
-            tokens += self.encode_corners(crop.mirrored() if flip else crop)
+            tokens += self.encode_corners(crop)
         return self._checked(tokens)
 
     def _checked(self, tokens: list[int]) -> list[int]:

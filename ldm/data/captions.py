@@ -9,18 +9,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ldm.data.base import ImageDataset
-from ldm.data.folders import existing_folder, find_files
-from ldm.data.transforms import open_image
+from ldm.data.decoding import Picture
+from ldm.data.folders import existing_folder, find_files, find_pictures
 from ldm.errors import UserError
 
-__all__ = ["CaptionedFolder"]
+__all__ = ["LABEL", "CaptionedFolder", "number_labels", "one_of"]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
-_LABEL = "class_label"
+LABEL, _CAPTION = "class_label", "caption"
 _PROBED = 16  # rows whose files must not all be absent
 Row = Mapping[str, Any]
 
@@ -56,7 +55,7 @@ class CaptionedFolder(ImageDataset):
             raise UserError(f"{root}: columns are those of a table; set captions to its file, or leave them out")
 
     def _captioned_pictures(self) -> list[str]:
-        names, texts = list(find_files(self.root)), set(find_files(self.root, [".txt"]))
+        names, texts = find_pictures(self.root), set(find_files(self.root, [".txt"]))
         bare = [name for name in names if _text_beside(name) not in texts]
         if bare:
             raise UserError(
@@ -90,30 +89,41 @@ class CaptionedFolder(ImageDataset):
 
     def _with_labels(self, rows: list[Row]) -> list[Row]:
         """Turn the class labels into numbers."""
-        if not rows or _LABEL not in rows[0]:
+        if not rows or LABEL not in rows[0]:
             return rows
-        labels = [str(row[_LABEL]).strip() for row in rows]
-        if all(label.lstrip("-").isdigit() for label in labels):
-            return [{**row, _LABEL: int(label)} for row, label in zip(rows, labels, strict=True)]
-        self.class_names = sorted(set(labels))
-        rank = {label: i for i, label in enumerate(self.class_names)}
-        return [{**row, _LABEL: rank[label]} for row, label in zip(rows, labels, strict=True)]
+        labels, self.class_names = number_labels([row[LABEL] for row in rows])
+        return [{**row, LABEL: label} for row, label in zip(rows, labels, strict=True)]
 
-    def _read_image(self, file: int) -> Image.Image:
-        return open_image(self.root / self.names[file])
+    def _read_image(self, file: int) -> Picture:
+        return self.transform.open(self.root / self.names[file])
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
         if not self._rows:
             return {"caption": (self.root / _text_beside(self.names[file])).read_text(encoding="utf-8").strip()}
-        return {key: _one_of(value, rng) for key, value in self._rows[file].items()}
+        return {key: one_of(key, value, rng) for key, value in self._rows[file].items()}
 
 
 def _text_beside(name: str) -> str:
     return PurePosixPath(name).with_suffix(".txt").as_posix()
 
 
-def _one_of(value: Any, rng: np.random.Generator) -> Any:
-    return value[int(rng.integers(len(value)))] if isinstance(value, list) and value else value
+def number_labels(labels: Sequence[Any]) -> tuple[list[int], list[str]]:
+    """Turn labels into numbers: whole numbers as they are, others by rank; return them with the names in order."""
+    texts = [str(label).strip() for label in labels]
+    if all(text.removeprefix("-").isdigit() for text in texts):
+        return [int(text) for text in texts], []
+    names = sorted(set(texts))
+    rank = {name: i for i, name in enumerate(names)}
+    return [rank[text] for text in texts], names
+
+
+def one_of(key: str, value: Any, rng: np.random.Generator) -> Any:
+    """Give a value, of a list one of its entries; captions as texts, an empty one where a list has none."""
+    if isinstance(value, list) and value:
+        value = value[int(rng.integers(len(value)))]
+    if key != _CAPTION:
+        return value
+    return "" if value is None or isinstance(value, list) else str(value).strip()
 
 
 def _key_of(columns: Mapping[str, str], column: str) -> str:

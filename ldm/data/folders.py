@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ldm.data.base import ImageDataset
-from ldm.data.transforms import open_image
+from ldm.data.decoding import Picture
 from ldm.errors import UserError
 
-__all__ = ["EXTENSIONS", "ImageFolder", "existing_folder", "find_files"]
+__all__ = ["EXTENSIONS", "ImageFolder", "existing_folder", "find_files", "find_pictures", "read_list"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -36,6 +35,20 @@ def find_files(root: Path, extensions: Sequence[str] = EXTENSIONS) -> Iterator[s
             yield relative.as_posix()
 
 
+def find_pictures(root: Path) -> list[str]:
+    """List the pictures below a folder as `find_files` does; if there are none, the arrays (.npy)."""
+    return list(find_files(root)) or list(find_files(root, [".npy"]))
+
+
+def read_list(path: Path) -> list[str]:
+    """Read a text of paths, one a line. Raises UserError if it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); set list_file to a text file of paths") from error
+    return [Path(line.strip()).as_posix() for line in lines if line.strip()]
+
+
 class ImageFolder(ImageDataset):
     """Read all pictures below `root`, sorted by path, or those that `list_file` names, one relative path a line.
 
@@ -53,24 +66,16 @@ class ImageFolder(ImageDataset):
     ) -> None:
         super().__init__(size, **kwargs)
         self.root = existing_folder(root)
-        names = list(find_files(self.root)) if list_file is None else _read_list(Path(list_file).expanduser())
+        names = find_pictures(self.root) if list_file is None else read_list(Path(list_file).expanduser())
         if class_folders and any("/" not in name for name in names):
             raise UserError(f"{root}: class_folders needs every picture in a folder of its class")
         self.class_names = sorted({name.split("/")[0] for name in names}) if class_folders else []
         self._index(names, str(root))
 
-    def _read_image(self, file: int) -> Image.Image:
-        return open_image(self.root / self.names[file])
+    def _read_image(self, file: int) -> Picture:
+        return self.transform.open(self.root / self.names[file])
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
         if not self.class_names:
             return {}
         return {"class_label": bisect_left(self.class_names, self.names[file].split("/")[0])}
-
-
-def _read_list(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); set list_file to a text file of paths") from error
-    return [Path(line.strip()).as_posix() for line in lines if line.strip()]

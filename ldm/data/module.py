@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm.data.base import ImageDataset
+from ldm.data.derived import DerivedDataset, takes_draws
 from ldm.data.loader import Loader, collate
 from ldm.data.sampler import DrawSampler
 from ldm.data.shards import Shards, StreamPlan
@@ -69,6 +70,7 @@ class DataModule:
     def train_texts(self, key: str = "caption") -> Iterator[str]:
         """List texts of the training set under a key, for a tokenizer to be trained on."""
         dataset = self._train_set()
+        dataset = dataset.source if isinstance(dataset, DerivedDataset) else dataset
         if isinstance(dataset, (ImageDataset, Shards)):
             yield from dataset.texts(key)
             return
@@ -102,8 +104,7 @@ class DataModule:
         if isinstance(dataset, Shards):
             dataset = dataset.planned(StreamPlan(self.seed, shuffle, batch_size=self.batch_size))
         elif not isinstance(dataset, IterableDataset):
-            bare = not isinstance(dataset, ImageDataset)
-            options["sampler"] = DrawSampler(len(dataset), self.seed, shuffle, evaluation, bare)
+            options["sampler"] = DrawSampler(len(dataset), self.seed, shuffle, evaluation, not takes_draws(dataset))
         return Loader(
             dataset,
             batch_size=self.batch_size,

@@ -16,12 +16,12 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ldm.data.base import ImageDataset, Tally
+from ldm.data.decoding import Picture
 from ldm.data.tar_samples import Fields, Member, expand_urls, index_tar
-from ldm.data.transforms import UNREADABLE, ImageTransform, open_image
+from ldm.data.transforms import UNREADABLE, ImageTransform
 from ldm.errors import UserError
 
 __all__ = ["IndexedShards", "Shards", "StreamPlan"]
@@ -68,8 +68,8 @@ class IndexedShards(ImageDataset):
         shard, start, size = self._places[file, column].tolist()
         return Member(start, size).read(self._shards[shard])
 
-    def _read_image(self, file: int) -> Image.Image:
-        return open_image(self._content(file, 0))
+    def _read_image(self, file: int) -> Picture:
+        return self.transform.open(self._content(file, 0))
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
         return self.fields.read(self.names[file], lambda extension: self._content(file, self._columns[extension]))
@@ -106,11 +106,12 @@ class Shards(IterableDataset):
         flip: float = 0.0,
         channels: int = 3,
         interpolation: str = "bicubic",
+        value_range: Sequence[float] | None = None,
         samples_per_epoch: int | None = None,
         buffer: int = 1000,
     ) -> None:
         self.shards = expand_urls(urls)
-        self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation)
+        self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation, value_range)
         self.fields, self.samples_per_epoch, self.buffer = Fields(fields), samples_per_epoch, max(1, buffer)
         self.plan = StreamPlan()
         self._position = torch.zeros(2, dtype=torch.long).share_memory_()  # epoch, batches already seen
@@ -222,7 +223,8 @@ class Shards(IterableDataset):
         name, files = _name(sample), [key for key in sample if not key.startswith("__")]
         self.fields.check(name, files)
         try:
-            image, fields = open_image(sample[self.fields.image_of(files)]), self.fields.read(name, sample.__getitem__)
+            image = self.transform.open(sample[self.fields.image_of(files)])
+            fields = self.fields.read(name, sample.__getitem__)
         except UNREADABLE as error:
             self._skip(name, error)
             return None

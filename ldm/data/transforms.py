@@ -1,4 +1,4 @@
-"""Pictures to tensors: decode, scale, crop, mirror, x / 127.5 - 1 (the paper's preprocessing: sizes, crops, flips).
+"""Pictures to tensors: scale, crop, mirror, x / 127.5 - 1 (the paper's preprocessing: sizes, crops, flips).
 
 Randomness is a pure function of (seed, epoch, index): a `Draw` carries the three and gives the generator of its item,
 so that no two workers, ranks or epochs repeat each other and any item can be made again.
@@ -6,7 +6,6 @@ so that no two workers, ranks or epochs repeat each other and any item can be ma
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from einops import rearrange, repeat
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from ldm.data.decoding import LUMA, UNREADABLE, Picture, Planes, check_range, open_image
 from ldm.errors import UserError
 
-__all__ = ["UNREADABLE", "Draw", "ImageTransform", "open_image"]
+__all__ = ["UNREADABLE", "Draw", "ImageTransform", "View", "open_image", "with_channels"]
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-_CROPS = ("center", "random", "none")
+_CROPS = ("center", "random", "random_size", "none")
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -32,6 +31,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 class Draw(NamedTuple):
@@ -46,23 +46,14 @@ class Draw(NamedTuple):
         return np.random.default_rng([self.seed, self.epoch, self.index])
 
 
-def open_image(source: Path | bytes) -> Image.Image:
-    """Decode a picture to mode L, RGB or F with values in 0..255.
+class View(NamedTuple):
+    """What an item shows of its picture: the size that the whole is scaled to, the crop's corner in that, mirroring."""
 
-    The orientation in EXIF is applied, transparency is laid on white, 16-bit greys become mode F without rounding.
-    Raises one of UNREADABLE.
-    """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        return Image.fromarray(np.asarray(image).astype(np.float32) * np.float32(255 / 65535))
-    if image.mode == "F":
-        raise ValueError("floating-point pictures have no known range; convert to 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
+    width: int
+    height: int
+    left: int = 0
+    top: int = 0
+    mirrored: bool = False
 
 
 class ImageTransform:
@@ -70,9 +61,11 @@ class ImageTransform:
 
     size: S or [H, W]. resize: the shortest side before cropping, in pixels; "size": the least that covers `size`;
     "none": the picture's own, so that a crop shows full resolution. A picture that does not cover `size` is enlarged.
-    crop: "center", "random", or "none" to squeeze the whole picture to `size`. flip: probability of mirroring.
-    interpolation: nearest, box, bilinear, hamming, bicubic or lanczos, antialiased except nearest. channels: 1 or 3.
-    Raises UserError for other values.
+    crop: "center", "random", "random_size" for any extent from `size` pixels to the whole (whatever resize says),
+    or "none" to squeeze the whole picture to `size`. flip: probability of mirroring.
+    interpolation: nearest, box, bilinear, hamming, bicubic or lanczos, antialiased except nearest. channels: 1 for
+    grey, 3 for colours, 2 and 4 for these with transparency, or what the files have. value_range: the values of black
+    and white in arrays and files of more than 8 bits, see `open_image`. Raises UserError for other values.
     """
 
     def __init__(
@@ -83,52 +76,86 @@ class ImageTransform:
         flip: float = 0.0,
         channels: int = 3,
         interpolation: str = "bicubic",
+        value_range: Sequence[float] | None = None,
     ) -> None:
         self.height, self.width = _height_and_width(size)
         if crop not in _CROPS:
             raise UserError(f"data: crop {crop!r} is not one of {', '.join(_CROPS)}")
         if interpolation not in _FILTERS:
             raise UserError(f"data: interpolation {interpolation!r} is not one of {', '.join(_FILTERS)}")
-        if not 0 <= flip <= 1 or channels not in (1, 3):
-            raise UserError(f"data: needs 0 <= flip <= 1 and channels 1 or 3, not flip={flip}, channels={channels}")
+        if not 0 <= flip <= 1 or not isinstance(channels, int) or channels < 1:
+            raise UserError(f"data: needs 0 <= flip <= 1 and channels >= 1, not flip={flip}, channels={channels}")
         self.crop, self.flip, self.channels = crop, flip, channels
         self.shortest_side = _shortest_side(resize, min(self.height, self.width))
         self.filter = _FILTERS[interpolation]
+        self.value_range = check_range(value_range)
 
-    def enlarges(self, image: Image.Image) -> bool:
+    def open(self, source: Path | bytes) -> Picture:
+        """Decode a picture as the number of channels and the range ask for, see `open_image`."""
+        return open_image(source, self.channels, self.value_range)
+
+    def enlarges(self, image: Picture) -> bool:
         """Tell whether the picture has fewer pixels than the size asks for."""
         return image.width < self.width or image.height < self.height
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+    def __call__(self, image: Picture, rng: np.random.Generator) -> Tensor:
         """Transform a picture as `open_image` gives it."""
+        return self.show(image, self.view(image, rng))
+
+    def view(self, image: Picture, rng: np.random.Generator) -> View:
+        """Draw what to show of a picture."""
         across, down, mirror = rng.random(3)  # always three draws, so that an option changes no other draw
-        image = self._scaled(image)
-        if self.crop != "none":
-            x, y = image.width - self.width, image.height - self.height
-            left, top = (round(x / 2), round(y / 2)) if self.crop == "center" else (_upto(x, across), _upto(y, down))
-            image = image.crop((left, top, left + self.width, top + self.height))
-        if mirror < self.flip:
+        if self.crop == "none":
+            return View(self.width, self.height, mirrored=bool(mirror < self.flip))
+        scale = self._scale(image, rng)
+        width, height = max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale))
+        x, y = width - self.width, height - self.height
+        left, top = (round(x / 2), round(y / 2)) if self.crop == "center" else (_upto(x, across), _upto(y, down))
+        return View(width, height, left, top, bool(mirror < self.flip))
+
+    def show(self, image: Picture, view: View) -> Tensor:
+        """Scale, crop and mirror a picture as a view says."""
+        if image.size != view[:2]:
+            image = image.resize(view[:2], self.filter)
+        image = image.crop((view.left, view.top, view.left + self.width, view.top + self.height))
+        if view.mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self._tensor(image)
 
-    def _scaled(self, image: Image.Image) -> Image.Image:
-        if self.crop == "none":
-            size = (self.width, self.height)
-        else:
-            cover = max(self.width / image.width, self.height / image.height)
-            wanted = 1.0 if self.shortest_side is None else self.shortest_side / min(image.size)
-            scale = max(cover, wanted)
-            size = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
-        return image if size == image.size else image.resize(size, self.filter)
+    def _scale(self, image: Picture, rng: np.random.Generator) -> float:
+        cover = max(self.width / image.width, self.height / image.height)
+        if self.crop == "random_size":  # the extent of the crop is uniform between its two limits
+            largest = max(cover, 1.0)
+            return 1 / (1 / largest + rng.random() * (1 / cover - 1 / largest))
+        wanted = 1.0 if self.shortest_side is None else self.shortest_side / min(image.size)
+        return max(cover, wanted)
 
-    def _tensor(self, image: Image.Image) -> Tensor:
-        if image.mode != "F":
-            image = image.convert("L" if self.channels == 1 else "RGB")
-        values = np.clip(np.asarray(image, dtype=np.float32), 0, 255)  # bicubic overshoots in mode F
+    def _tensor(self, image: Picture) -> Tensor:
+        image = with_channels(image, self.channels)
+        values = image.array() if isinstance(image, Planes) else np.asarray(image, dtype=np.float32)
+        values = np.clip(values, 0, 255)  # bicubic overshoots in floats
         tensor = torch.from_numpy(values / np.float32(127.5) - 1)
         if tensor.dim() == 2:
             return repeat(tensor, "h w -> c h w", c=self.channels).contiguous()  # (C, H, W)
         return rearrange(tensor, "h w c -> c h w").contiguous()  # (C, H, W)
+
+
+def with_channels(image: Picture, channels: int) -> Picture:
+    """Turn grey into colours and the other way round; a grey of floats that becomes colours is left as it is.
+
+    Raises UserError where a picture would lose or invent channels.
+    """
+    have = len(image.getbands())
+    if have == channels or (image.mode, channels) == ("F", 3):
+        return image
+    if channels in _MODES and image.mode in ("L", "LA", "RGB", "RGBA"):
+        return image.convert(_MODES[channels])
+    if channels == 1 and have == 3:
+        return Image.fromarray(image.array() @ LUMA)
+    raise UserError(
+        f"a picture of {have} channels does not go with channels={channels}; set channels={have} in the data set, and "
+        "in_channels and out_channels of the autoencoder"
+    )
 
 
 def _upto(largest: int, share: float) -> int:

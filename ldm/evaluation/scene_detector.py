@@ -64,20 +64,34 @@ class Verdict:
 
 def detect(image: Tensor | np.ndarray) -> list[Object]:
     """Find the objects of an image (3, H, W) in [-1, 1], largest first. Raises ValueError for another shape."""
+    return sorted((item for _, item in _found(image)), key=lambda item: -item.radius)
+
+
+def segment(image: Tensor | np.ndarray) -> Tensor:
+    """Tell what each pixel of an image (3, H, W) in [-1, 1] belongs to: int64 (H, W), 0 background, 1.. of SHAPES.
+
+    Objects of unknown shape have the number after the last shape's. Raises ValueError for another shape of image.
+    """
+    classes = torch.zeros(image.shape[-2:], dtype=torch.long)
+    for mask, item in _found(image):
+        classes[torch.from_numpy(mask)] = 1 + (*SHAPES, UNKNOWN).index(item.shape)
+    return classes
+
+
+def _found(image: Tensor | np.ndarray) -> Iterator[tuple[np.ndarray, Object]]:
+    """Yield the objects of an image, each with the pixels (H, W) of which it covers more than half."""
     pixels = torch.as_tensor(image).detach().cpu().float().numpy()
     if pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ValueError(f"detect: image has shape {pixels.shape}; expected (3, H, W)")
+        raise ValueError(f"image has shape {pixels.shape}; expected (3, H, W)")
     pixels = np.clip((pixels + 1) / 2, 0, 1)
     colour, share, residual = _unmix(pixels)  # (H, W) each
-    found = []
     for index in range(len(PALETTE)):
         for mask in _components((colour == index) & (share > 0.5)):
             if mask.mean() >= MIN_AREA:
                 full = np.quantile(share[mask], 0.8)  # a paler or darker colour than the palette's still covers fully
                 soft = np.where(_grown(mask) & ((colour == index) | (share < 0.5)), np.clip(share / full, 0, 1), 0)
                 known = np.median(residual[mask]) <= MAX_RESIDUAL
-                found.append(_measure(soft, list(PALETTE)[index] if known else UNKNOWN))
-    return sorted(found, key=lambda item: -item.radius)
+                yield mask, _measure(soft, list(PALETTE)[index] if known else UNKNOWN)
 
 
 def verdict(image: Tensor | np.ndarray, caption: str) -> Verdict:

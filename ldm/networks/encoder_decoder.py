@@ -29,7 +29,9 @@ class Architecture:
 
     channels is the width of the first level, channel_mult its multiple per level (f = 2 ** (levels - 1)), and
     attention_resolutions the sides, counted down from the nominal `resolution`, at which a level has attention; the
-    actual input may have another size. Raises UserError for values that no network can have.
+    actual input may have another size. norm_groups: of the group norms; as many groups as channels would take the mean,
+    and with it the colours, out of every channel, so narrow networks want fewer than the published 32. Raises UserError
+    for values that no network can have.
     """
 
     in_channels: int = 3
@@ -43,6 +45,7 @@ class Architecture:
     attention: Attention = "vanilla"
     dropout: float = 0.0
     resample_with_conv: bool = True
+    norm_groups: int = NUM_GROUPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
@@ -54,10 +57,10 @@ class Architecture:
         if self.num_res_blocks < 1:
             raise UserError(f"Architecture.num_res_blocks: {self.num_res_blocks}; give at least 1")
         for width in (self.channels, *self.level_channels):
-            if width < 1 or width % NUM_GROUPS:
+            if width < 1 or self.norm_groups < 1 or width % self.norm_groups:
                 raise UserError(
                     f"Architecture.channels: a level would have {width} channels; every level needs a multiple of "
-                    f"{NUM_GROUPS} (GroupNorm)"
+                    f"norm_groups, {self.norm_groups}"
                 )
 
     @property
@@ -82,11 +85,11 @@ class LinAttnBlock(LinearAttention):
         super().__init__(in_channels, heads=1, head_channels=in_channels)
 
 
-def make_attention(channels: int, attention: Attention) -> nn.Module:
+def make_attention(channels: int, attention: Attention, norm_groups: int = NUM_GROUPS) -> nn.Module:
     """Return the attention block of this kind; nn.Identity for "none"."""
     if attention == "none":
         return nn.Identity()
-    return AttnBlock(channels) if attention == "vanilla" else LinAttnBlock(channels)
+    return AttnBlock(channels, norm_groups) if attention == "vanilla" else LinAttnBlock(channels)
 
 
 class Upsample(nn.Module):
@@ -124,14 +127,15 @@ class ResnetBlock(nn.Module):
         dropout: float = 0.0,
         temb_channels: int = 0,
         conv_shortcut: bool = False,
+        norm_groups: int = NUM_GROUPS,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
-        self.norm1 = GroupNorm32(in_channels, eps=GROUP_NORM_EPS)
+        self.norm1 = GroupNorm32(in_channels, GROUP_NORM_EPS, norm_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         if temb_channels > 0:
             self.temb_proj = nn.Linear(temb_channels, out_channels)
-        self.norm2 = GroupNorm32(out_channels, eps=GROUP_NORM_EPS)
+        self.norm2 = GroupNorm32(out_channels, GROUP_NORM_EPS, norm_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = self.nin_shortcut = None  # at most one of the two published names
@@ -159,11 +163,13 @@ class Level(nn.Module):
         attention: Attention | None = None,
         dropout: float = 0.0,
         temb_channels: int = 0,
+        norm_groups: int = NUM_GROUPS,
     ) -> None:
         """Take the (in, out) channels of every block; attention None means that the level has no attention at all."""
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b, dropout, temb_channels) for a, b in widths)
-        self.attn = nn.ModuleList(make_attention(b, attention) for _, b in widths if attention is not None)
+        options = {"dropout": dropout, "temb_channels": temb_channels, "norm_groups": norm_groups}
+        self.block = nn.ModuleList(ResnetBlock(a, b, **options) for a, b in widths)
+        self.attn = nn.ModuleList(make_attention(b, attention, norm_groups) for _, b in widths if attention is not None)
 
     def step(self, j: int, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Run block j and its attention."""
@@ -179,11 +185,19 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Run block, attention, block at the lowest resolution."""
 
-    def __init__(self, channels: int, attention: Attention, dropout: float = 0.0, temb_channels: int = 0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        attention: Attention,
+        dropout: float = 0.0,
+        temb_channels: int = 0,
+        norm_groups: int = NUM_GROUPS,
+    ) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout, temb_channels)
-        self.attn_1 = make_attention(channels, attention)
-        self.block_2 = ResnetBlock(channels, channels, dropout, temb_channels)
+        options = {"dropout": dropout, "temb_channels": temb_channels, "norm_groups": norm_groups}
+        self.block_1 = ResnetBlock(channels, **options)
+        self.attn_1 = make_attention(channels, attention, norm_groups)
+        self.block_2 = ResnetBlock(channels, **options)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x, temb)), temb)
@@ -201,13 +215,14 @@ class Encoder(nn.Module):
         width_in = arch.channels
         for i, width in enumerate(widths):
             pairs = [(width_in, width)] + [(width, width)] * (arch.num_res_blocks - 1)
-            level = Level(pairs, arch.attention if arch.has_attention(i) else None, arch.dropout)
+            attention = arch.attention if arch.has_attention(i) else None
+            level = Level(pairs, attention, arch.dropout, norm_groups=arch.norm_groups)
             if i < len(widths) - 1:
                 level.downsample = Downsample(width, arch.resample_with_conv)
             self.down.append(level)
             width_in = width
-        self.mid = Middle(widths[-1], arch.attention, arch.dropout)
-        self.norm_out = GroupNorm32(widths[-1], eps=GROUP_NORM_EPS)
+        self.mid = Middle(widths[-1], arch.attention, arch.dropout, norm_groups=arch.norm_groups)
+        self.norm_out = GroupNorm32(widths[-1], GROUP_NORM_EPS, arch.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], arch.z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,18 +245,19 @@ class Decoder(nn.Module):
         self.tanh_out = tanh_out
         widths = arch.level_channels
         self.conv_in = nn.Conv2d(arch.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], arch.attention, arch.dropout)
+        self.mid = Middle(widths[-1], arch.attention, arch.dropout, norm_groups=arch.norm_groups)
         levels = []
         width_in = widths[-1]
         for i in reversed(range(len(widths))):
             pairs = [(width_in, widths[i])] + [(widths[i], widths[i])] * arch.num_res_blocks
-            level = Level(pairs, arch.attention if arch.has_attention(i) else None, arch.dropout)
+            attention = arch.attention if arch.has_attention(i) else None
+            level = Level(pairs, attention, arch.dropout, norm_groups=arch.norm_groups)
             if i > 0:
                 level.upsample = Upsample(widths[i], arch.resample_with_conv)
             levels.insert(0, level)  # up[i] is level i, 0 the highest resolution, although it runs last
             width_in = widths[i]
         self.up = nn.ModuleList(levels)
-        self.norm_out = GroupNorm32(widths[0], eps=GROUP_NORM_EPS)
+        self.norm_out = GroupNorm32(widths[0], GROUP_NORM_EPS, arch.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], arch.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

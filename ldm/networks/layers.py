@@ -20,15 +20,16 @@ _AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Normalise over 32 groups of channels, with float32 statistics whatever the input's dtype.
+    """Normalise over groups of channels, with float32 statistics whatever the input's dtype.
 
-    The input's dtype and memory format are kept: (B, C, ...) -> (B, C, ...). Raises UserError unless 32 divides C.
+    The input's dtype and memory format are kept: (B, C, ...) -> (B, C, ...). Raises UserError unless num_groups, 32 as
+    published, divides C.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        if channels % NUM_GROUPS:
-            raise UserError(f"{channels} channels cannot be normalised: use a multiple of {NUM_GROUPS} at every level")
-        super().__init__(NUM_GROUPS, channels, eps=eps)
+    def __init__(self, channels: int, eps: float = 1e-5, num_groups: int = NUM_GROUPS) -> None:
+        if channels % num_groups:
+            raise UserError(f"{channels} channels cannot be normalised: use a multiple of {num_groups} at every level")
+        super().__init__(num_groups, channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:

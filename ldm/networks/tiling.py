@@ -7,7 +7,7 @@ arXiv 2112.10752, Sec. 4.3.2). Tiles always cover the whole map: where the strid
 moved back to the edge.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,13 +131,18 @@ def tiled(fn: Callable[..., Tensor], spec: TileSpec, up: int = 1, down: int = 1)
 
     def run(x: Tensor, *maps: Tensor) -> Tensor:
         tiles = FoldUnfold(spec, *x.shape[-2:], up, down)
-        weights, normalization = tiles.weights.to(x.device), tiles.normalization.to(x.device)
-        total = None
-        for i in range(len(tiles.positions)):
-            y = fn(tiles.crop(x, i), *(tiles.crop(each, i) for each in maps))
-            weighted = y * weights[..., i]  # float32 also for half-precision y
-            total = weighted.new_zeros(*y.shape[:2], *tiles.out_size) if total is None else total
-            tiles.add(total, i, weighted)
-        return (total / normalization).to(y.dtype)
+        each = range(len(tiles.positions))
+        return blend(tiles, (fn(tiles.crop(x, i), *(tiles.crop(other, i) for other in maps)) for i in each))
 
     return run
+
+
+def blend(tiles: FoldUnfold, outputs: Iterable[Tensor]) -> Tensor:
+    """Blend the outputs (B, C, kh', kw') of all tiles in their order, one at a time: (B, C, H', W')."""
+    total, dtype = None, None
+    for i, y in enumerate(outputs):
+        weighted = y * tiles.weights[..., i].to(y.device)  # float32 also for half-precision y
+        total = weighted.new_zeros(*y.shape[:2], *tiles.out_size) if total is None else total
+        tiles.add(total, i, weighted)
+        dtype = y.dtype
+    return (total / tiles.normalization.to(total.device)).to(dtype)

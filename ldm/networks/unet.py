@@ -189,7 +189,8 @@ class UNet(nn.Module):
         if (num_heads is None) == (num_head_channels is None):
             raise UserError("UNet: set exactly one of num_heads and num_head_channels")
         self.model_channels = model_channels
-        self.context_dim = context_dim
+        self.in_channels, self.out_channels = in_channels, codebook_size or out_channels
+        self.context_dim, self.num_classes = context_dim, num_classes
         self.size_multiple = 2 ** (len(channel_mult) - 1)
         widths = [model_channels * mult for mult in channel_mult]
         encoder = BlockFactory(model_channels, num_heads, num_head_channels, options, context_dim, transformer_depth)

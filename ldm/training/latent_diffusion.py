@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
-from ldm.conditioning.network import ConditionalNetwork
+from ldm.conditioning.network import ConditionalNetwork, check_fit
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.objective import Objective, Terms
 from ldm.diffusion.parameterization import Denoise, Epsilon, Parameterization, Prediction
@@ -47,6 +47,7 @@ class LatentDiffusion(TrainingModule):
 
     `autoencoder` is frozen, stays in eval mode and out of optimiser and average; `ema_decay` None keeps no average.
     A batch holds images under `image_key`, or cached encoder outputs under "moments", and what the conditioner reads.
+    UserError if network, autoencoder and conditioner do not fit together, naming them.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class LatentDiffusion(TrainingModule):
         self.cond_stage_model = conditioner
         if conditioner is not None:
             conditioner.use_first_stage(self.first_stage_model)
+        check_fit(network, autoencoder.latent_channels, conditioner)
         self._quartiles = QuartileMeans(schedule.num_steps)
 
     def _register_tables(self, schedule: Schedule, logvar_init: float) -> None:

@@ -50,3 +50,24 @@ def test_grid_shows_the_first_pictures_only(tmp_path):
     folder.add(torch.ones(3, 3, 4, 4), [{}] * 3)
     folder.finish({})
     assert Image.open(tmp_path / "grid-0000.png").size == (8, 4)
+
+
+def test_pictures_with_names_and_what_stands_beside_them(tmp_path):
+    folder = PictureFolder(tmp_path, columns=1)
+    for size in ((4, 6), (2, 3)):
+        image, beside = torch.full((3, *size), 9, dtype=torch.uint8), torch.full((1, *size), 5, dtype=torch.uint8)
+        folder.add_one(image, {}, "sub/a", beside)
+    folder.finish({})
+    assert [entry["file"] for entry in folder.entries] == ["sub/a.png", "sub/a-1.png"]
+    rows = np.asarray(Image.open(tmp_path / "grid-0000.png"))
+    assert rows.shape == (8, 12, 3)
+    assert (rows[:4, :6] == 5).all() and (rows[:4, 6:] == 9).all() and (rows[6:] == 0).all()
+
+
+def test_other_channels_become_arrays(tmp_path):
+    folder = PictureFolder(tmp_path)
+    image = torch.randint(0, 256, (5, 4, 6), dtype=torch.uint8)
+    folder.add_one(image, {})
+    folder.finish({})
+    assert np.array_equal(np.load(tmp_path / "samples" / "00000.npy"), image.permute(1, 2, 0).numpy())
+    assert Image.open(tmp_path / "grid-0000.png").size == (30, 4)

@@ -13,6 +13,7 @@ from ldm.autoencoder.regularizers import KL
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
 from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
 from ldm.conditioning.labels import ClassConditioner
+from ldm.conditioning.layout import LayoutConditioner
 from ldm.conditioning.text import (
     CLIPTextConditioner,
     EmbeddingConditioner,
@@ -20,6 +21,7 @@ from ldm.conditioning.text import (
     TokenConditioner,
     TrainedTokenizer,
 )
+from ldm.data.boxes import BoxTokenizer
 from ldm.errors import UserError
 from ldm.networks.encoder_decoder import Architecture
 
@@ -55,6 +57,10 @@ def make(cls, clip_folder, **options):
         return cls(trained_tokenizer(), 16, 1, key="text", **options), {"text": CAPTIONS}
     if cls is CLIPTextConditioner:
         return cls(str(clip_folder), 8, "text", **options), {"text": CAPTIONS}
+    if cls is LayoutConditioner:
+        boxes = torch.tensor([0.25, 0.25, 0.5, 0.5]).expand(B, 2, 4)
+        layouts = {"boxes": boxes, "box_labels": torch.tensor([[0, 1], [3, -1], [2, 2]])}
+        return cls(BoxTokenizer(5, max_objects=2, vocab_size=64), 16, 1, **options), layouts
     if cls is EmbeddingConditioner:
         return cls("e", 16, num_tokens=2, **options), {"e": torch.randn(B, 2, 16)}
     if cls is ImageConditioner:
@@ -170,3 +176,10 @@ def test_moves_with_its_module(cls, clip_folder):
     conditioner, _ = make(cls, clip_folder)
     conditioner.to("meta")
     assert conditioner.device.type == "meta"
+
+
+def test_tells_the_width_of_what_it_gives(cls, clip_folder):
+    conditioner, batch = make(cls, clip_folder)
+    value = filled(conditioner.eval()(batch), conditioner.slot)
+    given = {"concat": value.shape[1:2], "context": value.shape[2:]}[conditioner.slot][0]
+    assert conditioner.width == given

@@ -5,17 +5,23 @@ import inspect
 import pickle
 import pkgutil
 
+import numpy as np
 import pytest
 import torch
-from picture_files import write_pictures, write_tar
+from picture_files import pixels, png, write_pictures, write_tar
+from task_data import make_task_data
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import ldm.data
 from ldm.data.captions import CaptionedFolder
 from ldm.data.folders import ImageFolder
+from ldm.data.imagenet import ImageNet
 from ldm.data.latents import CachedLatents
 from ldm.data.loader import collate
+from ldm.data.lsun import LSUN
 from ldm.data.module import DataModule
+from ldm.data.neighbours import RetrievalFolder
+from ldm.data.parquet import Parquet
 from ldm.data.shapes import Shapes
 from ldm.data.shards import IndexedShards, Shards
 
@@ -28,6 +34,26 @@ def make(cls, folder):
     if cls is ImageFolder:
         write_pictures(folder, COUNT, height=24)
         return cls(folder, SIZE, **AUGMENTED)
+    if cls is ImageNet:
+        write_pictures(folder / "n01440764", COUNT, height=24)
+        return cls(folder, SIZE, **AUGMENTED)
+    if cls is LSUN:
+        lmdb = pytest.importorskip("lmdb")
+        environment = lmdb.open(str(folder), map_size=2**20)
+        with environment.begin(write=True) as transaction:
+            for i in range(COUNT):
+                transaction.put(f"{i:04}".encode(), png(pixels(i, height=24)))
+        environment.close()
+        return cls(folder, SIZE, **AUGMENTED)
+    if cls is Parquet:
+        table = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        content = {
+            "image": [png(pixels(i, height=24)) for i in range(COUNT)],
+            "caption": [f"p {i}" for i in range(COUNT)],
+        }
+        parquet.write_table(table.table(content), folder / "a.parquet", row_group_size=4)
+        return cls(folder, SIZE, **AUGMENTED)
     if cls is CaptionedFolder:
         names = write_pictures(folder, COUNT, height=24)
         rows = "".join(f"{name},picture {name},{i}\n" for i, name in enumerate(names))
@@ -37,10 +63,18 @@ def make(cls, folder):
         write_tar(folder / "a.tar", range(3))
         write_tar(folder / "b.tar", range(3, COUNT))
         return cls(folder, SIZE, {"caption": "txt", "class_label": "json.class"}, **AUGMENTED)
+    if cls is RetrievalFolder:
+        names = write_pictures(folder, COUNT, height=24)
+        paths = [str(folder / name) for name in names]
+        np.savez(folder / "database.npz", embedding=np.eye(COUNT), path=paths)
+        return cls(folder, SIZE, folder / "database.npz", num_neighbours=2, **AUGMENTED)
     if cls is Shapes:
         return cls(COUNT, SIZE)
     if cls is CachedLatents:
         return cls(torch.randn(COUNT, 8, 4, 4), [{"caption": f"picture {i}", "class_label": i} for i in range(COUNT)])
+    dataset = make_task_data(cls, folder, COUNT, SIZE, **AUGMENTED)
+    if dataset is not None:
+        return dataset
     raise AssertionError(f"{cls.__name__} is new: add a small one here, so that it is tested")
 
 

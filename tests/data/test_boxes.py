@@ -104,3 +104,12 @@ def test_mistakes_are_named():
         tokenizer().build([LayoutObject(2000, FULL_IMAGE)])
     with pytest.raises(ValueError, match="17 tokens, not 3"):
         tokenizer().inverse_build([1, 2, 3])
+
+
+@pytest.mark.parametrize("cls", [BoxTokenizer, CentrePointTokenizer])
+@pytest.mark.parametrize("crop", [None, (0.05, 0.1, 0.9, 0.8)])
+def test_batches_are_encoded_as_layouts_are_built(cls, crop):
+    labels = [tokenizer(cls).encode_class(item) for item in OBJECTS]
+    boxes = [list(item.box) for item in OBJECTS]
+    got = tokenizer(cls).tokens([labels[0], -1, *labels[1:], -1], [boxes[0], [0] * 4, *boxes[1:], [0] * 4], crop)
+    assert got == tokenizer(cls).build(OBJECTS, crop and Box(*crop))

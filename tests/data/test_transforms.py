@@ -130,12 +130,15 @@ def test_damaged_files_raise_what_readers_skip(content):
     [
         ({"size": 0}, "size 0 is neither"),
         ({"size": [8]}, r"size \[8\]"),
-        ({"crop": "middle"}, "crop 'middle' is not one of center, random, none"),
+        ({"crop": "middle"}, "crop 'middle' is not one of center, random, random_size, none"),
         ({"interpolation": "cubic"}, "interpolation 'cubic'"),
         ({"resize": 4}, "from 8 on"),
         ({"resize": "all"}, "resize 'all'"),
         ({"flip": 2}, "flip=2"),
-        ({"channels": 5}, "channels=5"),
+        ({"channels": 0}, "channels=0"),
+        ({"channels": 2.5}, "channels=2.5"),
+        ({"value_range": [4, 4]}, r"value_range \[4, 4\] is not \[low, high\]"),
+        ({"value_range": 255}, "value_range 255"),
     ],
 )
 def test_wrong_options_are_named(options, message):

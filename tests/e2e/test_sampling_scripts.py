@@ -177,6 +177,15 @@ def test_other_samplers_and_sizes(runs, tmp_path, name):
     assert record(tmp_path)["sampler"]["name"].lower() == name.replace("_", "")
 
 
+def test_tiles_make_larger_pictures(runs, tmp_path):
+    (image,) = draw(sample, runs["none"], tmp_path / "a", "-n", 1, "--H", 24, "--W", 40, "--tile")
+    assert image.shape == (24, 40, 3)
+    settings = ("--prompt", PROMPT, "--n_samples", 1)
+    plain = draw(txt2img, runs["text"], tmp_path / "b", *settings)
+    tiled = draw(txt2img, runs["text"], tmp_path / "c", *settings, "--tile", 16)
+    assert almost_equal(plain, tiled)  # one tile is the whole
+
+
 def test_published_spacing_may_take_more_steps(runs, tmp_path):
     draw(sample, runs["none"], tmp_path, "-n", 1, "--ddim_steps", 3, "--spacing", "compvis", "--precision", "bf16")
     assert record(tmp_path)["sampler"] == {"name": "DDIM", "steps": 3, "eta": 1.0, "spacing": "compvis", "start": None}

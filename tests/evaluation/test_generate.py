@@ -7,7 +7,7 @@ from ldm.autoencoder.autoencoder import IdentityAutoencoder
 from ldm.conditioning.labels import ClassConditioner
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
-from ldm.evaluation.generate import Request, generate, to_uint8
+from ldm.evaluation.generate import Known, Request, generate, to_uint8
 from ldm.networks.unet import UNet
 from ldm.sampling.ddim import DDIM
 from ldm.training.latent_diffusion import LatentDiffusion
@@ -88,3 +88,20 @@ def test_samples_that_are_no_numbers_are_refused(model):
 def test_bytes_are_clamped_and_truncated():
     values = torch.tensor([-9.0, -1.0, 0.0, 0.999, 1.0, 3.0])
     assert to_uint8(values.view(1, 1, 1, 6)).flatten().tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_what_is_known_is_kept_and_the_hole_is_not_looked_at(model):
+    labels, mask = torch.tensor([0, 1, 2]), -torch.ones(3, 1, 8, 8)
+    mask[..., 2:5, 3:6] = 1
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    changed = torch.where(mask > 0, torch.zeros(1), images)
+
+    def draw(known, batch_size):
+        wanted = Request(range(3), (8, 8), {"class_label": labels}, batch_size=batch_size, known=known)
+        return torch.cat([part.images for part in generate(model, DDIM(10), wanted)])
+
+    drawn = draw(Known(images, mask), 3)
+    torch.testing.assert_close(drawn, draw(Known(changed, mask), 2), atol=1e-5, rtol=1e-5)
+    free = draw(None, 3)
+    is_known = (mask <= 0).expand_as(drawn)
+    assert (drawn - images)[is_known].abs().mean() < 0.3 * (free - images)[is_known].abs().mean()

@@ -1,0 +1,129 @@
+"""Layouts from JSON files, and pictures of them.
+
+A layout is a list of objects, [{"label": 3, "box": [left, top, width, height]}, {"name": "dog", "box": [...]}], in
+fractions of the picture; a file holds one layout, or a list of layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ldm.cli.inputs import read_json
+from ldm.data.boxes import Box
+from ldm.errors import UserError
+
+_TOLERANCE = 1e-3  # rounded numbers may stick out of the picture by so much
+_COLOURS = ("red", "blue", "green", "purple", "orange", "teal", "brown", "magenta", "olive", "navy")
+
+
+class Placed(NamedTuple):
+    """Place an object: its class, and its box left, top, width, height in [0, 1]."""
+
+    label: int
+    box: tuple[float, float, float, float]
+
+
+def read_layouts(path: Path, names: Mapping[str, int], num_classes: int, max_objects: int) -> list[list[Placed]]:
+    """Read the layouts of a file. UserError names the object that is wrong: class, box, or one too many."""
+    content = read_json(path, "--layout")
+    layouts = content if isinstance(content, list) and content and isinstance(content[0], list) else [content]
+    read = []
+    for i, layout in enumerate(layouts):
+        place = f"{path}, layout {i}" if len(layouts) > 1 else str(path)
+        if not isinstance(layout, list) or not layout:
+            raise UserError(f"{place}: is no list of objects such as [{{'label': 0, 'box': [0.1, 0.1, 0.5, 0.5]}}]")
+        if len(layout) > max_objects:
+            raise UserError(f"{place}: has {len(layout)} objects; this model takes {max_objects} at most")
+        read.append([_object(item, f"{place}, object {j}", names, num_classes) for j, item in enumerate(layout)])
+    return read
+
+
+def _object(item: Any, place: str, names: Mapping[str, int], num_classes: int) -> Placed:
+    if not isinstance(item, dict) or "box" not in item or not {"label", "name"} & set(item):
+        raise UserError(f"{place}: needs `box` and `label` (a number) or `name`, as in {{'label': 0, 'box': [...]}}")
+    label = item.get("label")
+    if label is None:
+        if item["name"] not in names:
+            known = f"known are {', '.join(list(names)[:8])} ..." if names else "give --names, or use `label`"
+            raise UserError(f"{place}: the name '{item['name']}' is unknown; {known}")
+        label = names[item["name"]]
+    if not isinstance(label, int) or not 0 <= label < num_classes:
+        raise UserError(f"{place}: label {label!r} is none of this model's classes 0 to {num_classes - 1}")
+    return Placed(label, _box(item["box"], place))
+
+
+def _box(box: Any, place: str) -> tuple[float, float, float, float]:
+    form = "box must be [left, top, width, height] in fractions of the picture"
+    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box)
+    if not is_box:
+        raise UserError(f"{place}: {form}, not {box!r}")
+    left, top, width, height = map(float, box)
+    if not (width > 0 and height > 0):
+        raise UserError(f"{place}: the box {box} has no area; {form}")
+    if min(left, top) < -_TOLERANCE or max(left + width, top + height) > 1 + _TOLERANCE:
+        raise UserError(f"{place}: the box {box} lies outside of the picture; {form}")
+    left, top = max(left, 0.0), max(top, 0.0)
+    return left, top, min(width, 1 - left), min(height, 1 - top)
+
+
+def read_names(path: str | None) -> dict[str, int]:
+    """Read class names in the order of their labels: one a line, a JSON list, or JSON name -> label."""
+    if path is None:
+        return {}
+    file = Path(path)
+    if file.suffix == ".json":
+        content = read_json(file, "--names")
+        if isinstance(content, dict):
+            return {str(name): int(label) for name, label in content.items()}
+    else:
+        try:
+            content = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--names {path}: cannot be read ({error})") from error
+    return {str(name).strip(): label for label, name in enumerate(content)}
+
+
+def box_tensors(layout: Sequence[Placed], max_objects: int) -> tuple[Tensor, Tensor]:
+    """Give boxes float32 (N, 4), zeros where absent, and labels int64 (N,), -1 where absent; N = max_objects."""
+    boxes, labels = torch.zeros(max_objects, 4), torch.full((max_objects,), -1)
+    for i, item in enumerate(layout):
+        boxes[i], labels[i] = torch.tensor(item.box), item.label
+    return boxes, labels
+
+
+def seen_in(layout: Sequence[Placed], crop: Box, relative: bool) -> list[Placed]:
+    """Keep the objects that share some area with a crop; `relative` cuts them and expresses them in fractions of it."""
+    seen = [item for item in layout if Box(*item.box).overlap(crop) > 0]
+    if not relative:
+        return seen
+    parts = []
+    for label, (left, top, width, height) in seen:
+        x, y = max(left, crop.left), max(top, crop.top)
+        across = min(left + width, crop.left + crop.width) - x
+        down = min(top + height, crop.top + crop.height) - y
+        box = ((x - crop.left) / crop.width, (y - crop.top) / crop.height, across / crop.width, down / crop.height)
+        parts.append(Placed(label, box))
+    return parts
+
+
+def draw_boxes(layout: Sequence[Placed], size: tuple[int, int], names: Mapping[str, int]) -> Tensor:
+    """Draw a layout on white, each object with its name or label: bytes (3, H, W)."""
+    height, width = size
+    spelled = {label: name for name, label in names.items()}
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    for i, (label, (left, top, box_width, box_height)) in enumerate(layout):
+        colour = _COLOURS[i % len(_COLOURS)]
+        x, y = round(left * (width - 1)), round(top * (height - 1))
+        far = (round((left + box_width) * (width - 1)), round((top + box_height) * (height - 1)))
+        pen.rectangle((x, y, *far), outline=colour, width=max(1, min(size) // 128))
+        pen.text((x + 2, y + 1), spelled.get(label, str(label)), fill=colour)
+    return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")

@@ -1,0 +1,170 @@
+"""Pictures, masks and maps from files, for the scripts that are given some.
+
+Pictures are bytes (C, H, W) here, so that what is not to change is kept exactly; `to_unit` gives the networks' range.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ldm.data.decoding import UNREADABLE, open_image
+from ldm.data.folders import EXTENSIONS, find_files
+from ldm.data.transforms import ImageTransform, View
+from ldm.errors import UserError
+
+_log = logging.getLogger(__name__)
+_MASK = "_mask"
+PICTURES = (*EXTENSIONS, ".npy")
+Size = tuple[int | None, int | None]
+Value = TypeVar("Value")
+
+
+class Source(NamedTuple):
+    """Name a picture: its file, its path without ending below the folder that was given, and its mask's file."""
+
+    path: Path
+    name: str
+    mask: Path | None = None
+
+
+def list_pictures(place: str, flag: str, extensions: Sequence[str] = PICTURES) -> list[Source]:
+    """List the pictures below a folder, or the one file. UserError if there are none."""
+    path = Path(place).expanduser()
+    if path.is_file():
+        return [Source(path, path.stem)]
+    if not path.is_dir():
+        raise UserError(f"{flag} {place}: no such file or folder")
+    found = [Source(path / file, str(Path(file).with_suffix(""))) for file in find_files(path, extensions)]
+    if not found:
+        raise UserError(f"{flag} {place}: holds no pictures ({', '.join(extensions)})")
+    return found
+
+
+def list_masked(indir: str) -> list[Source]:
+    """List pairs NAME.png, NAME_mask.png below a folder; other endings will do. One without its partner is skipped.
+
+    UserError if no pair is left.
+    """
+    files = {source.name: source.path for source in list_pictures(indir, "--indir")}
+    pictures = {name: path for name, path in files.items() if not name.endswith(_MASK)}
+    pairs = [Source(path, name, files[name + _MASK]) for name, path in pictures.items() if name + _MASK in files]
+    partners = {source.name for source in pairs} | {source.name + _MASK for source in pairs}
+    alone = [str(path) for name, path in files.items() if name not in partners]
+    if not pairs:
+        raise UserError(f"--indir {indir}: no pair NAME.png, NAME{_MASK}.png in it (alone: {_some(alone)})")
+    if alone:
+        _log.warning("skipped %d files without their partner NAME%s: %s", len(alone), _MASK, _some(alone))
+    return pairs
+
+
+def readable(sources: Sequence[Source], read: Callable[[Source], Value]) -> Iterator[tuple[Source, Value]]:
+    """Read one file after the other; those that cannot be read are skipped, counted and named at the end.
+
+    UserError if none can be read. Other mistakes, such as a mask of another size, pass through.
+    """
+    bad: list[str] = []
+    for source in sources:
+        try:
+            value = read(source)
+        except UNREADABLE as error:
+            bad.append(f"{source.path} ({error})")
+        else:
+            yield source, value
+    if len(bad) == len(sources):
+        raise UserError(f"none of {len(bad)} pictures can be read: {_some(bad)}")
+    if bad:
+        _log.warning("skipped %d unreadable pictures: %s", len(bad), _some(bad))
+
+
+def read_picture(path: Path, channels: int, size: Size = (None, None)) -> Tensor:
+    """Read a picture as bytes (channels, H, W), scaled to `size` where it says something; as data sets read it.
+
+    UserError where channels would be lost or invented; raises one of UNREADABLE.
+    """
+    image = open_image(path, channels)
+    target = (size[0] or image.height, size[1] or image.width)
+    transform = ImageTransform(target, crop="none", channels=channels)
+    return ((transform.show(image, View(target[1], target[0])) + 1) * 127.5).round().to(torch.uint8)  # (C, H, W)
+
+
+def read_mask(path: Path, size: tuple[int, int], target: Size = (None, None)) -> Tensor:
+    """Read a mask of a picture of `size` as bool (1, H, W), True = hole: grey values of 128 and more.
+
+    Scaled to `target` where it says something. UserError for a mask of another size; raises one of UNREADABLE.
+    """
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened).convert("L")
+    if (image.height, image.width) != tuple(size):
+        raise UserError(
+            f"{path}: the mask is {image.width}x{image.height}, its picture {size[1]}x{size[0]}; make them equal"
+        )
+    return torch.from_numpy(np.array(_scaled(image, target)) >= 128)[None]  # (1, H, W)
+
+
+def read_indices(path: Path, size: Size = (None, None)) -> Tensor:
+    """Read a map of class indices, int64 (H, W), from a grey or palette picture of 8 or 16 bits.
+
+    Scaled to `size` where it says something. UserError for colours; raises one of UNREADABLE.
+    """
+    with Image.open(path) as opened:
+        if opened.mode not in ("L", "P", "1", "I", "I;16", "I;16B", "I;16L"):
+            raise UserError(f"{path}: is {opened.mode}, colours; a map has one channel whose values are class indices")
+        image = Image.fromarray(np.asarray(opened).astype(np.int32))
+    return torch.from_numpy(np.array(_scaled(image, size))).long()  # (H, W)
+
+
+def read_json(path: Path, flag: str) -> Any:
+    """Read a JSON file. UserError if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{flag} {path}: cannot be read ({error})") from error
+
+
+def _scaled(image: Image.Image, size: Size) -> Image.Image:
+    height, width = size[0] or image.height, size[1] or image.width
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.NEAREST)
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """Turn bytes into float32 in [-1, 1]."""
+    return image.float() / 127.5 - 1
+
+
+def padded(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of (..., H, W) until `multiple` divides the sides."""
+    for axis in (-2, -1):
+        side = image.shape[axis]
+        index = torch.arange(-(-side // multiple) * multiple, device=image.device).clamp(max=side - 1)
+        image = image.index_select(axis, index)
+    return image
+
+
+def cropped(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut (..., H, W) to the size at the upper left."""
+    return image[..., : size[0], : size[1]]
+
+
+def read_prompts(file: str) -> list[str]:
+    """Read the lines of a text file that are not empty. UserError if there are none."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--from-file {file}: cannot be read ({error})") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"--from-file {file}: holds no prompt")
+    return prompts
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

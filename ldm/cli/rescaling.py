@@ -1,0 +1,30 @@
+"""How large a picture is drawn from a picture that is concatenated to the latent."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from torch import nn
+
+from ldm.cli.models import LoadedModel
+from ldm.conditioning.images import ImageConditioner, SpatialRescaler
+
+
+def enlargement(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> Fraction:
+    """Give the output's side per side of the conditioning picture: f m^n, for n scalings by m before the latent."""
+    scale = Fraction(loaded.model.first_stage_model.factor)
+    if isinstance(conditioner, SpatialRescaler):
+        scale *= Fraction(conditioner.multiplier).limit_denominator(1000) ** conditioner.num_stages
+    return scale
+
+
+def input_channels(conditioner: ImageConditioner | SpatialRescaler) -> int:
+    """Count the channels of the conditioning picture; `channels` counts those that reach the network."""
+    if isinstance(conditioner, SpatialRescaler) and isinstance(conditioner.channel_mapper, nn.Conv2d):
+        return conditioner.channel_mapper.in_channels
+    return conditioner.channels
+
+
+def input_size(size: tuple[int | None, int | None], scale: Fraction) -> tuple[int | None, int | None]:
+    """Give the sides of the input from which an output of `size` is drawn; None stays None."""
+    return tuple(None if side is None else max(1, round(side / scale)) for side in size)

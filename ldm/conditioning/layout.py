@@ -1,0 +1,114 @@
+"""Layouts as a condition: boxes become tokens, and the paper's transformer encodes them (section 4.3.1, Table 17).
+
+Legend: B batch, N objects, L tokens of a layout (the published model: 30 objects of 3 tokens, 2 of the crop), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.conditioning.base import Conditioner
+from ldm.errors import UserError
+from ldm.networks.transformer import TransformerEncoder
+
+__all__ = ["LayoutConditioner", "LayoutTokenizer", "LayoutValue"]
+
+
+class LayoutTokenizer(Protocol):
+    """What is needed of a tokenizer; those of ldm.data.boxes are ones."""
+
+    vocab_size: int
+    encode_crop: bool
+
+    @property
+    def length(self) -> int:
+        """Give L."""
+
+    @property
+    def none_token(self) -> int:
+        """Give the token of absent objects."""
+
+    def tokens(
+        self, labels: Sequence[int], boxes: Sequence[Sequence[float]], crop: Sequence[float] | None = None
+    ) -> list[int]:
+        """Encode one layout as L ids; UserError if it does not fit."""
+
+
+class LayoutValue(NamedTuple):
+    """A batch of layouts: boxes (B, N, 4), labels (B, N) with -1 = absent, crops (B, 4) or None for full images."""
+
+    boxes: Tensor
+    labels: Tensor
+    crops: Tensor | None = None
+
+
+class LayoutConditioner(Conditioner):
+    """Encode boxes with their labels by a trainable transformer: context (B, L, D).
+
+    key: boxes (B, N, 4) as left, top, width, height in [0, 1]; labels_key: class tokens (B, N), -1 for absent objects;
+    crop_key: crops (B, 4), if the batch has them and the tokenizer encodes crops, else full images. 'No condition' is
+    the token of absent objects everywhere. embedding_std: see TransformerEncoder. UserError for layouts that the
+    tokenizer refuses.
+    """
+
+    def __init__(
+        self,
+        tokenizer: LayoutTokenizer,
+        dim: int,
+        depth: int,
+        key: str = "boxes",
+        labels_key: str = "box_labels",
+        crop_key: str = "crop",
+        drop_rate: float = 0.0,
+        embedding_dropout: float = 0.0,
+        embedding_std: float = 0.02,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(key, "context", drop_rate, trainable)
+        self.tokenizer, self.labels_key, self.crop_key = tokenizer, labels_key, crop_key
+        self.width = dim
+        self.transformer = TransformerEncoder(
+            tokenizer.vocab_size,
+            tokenizer.length,
+            dim,
+            depth,
+            embedding_dropout=embedding_dropout,
+            embedding_std=embedding_std,
+        )
+        self._settle()
+
+    def value(self, batch: Mapping[str, Any]) -> LayoutValue:
+        """Take boxes and labels, and the crops if there are any."""
+        boxes, labels = self._entry(batch, self.key), self._entry(batch, self.labels_key)
+        crops = batch.get(self.crop_key)
+        if crops is not None and not self.tokenizer.encode_crop:
+            raise UserError(
+                f"LayoutConditioner: the batch has '{self.crop_key}', so its boxes are of whole pictures; "
+                "set encode_crop: true in the tokenizer, or whole: false in the data set"
+            )
+        return LayoutValue(boxes, labels, crops)
+
+    def ids(self, value: LayoutValue) -> Tensor:
+        """Tokenise layouts: int64 (B, L) on the device of this module."""
+        crops = [None] * len(value.labels) if value.crops is None else value.crops.tolist()
+        rows = zip(value.labels.tolist(), value.boxes.tolist(), crops, strict=True)
+        return torch.tensor([self.tokenizer.tokens(*row) for row in rows], device=self.device)
+
+    def embed(self, value: LayoutValue) -> Tensor:
+        """Encode layouts."""
+        return self.transformer(self.ids(value))
+
+    def null(self, n: int) -> Tensor:
+        """Encode the layout of absent objects, once: (n, L, D)."""
+        return self.transformer(self._null_ids()).expand(n, -1, -1)
+
+    def embed_dropped(self, value: LayoutValue, drop: Tensor) -> Tensor:
+        """Encode with the layout of absent objects in place of the dropped samples'."""
+        return self.transformer(torch.where(drop.to(self.device)[:, None], self._null_ids(), self.ids(value)))
+
+    def _null_ids(self) -> Tensor:
+        return torch.full((1, self.tokenizer.length), self.tokenizer.none_token, device=self.device)

@@ -1,0 +1,202 @@
+"""Boxes of objects as COCO and OpenImages publish them, in flat arrays: millions of boxes without millions of objects.
+
+Legend: M boxes of F pictures; a box is left, top, width, height in fractions of its picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldm.errors import UserError
+
+__all__ = ["Annotations", "Counts", "read_coco", "read_open_images"]
+
+_OTHER = "other"  # COCO-stuff's class of everything that has no class
+_CORNERS = ("XMin", "XMax", "YMin", "YMax")
+_ATTRIBUTES = {"IsOccluded": 2, "IsDepiction": 4, "IsInside": 8}
+_SLACK = 1e-6  # of coordinates beyond the border that only come from rounding
+
+
+class Counts(NamedTuple):
+    """How many boxes were changed or dropped."""
+
+    clipped: int
+    dropped: int
+    unknown: int
+
+    def describe(self) -> str:
+        """Say it in words."""
+        small, other = f"degenerate or too small: {self.dropped}", f"of other classes: {self.unknown}"
+        return f"cut at the picture: {self.clipped}, {small}, {other}"
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Boxes (M, 4) with labels (M,), sorted by picture; those of picture i are offsets[i] to offsets[i + 1].
+
+    shapes (F, 2): width and height of the pictures where the annotations say them; unknown: boxes left out before.
+    """
+
+    names: list[str]
+    class_names: list[str]
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    shapes: np.ndarray | None = None
+    unknown: int = 0
+
+    @classmethod
+    def collected(
+        cls, names: list[str], class_names: list[str], pictures: array, boxes: array, labels: array, **more: Any
+    ) -> Annotations:
+        """Sort boxes by their pictures. boxes: M * 4 numbers."""
+        owners = np.frombuffer(pictures, np.int32) if len(pictures) else np.zeros(0, np.int32)
+        order = np.argsort(owners, kind="stable")
+        offsets = np.searchsorted(owners[order], np.arange(len(names) + 1))
+        rows = np.array(boxes, np.float32).reshape(-1, 4)[order]
+        return cls(names, class_names, offsets, rows, np.array(labels, np.int32)[order], **more)
+
+    def num_boxes(self, picture: int) -> int:
+        """Count the boxes of a picture."""
+        return int(self.offsets[picture + 1] - self.offsets[picture])
+
+    def of(self, picture: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Give boxes (n, 4) and labels (n,) of a picture, and its width and height if known."""
+        rows = slice(self.offsets[picture], self.offsets[picture + 1])
+        return self.boxes[rows], self.labels[rows], None if self.shapes is None else self.shapes[picture]
+
+    def cleaned(self, min_area: float) -> tuple[Annotations, Counts]:
+        """Cut boxes at their pictures; drop those that then are degenerate or cover less than min_area."""
+        near, far = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
+        with np.errstate(invalid="ignore"):
+            inside = np.concatenate([near.clip(0, 1), far.clip(0, 1) - near.clip(0, 1)], axis=1)
+            is_clipped = ((near < -_SLACK) | (far > 1 + _SLACK)).any(axis=1)
+            is_kept = (inside[:, 2:] > 0).all(axis=1) & (inside[:, 2] * inside[:, 3] >= min_area)
+        counts = Counts(int((is_clipped & is_kept).sum()), int((~is_kept).sum()), self.unknown)
+        offsets = np.concatenate([[0], np.cumsum(is_kept)])[self.offsets]
+        return replace(self, offsets=offsets, boxes=inside[is_kept], labels=self.labels[is_kept]), counts
+
+    def chosen(self, pictures: Sequence[int]) -> Annotations:
+        """Keep some pictures, in the order given."""
+        rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in pictures]
+        flat = np.concatenate(rows) if rows else np.zeros(0, int)
+        return replace(
+            self,
+            names=[self.names[i] for i in pictures],
+            offsets=np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(int),
+            boxes=self.boxes[flat],
+            labels=self.labels[flat],
+            shapes=None if self.shapes is None else self.shapes[list(pictures)],
+        )
+
+
+def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
+    """Read instances_*.json, and join further files such as stuff_*.json.
+
+    Raises UserError for a file that cannot be read or is not in COCO's form.
+    """
+    documents = [_coco_document(path) for path in paths]
+    categories = {item["id"]: item["name"] for document in documents for item in document["categories"]}
+    ids = sorted(number for number, name in categories.items() if name != _OTHER)
+    rank = {number: i for i, number in enumerate(ids)}
+    images = {item["id"]: item for document in documents for item in document["images"]}
+    position = {number: i for i, number in enumerate(images)}
+    pictures, boxes, labels, unknown = array("i"), array("d"), array("i"), 0
+    for path, document in zip(paths, documents, strict=True):
+        for item in document["annotations"]:
+            if item["category_id"] not in rank:
+                unknown += 1
+                continue
+            image = _coco_image(images, item, path)
+            boxes.extend(_coco_box(item, image, path))
+            pictures.append(position[item["image_id"]])
+            labels.append(rank[item["category_id"]] + len(ids) * (use_group and bool(item.get("iscrowd"))))
+    names = [item["file_name"] for item in images.values()]
+    shapes = np.array([[item["width"], item["height"]] for item in images.values()]).reshape(-1, 2)
+    class_names = [categories[number] for number in ids]
+    return Annotations.collected(names, class_names, pictures, boxes, labels, shapes=shapes, unknown=unknown)
+
+
+def _coco_document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    parts = ("images", "annotations", "categories")
+    absent = [key for key in parts if not isinstance(document, dict) or key not in document]
+    if absent:
+        raise UserError(f"{path}: has no {absent[0]!r}; give COCO's instances_*.json or one in its form")
+    needed = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}
+    needed["annotations"] = ("image_id", "category_id", "bbox")
+    for part, keys in needed.items():
+        for number, item in enumerate(document[part]):
+            lacking = [key for key in keys if key not in item]
+            if lacking:
+                raise UserError(f"{path}: {part}[{number}] has no {lacking[0]!r}, which boxes need")
+    return document
+
+
+def _coco_image(images: dict[Any, dict[str, Any]], item: dict[str, Any], path: Path) -> dict[str, Any]:
+    if item["image_id"] not in images:
+        raise UserError(f"{path}: an annotation is of image_id {item['image_id']}, which is not among its images")
+    return images[item["image_id"]]
+
+
+def _coco_box(item: dict[str, Any], image: dict[str, Any], path: Path) -> tuple[float, ...]:
+    box, size = item["bbox"], (image["width"], image["height"]) * 2
+    if len(box) != 4 or min(size) <= 0:
+        raise UserError(f"{path}: a box of {image['file_name']} is {box}, not [left, top, width, height] in pixels")
+    return tuple(side / whole for side, whole in zip(box, size, strict=True))
+
+
+def read_open_images(
+    boxes_csv: Path, classes_csv: Path, use_group: bool = False, use_attributes: bool = False
+) -> Annotations:
+    """Read OpenImages' boxes of the classes in classes_csv (lines `/m/011k07,Tortoise`).
+
+    Raises UserError for a file that cannot be read, lacks a column or has other than numbers as coordinates.
+    """
+    classes = {row[0]: row[-1] for row in _rows(classes_csv) if row and row[0] != "LabelName"}
+    ids = sorted(classes)
+    rank = {label: i for i, label in enumerate(ids)}
+    rows = _rows(boxes_csv)
+    header = next(rows, [])
+    flags = {"IsGroupOf": 1} if use_group else {}
+    flags |= _ATTRIBUTES if use_attributes else {}
+    lacking = [name for name in ("ImageID", "LabelName", *_CORNERS, *flags) if name not in header]
+    if lacking:
+        raise UserError(f"{boxes_csv}: has no column {lacking[0]!r}, it has {', '.join(header)}")
+    column = {name: i for i, name in enumerate(header)}
+    position: dict[str, int] = {}
+    pictures, boxes, labels, unknown = array("i"), array("d"), array("i"), 0
+    for number, row in enumerate(rows, start=2):
+        label = rank.get(row[column["LabelName"]]) if len(row) == len(header) else None
+        if label is None:
+            unknown += 1
+            continue
+        try:
+            left, right, top, bottom = (float(row[column[name]]) for name in _CORNERS)
+        except ValueError as error:
+            raise UserError(f"{boxes_csv}: line {number}: {error}") from error
+        pictures.append(position.setdefault(row[column["ImageID"]], len(position)))
+        boxes.extend((left, top, right - left, bottom - top))
+        modifier = sum(bit for name, bit in flags.items() if row[column[name]] == "1")
+        labels.append(label + len(ids) * modifier)
+    class_names = [classes[label] for label in ids]
+    return Annotations.collected(list(position), class_names, pictures, boxes, labels, unknown=unknown)
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield from csv.reader(stream)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error

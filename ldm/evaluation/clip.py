@@ -1,0 +1,89 @@
+"""Embeddings of pictures and texts by CLIP (Radford et al. 2021), of L2 norm 1, in the space that both share.
+
+Retrieval-augmented models are conditioned on them (Blattmann et al. 2022). Weights are read from a local folder or the
+local Hugging Face cache at the first use; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.conditioning.tokenizers import HuggingFaceTokenizer, load_pretrained
+from ldm.errors import UserError
+
+DEFAULT_CLIP = "openai/clip-vit-large-patch14"
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that CLIP was trained on, in [0, 1]
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ClipEmbedder:
+    """Embed pictures and texts; each of the two models is read when it is first needed.
+
+    version: a local folder, or a name in the Hugging Face cache. UserError at the first use if it is in neither.
+    """
+
+    def __init__(self, version: str = DEFAULT_CLIP, device: torch.device | str = "cpu") -> None:
+        self.version = version
+        self.device = torch.device(device)
+        self._models: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Tensor]) -> Tensor:
+        """Embed pictures (3, H, W) in [-1, 1] of any sizes, the largest square at their centre: (N, D)."""
+        model = self._model("CLIPVisionModelWithProjection", "image model")
+        side = model.config.image_size
+        squares = torch.stack([_centre_square(image, side) for image in images]).to(self.device)
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (_MEAN, _STD))
+        return F.normalize(model(pixel_values=((squares + 1) / 2 - mean) / std).image_embeds, dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: (N, D)."""
+        model = self._model("CLIPTextModelWithProjection", "text model")
+        tokenizer = self._models.get("tokenizer")
+        if tokenizer is None:
+            config = model.config
+            tokenizer = HuggingFaceTokenizer(self.version, config.max_position_embeddings, config.vocab_size)
+            self._models["tokenizer"] = tokenizer
+        ids = tokenizer(texts).to(self.device)
+        return F.normalize(model(input_ids=ids).text_embeds, dim=-1)
+
+    def _model(self, kind: str, what: str) -> Any:
+        if kind not in self._models:
+            with _without_reports():  # each of the two models leaves the weights of the other, and says so at length
+                options = {"output_loading_info": True}
+                model, info = load_pretrained(kind, self.version, f"CLIP {what}", **options)
+            missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
+            if missing:
+                raise UserError(f"CLIP {what} '{self.version}': has no weights for {missing[0]}; copy all of its files")
+            self._models[kind] = model.eval().to(self.device)
+        return self._models[kind]
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Silence transformers' warnings inside the block."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _centre_square(image: Tensor, side: int) -> Tensor:
+    """Cut the largest square at the centre and scale it: (3, side, side)."""
+    if len(image) != 3:
+        raise UserError(f"CLIP: needs pictures of 3 channels, not {len(image)}")
+    edge = min(image.shape[1:])
+    top, left = (image.shape[1] - edge) // 2, (image.shape[2] - edge) // 2
+    square = image[None, :, top : top + edge, left : left + edge]
+    return F.interpolate(square, (side, side), mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)

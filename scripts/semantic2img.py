@@ -1,0 +1,96 @@
+"""Draw pictures of semantic maps (section 4.3.2).
+
+    python scripts/semantic2img.py --run logs/RUN --indir MAPS --outdir outputs/semantic2img
+    python scripts/semantic2img.py --run logs/RUN --indir MAP.png --H 512 --W 1024 --tile
+
+A map is a grey or palette PNG whose values are class indices, as in training. --H and --W scale it first.
+"""
+
+import argparse
+import colorsys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ldm.cli.common import add_task_arguments, main_guard
+from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_indices, readable
+from ldm.cli.models import LoadedModel
+from ldm.cli.rescaling import enlargement, input_channels, input_size
+from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
+from ldm.conditioning.images import ImageConditioner, SpatialRescaler
+from ldm.errors import UserError
+
+_NEEDED = "semantic maps need an ImageConditioner or a SpatialRescaler of a one-hot map"
+_MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw n_samples pictures of every map."""
+    options = parse(argv)
+    sources = list_pictures(options.indir, "--indir", _MAPS)
+    loaded, sampler = load_for_sampling(options)
+    conditioner = only_conditioner(loaded, (ImageConditioner, SpatialRescaler), _NEEDED)
+    drawings = describe(sources, loaded, conditioner, options)
+    draw_all(loaded, sampler, options, drawings, len(sources) * options.n_samples)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--indir", "--map", required=True, metavar="PATH", help="a map, or a folder of them")
+    add_task_arguments(parser, "outputs/semantic2img", steps=200)
+    return parser.parse_args(argv)
+
+
+def describe(
+    sources: Sequence[Source],
+    loaded: LoadedModel,
+    conditioner: ImageConditioner | SpatialRescaler,
+    options: argparse.Namespace,
+) -> Iterator[Drawing]:
+    """Describe the drawings; sides that the model cannot have are filled up and cut again."""
+    scale, num_classes = enlargement(loaded, conditioner), input_channels(conditioner)
+    target, multiple = input_size((options.H, options.W), scale), (loaded.side_multiple / scale).numerator
+    palette = colours(num_classes)
+
+    def read(source: Source) -> Tensor:
+        return checked(read_indices(source.path, target), source.path, num_classes)
+
+    for source, indices in readable(sources, read):
+        size = tuple(int(side * scale) for side in indices.shape)
+        whole = padded(indices, multiple)  # (h', w')
+        one_hot = rearrange(F.one_hot(whole, num_classes), "h w k -> k h w").float()
+        shown = rearrange(palette[indices], "h w c -> c h w")
+        for _ in range(options.n_samples):
+            yield Drawing(
+                tuple(int(side * scale) for side in whole.shape),
+                {conditioner.key: one_hot},
+                {"map": str(source.path), "size": list(size)},
+                source.name,
+                beside=F.interpolate(shown[None], size, mode="nearest")[0],
+                finish=lambda sample, size=size: cropped(sample, size),
+            )
+
+
+def checked(indices: Tensor, path: Path, num_classes: int) -> Tensor:
+    """Give the map back. UserError for an index that is no class."""
+    if indices.max() >= num_classes or indices.min() < 0:
+        wrong = int(indices.max() if indices.max() >= num_classes else indices.min())
+        raise UserError(f"{path}: has class {wrong}; this model has classes 0 to {num_classes - 1}")
+    return indices
+
+
+def colours(num_classes: int) -> Tensor:
+    """Give every class a colour of its own, bytes (K, 3); 0 is black."""
+    turns = [index * 0.618034 % 1 for index in range(num_classes)]  # golden section: neighbours differ most
+    table = [colorsys.hsv_to_rgb(turn, 0.65, 0.95) for turn in turns]
+    return (torch.tensor([(0.0, 0.0, 0.0), *table[1:]]) * 255).to(torch.uint8)
+
+
+if __name__ == "__main__":
+    main()

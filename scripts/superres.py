@@ -1,0 +1,80 @@
+"""Enlarge pictures by the factor that a super-resolution model was trained for (section 4.4).
+
+    python scripts/superres.py --run logs/RUN --indir SMALL --outdir outputs/superres --steps 100
+    python scripts/superres.py --config bsr_sr/config.yaml --ckpt bsr_sr/model.ckpt --indir A.png --tile 512
+
+Any size will do; --tile bounds the memory. --H and --W scale the picture first, so that the output has these sides.
+A model of pairs of equal size (configs/own/pairs.yaml) draws the picture that belongs to the given one.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+from torch import Tensor
+
+from ldm.cli.common import add_task_arguments, main_guard
+from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable, to_unit
+from ldm.cli.models import LoadedModel
+from ldm.cli.rescaling import enlargement, input_channels, input_size
+from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
+from ldm.conditioning.images import ImageConditioner, SpatialRescaler
+from ldm.errors import UserError
+
+_NEEDED = "super-resolution needs an ImageConditioner or a SpatialRescaler of a small picture"
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw n_samples enlargements of every picture."""
+    options = parse(argv)
+    sources = list_pictures(options.indir, "--indir")
+    loaded, sampler = load_for_sampling(options)
+    conditioner = only_conditioner(loaded, (ImageConditioner, SpatialRescaler), _NEEDED)
+    scale, channels = enlargement(loaded, conditioner), input_channels(conditioner)
+    if scale.denominator > 1 or channels not in (1, loaded.channels):
+        seen = f"pictures of {channels} channels at 1/{scale} of the output's sides"
+        raise UserError(f"{loaded.config}: this model sees {seen}, not small pictures; {_NEEDED}")
+    drawings = describe(sources, loaded, conditioner, int(scale), options)
+    draw_all(loaded, sampler, options, drawings, len(sources) * options.n_samples)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--indir", "--image", required=True, metavar="PATH", help="a small picture, or a folder")
+    add_task_arguments(parser, "outputs/superres", steps=100, eta=1.0)
+    return parser.parse_args(argv)
+
+
+def describe(
+    sources: Sequence[Source],
+    loaded: LoadedModel,
+    conditioner: ImageConditioner | SpatialRescaler,
+    factor: int,
+    options: argparse.Namespace,
+) -> Iterator[Drawing]:
+    """Describe the drawings; sides that the model cannot have are filled up and cut again."""
+    target = input_size((options.H, options.W), Fraction(factor))
+    channels, multiple = input_channels(conditioner), Fraction(loaded.side_multiple, factor).numerator
+
+    def read(source: Source) -> Tensor:
+        return read_picture(source.path, channels, target)
+
+    for source, image in readable(sources, read):
+        size = (image.shape[1] * factor, image.shape[2] * factor)
+        low_res = padded(to_unit(image), multiple)  # (C, h', w')
+        shown = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+        for _ in range(options.n_samples):
+            yield Drawing(
+                (low_res.shape[1] * factor, low_res.shape[2] * factor),
+                {conditioner.key: low_res},
+                {"image": str(source.path), "size": list(size)},
+                source.name,
+                beside=shown,
+                finish=lambda sample, size=size: cropped(sample, size),
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import torch
+import yaml
+from picture_files import pixels, png, write_pictures
+from PIL import Image
+
+from ldm.cli.check_data import main, needed_keys
+from ldm.cli.data_summary import Summary
+from ldm.cli.item_sheet import item_sheet
+
+
+def write_config(path, params, target="ldm.data.folders.ImageFolder", **sections):
+    content = {
+        "data": {
+            "target": "ldm.data.module.DataModule",
+            "params": {"batch_size": 2, "train": {"target": target, "params": params}},
+        }
+    }
+    path.write_text(yaml.safe_dump(content | sections))
+    return str(path)
+
+
+def test_counts_shapes_ranges_and_unreadable_files(tmp_path, capsys):
+    write_pictures(tmp_path / "pictures", 5)
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"broken")
+    config = write_config(tmp_path / "a.yaml", {"root": "?", "size": 8})
+    overrides = [f"data.params.train.params.root={tmp_path / 'pictures'}", "data.params.train.params.size=[8,12]"]
+    main(["--base", config, *overrides, "--outdir", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "train: ImageFolder, 6 items, 6 read" in printed
+    assert "image: [3, 8, 12] float32, -" in printed and "1 files cannot be read" in printed
+    with Image.open(tmp_path / "out" / "train.png") as sheet:
+        assert sheet.height > 6 * 128
+
+
+def test_sheet_shows_what_the_network_sees():
+    image = torch.full((3, 8, 8), -1.0)
+    image[0, 2, 5] = 1
+    one_hot = torch.zeros(7, 8, 8)
+    one_hot[3] = 1
+    item = {
+        "image": image,
+        "segmentation": one_hot,
+        "mask": -torch.ones(1, 8, 8),
+        "low_res": torch.ones(3, 2, 2),
+        "boxes": torch.tensor([[0.25, 0.25, 0.5, 0.5], [0, 0, 0, 0]]),
+        "box_labels": torch.tensor([4, -1]),
+        "many": torch.rand(5, 8, 8),
+        "neighbours": torch.rand(4, 768),
+        "caption": "кот — a cat " * 20,
+        "class_label": 3,
+    }
+    sheet = np.asarray(item_sheet([item, item]))
+    scale, left, top = 16, 4, 16 + 4
+    assert sheet[top + 2 * scale + 8, left + 5 * scale + 8].tolist() == [255, 0, 0]
+    assert sheet[top + 2 * scale + 8, left + 4 * scale + 8].tolist() == [0, 0, 0]
+    assert sheet.shape[0] == 16 + 2 * 128 + 3 * 4 and sheet.shape[1] > 6 * 128
+
+
+def test_summary_finds_what_is_wrong():
+    good = {
+        "image": torch.zeros(3, 4, 4),
+        "mask": torch.ones(1, 4, 4),
+        "segmentation": torch.eye(4)[None].repeat(2, 1, 1) * torch.tensor([1.0, 0.0])[:, None, None],
+        "boxes": torch.rand(2, 4),
+        "caption": "words",
+        "class_label": 1,
+        "neighbours": torch.eye(3),
+        "source": {"any": 1},
+    }
+    summary = Summary()
+    summary.add(good)
+    assert summary.problems() == [] and len(summary.lines()) == 8
+    bad = {
+        "image": torch.full((3, 4, 5), 2.0),
+        "mask": torch.zeros(1, 4, 4),
+        "segmentation": torch.full((2, 4, 4), 0.5),
+        "boxes": torch.full((2, 4), float("nan")),
+        "caption": "",
+        "class_label": -1,
+        "neighbours": torch.ones(3, 3),
+    }
+    summary.add(bad)
+    problems = "\n".join(summary.problems())
+    for expected in (
+        "source: not every item has it",
+        "image: should hold values in -1..1, is in 2..2",
+        "image: has 2 shapes, which make no batch",
+        "mask: should hold -1 and +1 only",
+        "segmentation: should hold at most one 1 a pixel",
+        "boxes: holds NaN or infinite values in 1 items",
+        "class_label: labels must count from 0",
+        "neighbours: should hold embeddings of norm 1",
+    ):
+        assert expected in problems
+    assert "1 empty" in "\n".join(summary.lines())
+
+
+def test_keys_that_the_conditioners_read_must_be_there(tmp_path, capsys):
+    write_pictures(tmp_path / "pictures")
+    conditioner = {
+        "target": "ldm.conditioning.labels.ClassConditioner",
+        "params": {"num_classes": 4, "embed_dim": 8},
+    }
+    assert list(needed_keys({"params": {"conditioner": [conditioner]}})) == ["class_label"]
+    config = write_config(tmp_path / "a.yaml", {"root": str(tmp_path / "pictures"), "size": 8}, model=conditioner)
+    arguments = ["--base", config, "--outdir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert "PROBLEM train: model reads 'class_label', items have image" in printed.out
+    assert printed.err.strip().splitlines()[-1].startswith("error: 1 problem, see above; first train: model reads")
+    (tmp_path / "pictures" / "sub" / "x.png").write_bytes(png(pixels(0)))
+    (tmp_path / "pictures" / "a.png").rename(tmp_path / "pictures" / "sub" / "a.png")
+    (tmp_path / "pictures" / "c.png").unlink()
+    main([*arguments, "data.params.train.params.class_folders=true", "--num", "2"])
+    printed = capsys.readouterr().out
+    assert "2 read" in printed and "1 classes: sub" in printed and "class_label: number, 0 to 0" in printed
+
+
+def test_streams(tmp_path, capsys):
+    from picture_files import write_tar
+
+    write_tar(tmp_path / "a.tar", range(5))
+    config = write_config(tmp_path / "a.yaml", {"urls": str(tmp_path / "a.tar"), "size": 8}, "ldm.data.shards.Shards")
+    main(["--base", config, "--num", "3", "--outdir", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "train: Shards, a stream, 3 read" in printed and "e.g. 'picture 0'" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base", "absent.yaml"], "no such file"),
+        (["--base", "FOLDER/empty.yaml"], "there is no section data"),
+        (["--base", "FOLDER/a.yaml", "data.params.train.params.rot=x"], "rot: unknown; did you mean root"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
+    write_config(tmp_path / "a.yaml", {"root": "absent", "size": 8})
+    (tmp_path / "empty.yaml").write_text("lightning: {}")
+    with pytest.raises(SystemExit) as caught:
+        main([word.replace("FOLDER", str(tmp_path)) for word in arguments])
+    assert caught.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and message in line

@@ -1,0 +1,90 @@
+"""Pictures, masks and maps from files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_indices, read_mask, read_picture, readable
+from ldm.errors import UserError
+
+
+def save(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def test_pictures_keep_their_bytes_and_take_the_channels_asked_for(tmp_path):
+    colours = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
+    file = save(tmp_path / "a.png", colours)
+    assert np.array_equal(read_picture(file, 3).permute(1, 2, 0).numpy(), colours)
+    assert read_picture(file, 1).shape == (1, 5, 7)
+    assert read_picture(file, 3, (10, None)).shape == (3, 10, 7)
+    assert read_picture(file, 4).shape == (4, 5, 7)
+    with pytest.raises(UserError, match="a picture of 3 channels does not go with channels=5"):
+        read_picture(file, 5)
+
+
+def test_arrays_have_any_number_of_channels(tmp_path):
+    planes = np.random.RandomState(0).randint(0, 256, (5, 7, 6)).astype(np.uint8)
+    np.save(tmp_path / "a.npy", planes)
+    assert np.array_equal(read_picture(tmp_path / "a.npy", 6).permute(1, 2, 0).numpy(), planes)
+
+
+def test_sixteen_bits_become_eight_and_transparency_white(tmp_path):
+    wide = np.array([[0, 65535, 32896]], dtype=np.uint16)
+    assert read_picture(save(tmp_path / "a.png", wide), 1).flatten().tolist() == [0, 255, 128]
+    clear = np.zeros((1, 1, 4), dtype=np.uint8)
+    assert read_picture(save(tmp_path / "b.png", clear), 3).flatten().tolist() == [255, 255, 255]
+
+
+def test_masks_are_holes_from_the_middle_on(tmp_path):
+    file = save(tmp_path / "m.png", np.array([[0, 127, 128, 255]], dtype=np.uint8))
+    assert read_mask(file, (1, 4)).tolist() == [[[False, False, True, True]]]
+    assert read_mask(file, (1, 4), (2, None)).shape == (1, 2, 4)
+    with pytest.raises(UserError, match="m.png: the mask is 4x1, its picture 4x2"):
+        read_mask(file, (2, 4))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_maps_hold_indices(tmp_path, dtype):
+    indices = np.array([[0, 3], [200, 7]], dtype=dtype)
+    assert np.array_equal(read_indices(save(tmp_path / "a.png", indices)), indices)
+    large = read_indices(tmp_path / "a.png", (4, 6))
+    assert large.shape == (4, 6) and set(large.flatten().tolist()) == {0, 3, 200, 7}
+
+
+def test_maps_of_one_bit(tmp_path):
+    Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).convert("1").save(tmp_path / "a.png")
+    assert read_indices(tmp_path / "a.png").tolist() == [[0, 1]]
+
+
+def test_sides_are_filled_up_by_repetition_and_cut_again():
+    x = torch.arange(6).view(1, 2, 3)
+    assert padded(x, 4).tolist() == [[[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]]
+    assert torch.equal(cropped(padded(x, 4), (2, 3)), x)
+    assert torch.equal(padded(x, 1), x)
+
+
+def test_listing(tmp_path):
+    save(tmp_path / "b.png", np.zeros((2, 2), np.uint8))
+    (tmp_path / "sub").mkdir()
+    save(tmp_path / "sub" / "a.jpg", np.zeros((2, 2), np.uint8))
+    (tmp_path / "note.txt").write_text("")
+    assert [source.name for source in list_pictures(str(tmp_path), "--indir")] == ["b", "sub/a"]
+    assert list_pictures(str(tmp_path / "b.png"), "--indir")[0].name == "b"
+
+
+def test_unreadable_files_are_counted(caplog):
+    def read(source):
+        if source.name != "good":
+            raise OSError("truncated")
+        return source.name
+
+    good, bad = Source(Path("g.png"), "good"), Source(Path("b.png"), "bad")
+    assert [value for _, value in readable([bad, good, bad], read)] == ["good"]
+    assert "skipped 2 unreadable pictures: b.png (truncated)" in caplog.text
+    with pytest.raises(UserError, match="none of 1 pictures can be read"):
+        list(readable([bad], read))

@@ -1,0 +1,70 @@
+"""At the start of a run: what the conditioners give against what the network takes."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.autoencoder.autoencoder import IdentityAutoencoder
+from ldm.conditioning.base import JointConditioner
+from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
+from ldm.conditioning.labels import ClassConditioner
+from ldm.conditioning.network import check_fit
+from ldm.conditioning.text import EmbeddingConditioner
+from ldm.diffusion.schedule import Schedule
+from ldm.errors import UserError
+from ldm.networks.unet import UNet
+from ldm.training.latent_diffusion import LatentDiffusion
+
+
+def unet(in_channels=4, out_channels=4, **options):
+    sizes = {"model_channels": 32, "num_res_blocks": 1, "attention_factors": (), "channel_mult": (1,), "num_heads": 1}
+    with torch.device("meta"):
+        return UNet(in_channels, out_channels, **sizes, **options)
+
+
+def inpainting(**options):
+    conditioner = FirstStageConditioner(**options)
+    conditioner.use_first_stage(IdentityAutoencoder(4))
+    return conditioner
+
+
+@pytest.mark.parametrize(
+    ("network", "conditioner"),
+    [
+        (unet(), None),
+        (unet(9), inpainting(mask_key="mask")),
+        (unet(8), inpainting()),
+        (unet(7), SpatialRescaler(in_channels=182, out_channels=3)),
+        (unet(context_dim=16), ClassConditioner(5, 16)),
+        (unet(num_classes=5), ClassConditioner(5, slot="vector")),
+        (unet(7, context_dim=16), JointConditioner(a=ImageConditioner("low_res"), b=EmbeddingConditioner("e", 16))),
+        (nn.Identity(), ImageConditioner("low_res")),  # a network that tells nothing
+    ],
+)
+def test_what_fits_is_accepted(network, conditioner):
+    check_fit(network, 4, conditioner)
+
+
+@pytest.mark.parametrize(
+    ("network", "conditioner", "message"),
+    [
+        (unet(4, 3), None, "UNet: out_channels is 3, but .* 4 channels; set out_channels: 4"),
+        (unet(7), None, "in_channels is 7, but .* 4 channels, and no conditioner concatenates any; set in_channels: 4"),
+        (unet(8), inpainting(mask_key="mask"), "in_channels is 8.*FirstStageConditioner concatenates 5; .*: 9"),
+        (unet(4), ImageConditioner("low_res"), "in_channels is 4.*ImageConditioner concatenates 3; .*: 7"),
+        (unet(), ClassConditioner(5, 16), "UNet: context_dim is None, but ClassConditioner fills slot context"),
+        (unet(context_dim=8), ClassConditioner(5, 16), "context_dim is 8, but ClassConditioner .* width 16"),
+        (unet(context_dim=8), None, "context_dim is 8, but no conditioner fills slot context"),
+        (unet(num_classes=4), ClassConditioner(5, slot="vector"), "num_classes is 4, but ClassConditioner .* width 5"),
+        (unet(), ClassConditioner(5, slot="vector"), "num_classes is None, but ClassConditioner fills slot vector"),
+    ],
+)
+def test_what_does_not_fit_is_named_on_both_sides(network, conditioner, message):
+    with pytest.raises(UserError, match=message) as caught:
+        check_fit(network, 4, conditioner)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_does_not_start_so():
+    with pytest.raises(UserError, match="in_channels is 4.*ImageConditioner concatenates 3"):
+        LatentDiffusion(unet(), IdentityAutoencoder(4), Schedule.linear(num_steps=5), ImageConditioner("low_res"))

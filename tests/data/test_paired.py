@@ -1,0 +1,246 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from picture_files import pixels, png, write_pictures
+from PIL import Image
+
+from ldm.data.paired import ADE20K, PairedFolder
+from ldm.data.transforms import Draw
+from ldm.errors import UserError
+
+K = 5
+RANDOM = {"crop": "random", "flip": 0.5, "resize": "none"}
+
+
+def classes(index, height=12, width=16):
+    """Make an index map that its picture shows as well: the red channel is 40 times the index."""
+    return np.random.RandomState(100 + index).randint(0, K, (height, width)).astype(np.uint8)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def write_pairs(root, count=4, convert=lambda array: array, **size):
+    """Write pictures whose red channel tells the index map of their partner."""
+    names = [f"{'sub/' if i % 2 else ''}{i}" for i in range(count)]
+    for i, name in enumerate(names):
+        image, indices = pixels(i, **size), classes(i, **size)
+        image[..., 0] = indices * 40
+        save(root / "images" / f"{name}.png", image)
+        save(root / "maps" / f"{name}.png", convert(indices))
+    return root / "images", root / "maps"
+
+
+def red_tells(item):
+    red = ((item["image"][0] + 1) * 127.5 / 40).round().long()
+    return torch.nn.functional.one_hot(red, K).permute(2, 0, 1).float()
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "random_size", "none"])
+@pytest.mark.parametrize("size", [8, [6, 10], [12, 16]])
+def test_maps_get_the_crop_and_the_mirroring_of_the_picture(tmp_path, crop, size):
+    images, maps = write_pairs(tmp_path)
+    options = {"crop": crop, "flip": 0.5, "resize": "none", "interpolation": "nearest"}
+    dataset = PairedFolder(images, size, maps, num_classes=K, **options)
+    if crop == "random_size" or (crop == "none" and size != [12, 16]):
+        return  # scaled: nearest neighbours of PIL and of maps may differ by a pixel; sizes alone
+    for epoch in range(4):
+        for i in range(4):
+            item = dataset[Draw(i, epoch)]
+            assert item["segmentation"].dtype == torch.float32
+            assert torch.equal(item["segmentation"], red_tells(item))
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "random_size", "none"])
+def test_scaled_maps_follow_the_picture(tmp_path, crop):
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[10:30, 20:50] = 255
+    save(tmp_path / "images" / "a.png", picture)
+    save(tmp_path / "maps" / "a.png", (picture[..., 0] > 0).astype(np.uint8))
+    options = {"crop": crop, "flip": 0.5, "interpolation": "bilinear"}
+    dataset = PairedFolder(tmp_path / "images", 16, tmp_path / "maps", num_classes=2, **options)
+    for epoch in range(8):
+        item = dataset[Draw(0, epoch)]
+        bright = item["image"][0] > 0
+        assert item["segmentation"].shape == (2, 16, 16) and (item["segmentation"].sum(0) == 1).all()
+        assert (bright == (item["segmentation"][1] > 0)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda array: array.astype(np.uint16),
+        lambda array: array.repeat(2, axis=0).repeat(2, axis=1),
+    ],
+    ids=["16 bit", "twice as large"],
+)
+def test_kinds_of_maps(tmp_path, convert):
+    images, maps = write_pairs(tmp_path, convert=convert)
+    for item in PairedFolder(images, [12, 16], maps, num_classes=K):
+        assert torch.equal(item["segmentation"], red_tells(item))
+
+
+def test_palettes_hold_indices(tmp_path):
+    images, maps = write_pairs(tmp_path, 1)
+    indexed = Image.fromarray(classes(0)).convert("P")
+    indexed.putdata(classes(0).ravel().tolist())
+    indexed.putpalette([255, 0, 0, 7, 7, 7] * 128)
+    indexed.save(maps / "0.png")
+    item = PairedFolder(images, [12, 16], maps, num_classes=K)[0]
+    assert torch.equal(item["segmentation"], red_tells(item))
+
+
+def test_an_index_beyond_the_classes_names_the_file(tmp_path):
+    images, maps = write_pairs(tmp_path)
+    array = classes(0)
+    array[3, 4] = 255
+    save(maps / "0.png", array)
+    with pytest.raises(UserError, match=r"0.png: class index 255, but num_classes=5 allows 0 to 4; raise num_classes"):
+        PairedFolder(images, [12, 16], maps, num_classes=K)[0]
+    item = PairedFolder(images, [12, 16], maps, num_classes=K, ignore_index=255)[0]
+    assert item["segmentation"][:, 3, 4].sum() == 0 and item["segmentation"].sum() == 12 * 16 - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [("0.png", pixels(0), "it has the mode RGB"), ("0.jpg", classes(0), "JPEG changes indices")],
+)
+def test_what_is_no_index_map_is_refused(tmp_path, name, array, message):
+    images, maps = write_pairs(tmp_path, 1)
+    (maps / "0.png").unlink()
+    save(maps / name, array)
+    with pytest.raises(UserError, match=f"{name}: no map of class indices, {message}"):
+        PairedFolder(images, 8, maps, num_classes=K)[0]
+
+
+def test_pictures_without_partner_are_left_out_and_named(tmp_path, caplog):
+    images, maps = write_pairs(tmp_path)
+    (maps / "sub" / "1.png").unlink()
+    save(maps / "extra.png", classes(0))
+    with caplog.at_level(logging.WARNING):
+        dataset = PairedFolder(images, 8, maps, num_classes=K)
+    assert dataset.names == ["0.png", "2.png", "sub/3.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"1 of 4 pictures have no partner in {maps} and are left out, the first is sub/1.png",
+        f"1 files in {maps} have no picture, the first is extra.png",
+    ]
+
+
+def test_a_partner_of_another_shape_is_skipped_and_named(tmp_path, caplog):
+    images, maps = write_pairs(tmp_path)
+    save(maps / "0.png", classes(0, 16, 12))
+    (maps / "2.png").write_bytes(b"broken")
+    dataset = PairedFolder(images, 8, maps, num_classes=K)
+    with caplog.at_level(logging.WARNING):
+        items = list(dataset)
+    assert dataset.num_unreadable == 2 and torch.equal(items[0]["image"], items[2]["image"])
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("0.png cannot be read and is skipped") and "maps/0.png: its partner is 16x12" in first
+    assert second.startswith("2.png") and "maps/2.png" in second
+
+
+def test_twins_show_the_same_place_at_a_quarter_of_the_size(tmp_path):
+    height, width = 32, 48
+    for i in range(3):
+        small = pixels(i, height // 4, width // 4)
+        save(tmp_path / "low" / f"{i}.png", small)
+        save(tmp_path / "high" / f"{i}.png", small.repeat(4, axis=0).repeat(4, axis=1))
+    dataset = PairedFolder(tmp_path / "high", [16, 24], tmp_path / "low", "low_res", factor=4, **RANDOM)
+    places = set()
+    for epoch in range(6):
+        for i in range(3):
+            item = dataset[Draw(i, epoch)]
+            assert item["low_res"].shape == (3, 4, 6)
+            assert torch.equal(item["image"], item["low_res"].repeat_interleave(4, 1).repeat_interleave(4, 2))
+            places.add(float(item["low_res"].sum()))
+    assert len(places) > 6
+
+
+def test_twins_of_scaled_pictures_match_within_interpolation(tmp_path):
+    rows, columns = np.mgrid[0:64, 0:96]
+    large = np.stack([rows * 4, columns * 2, rows + columns], axis=-1).astype(np.uint8)
+    save(tmp_path / "high" / "a.png", large)
+    save(tmp_path / "low" / "a.png", np.asarray(Image.fromarray(large).resize((24, 16), Image.Resampling.BOX)))
+    options = {"crop": "random", "flip": 0.5, "resize": 40}
+    dataset = PairedFolder(tmp_path / "high", 32, tmp_path / "low", "low_res", factor=4, **options)
+    for epoch in range(6):
+        item = dataset[Draw(0, epoch)]
+        want = torch.nn.functional.avg_pool2d(item["image"], 4)
+        assert (item["low_res"] - want).abs().mean() < 0.03
+
+
+def test_a_twin_of_another_factor_is_skipped(tmp_path, caplog):
+    save(tmp_path / "high" / "a.png", pixels(0, 32, 32))
+    save(tmp_path / "low" / "a.png", pixels(0, 16, 16))
+    with pytest.raises(UserError, match="none of the 1 pictures can be read"):
+        PairedFolder(tmp_path / "high", 16, tmp_path / "low", factor=4)[0]
+    assert "its partner is 16x16, not 1/4 of the picture's 32x32" in caplog.text
+
+
+def test_any_picture_can_be_the_partner(tmp_path):
+    save(tmp_path / "a" / "x.png", pixels(0))
+    save(tmp_path / "b" / "x.png", pixels(0)[..., 1])
+    item = PairedFolder(tmp_path / "a", 8, tmp_path / "b", "edges", target_channels=1, crop="random", resize="none")[0]
+    assert item["edges"].shape == (1, 8, 8) and torch.equal(item["edges"][0], item["image"][1])
+
+
+def test_suffixes_in_one_folder(tmp_path):
+    for i in range(2):
+        save(tmp_path / f"{i}.png", pixels(i))
+        save(tmp_path / f"{i}_map.png", classes(i))
+    dataset = PairedFolder(tmp_path, 8, tmp_path, num_classes=K, suffix="_map")
+    assert dataset.names == ["0.png", "1.png"] and dataset[0]["segmentation"].shape == (K, 8, 8)
+
+
+def test_splits_and_repeats_keep_pairs_together(tmp_path):
+    images, maps = write_pairs(tmp_path, 8)
+    both = {"num_classes": K, "validation_share": 0.4, "repeats": 2, **RANDOM}
+    parts = [PairedFolder(images, 8, maps, split=split, **both) for split in ("train", "validation")]
+    assert sorted(name for part in parts for name in part.names) == sorted(
+        path.relative_to(images).as_posix() for path in images.rglob("*.png")
+    )
+    for part in parts:
+        for i in range(len(part)):
+            assert torch.equal(part[i]["segmentation"], red_tells(part[i]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_root": "absent"}, "absent: no such folder; set it to the folder of the partners"),
+        ({"factor": 3}, "factor 3 must divide size 8x8"),
+        ({"num_classes": K, "factor": 2}, "and be 1 with num_classes"),
+        ({"num_classes": 0}, "num_classes 0 must be positive"),
+        ({"ignore_index": 255}, "be given with ignore_index"),
+        ({"suffix": "_x"}, "none of 2 pictures has a partner here, the first would be a_x.png"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(tmp_path, change, message):
+    write_pictures(tmp_path / "a", 2)
+    write_pictures(tmp_path / "b", 2)
+    params = {"target_root": tmp_path / "b", **change}
+    with pytest.raises(UserError, match=message) as caught:
+        PairedFolder(tmp_path / "a", 8, **params)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_partners_of_one_picture_are_a_mistake(tmp_path):
+    images, maps = write_pairs(tmp_path, 1)
+    (maps / "0.bmp").write_bytes(png(classes(0)))
+    with pytest.raises(UserError, match="0.bmp and 0.png are partners of one picture"):
+        PairedFolder(images, 8, maps, num_classes=K)
+
+
+def test_ade20k(tmp_path):
+    for split in ("training", "validation"):
+        save(tmp_path / "images" / split / "ADE_1.jpg", pixels(1))
+        save(tmp_path / "annotations" / split / "ADE_1.png", np.full((12, 16), 150, np.uint8))
+    for split in ("train", "validation"):
+        item = ADE20K(tmp_path, 8, split=split)[0]
+        assert item["segmentation"].shape == (151, 8, 8) and item["segmentation"][150].all()
+    with pytest.raises(UserError, match="split 'all' is not one of train, validation"):
+        ADE20K(tmp_path, 8, split="all")

@@ -1,0 +1,44 @@
+"""What is shown of a picture: scale, crop and mirroring, drawn once for it and whatever belongs to it."""
+
+import numpy as np
+import pytest
+import torch
+from picture_files import pixels, png
+
+from ldm.data.transforms import ImageTransform, View, open_image
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "random_size", "none"])
+@pytest.mark.parametrize("resize", ["size", "none", 20])
+def test_a_view_covers_the_crop_and_showing_it_is_the_transform(crop, resize):
+    image = open_image(png(pixels(0, 30, 50)))
+    for seed in range(20):
+        transform = ImageTransform([16, 20], crop, resize, flip=0.5)
+        view = transform.view(image, rng(seed))
+        assert 0 <= view.left <= view.width - 20 and 0 <= view.top <= view.height - 16
+        assert torch.equal(transform.show(image, view), transform(image, rng(seed)))
+
+
+def test_crops_of_any_size_go_from_full_resolution_to_the_whole():
+    image = open_image(png(pixels(0, 64, 96)))
+    transform = ImageTransform(16, "random_size")
+    sides = np.array([64 * 16 / transform.view(image, rng(seed)).height for seed in range(600)])
+    assert 15.5 < sides.min() < 18 and 60 < sides.max() < 64.5
+    counts = np.histogram(sides, 6, (16, 64))[0]
+    assert counts.min() > 60
+    assert transform.view(open_image(png(pixels(0, 8, 9))), rng()).height == 16
+
+
+def test_a_view_says_what_is_seen():
+    image = open_image(png(pixels(3, 20, 30)))
+    transform = ImageTransform([5, 6], "random", "none", flip=1.0)
+    view = transform.view(image, rng(4))
+    assert view[:2] == (30, 20) and view.mirrored
+    seen = np.asarray(image)[view.top : view.top + 5, view.left : view.left + 6][:, ::-1]
+    want = torch.from_numpy(seen.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
+    assert torch.equal(transform.show(image, view), want)
+    assert View(4, 4) == (4, 4, 0, 0, False)

@@ -1,0 +1,161 @@
+"""Every file below configs/: valid and complete at full size, and able to train and to draw with few channels."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_configs import made_up_data, narrowing, pinned, plain
+
+from ldm import checkpoint
+from ldm.cli.models import load_model
+from ldm.cli.train import main
+from ldm.config import instantiate, load
+from ldm.data.loader import collate
+from ldm.sampling.ddim import DDIM
+from ldm.training.latent_diffusion import LatentDiffusion
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+OWN = sorted(Path(name).stem for name in NAMES if name.startswith("own/"))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Undo what the command line sets for the whole process."""
+    ours, root = logging.getLogger("ldm"), logging.getLogger()
+    level, handlers = ours.level, list(root.handlers)
+    yield
+    ours.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dry_run_at_full_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--base", str(CONFIGS / name), "--dry-run", "--accelerator", "cpu"]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_and_one_sample_with_few_channels(name: str, tmp_path: Path) -> None:
+    config = plain(CONFIGS / name)
+    words, data = made_up_data(config)
+    run = train(CONFIGS / name, tmp_path, [*narrowing(config), *pinned(CONFIGS / name), *words])
+    items = collate([data[0], data[1]])
+    picture = draw(run, items)
+    assert picture.shape == items["image"].shape
+    assert torch.isfinite(picture).all()
+
+
+def train(config: Path, folder: Path, words: list[str]) -> Path:
+    """Train for two steps from the command line; give the run folder."""
+    assert main(["--base", str(config), "-t", "--max_steps", "2", "-l", str(folder / "logs"), *words]) == 0
+    (run,) = (folder / "logs").iterdir()
+    return run
+
+
+@torch.no_grad()
+def draw(run: Path, batch: dict[str, Any]) -> torch.Tensor:
+    """Draw samples under the conditions of a batch from a run folder, or reconstruct its pictures."""
+    config = load(run / "configs" / "config.yaml", check=False)
+    if not config.model.target.endswith(LatentDiffusion.__name__):
+        model = instantiate(config.model, "model").eval()
+        checkpoint.load_into(model, run)
+        return model.autoencoder(batch["image"])[0]
+    model = load_model(Namespace(run=str(run), config=None, ckpt=None, raw=False), CPU).model
+    shape = model.first_stage_model.latent_shape(*batch["image"].shape[2:])
+    denoise = model.guided(model.condition(batch), 1.0)
+    steps = list(DDIM(steps=2)(denoise, torch.randn(len(batch["image"]), *shape), model.schedule))
+    return model.decode_latents(steps[-1].x)
+
+
+# ----------------------------------------------------------------------------------------- own data, by a path
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make grey pictures of 16 bits in two folders of classes, with captions, maps of three classes and small twins."""
+    folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    for number in range(12):
+        stem = f"{'ab'[number % 2]}/{number:02}"
+        pixels = rng.integers(0, 2**16, (40, 80), dtype=np.uint16)
+        for kind, array in (
+            ("pictures", pixels),
+            ("maps", (pixels % 3).astype(np.uint8)),
+            ("partners", (pixels // 256).astype(np.uint8)),
+            ("small", (pixels[::4, ::4] // 256).astype(np.uint8)),
+        ):
+            path = folder / kind / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+        (folder / "pictures" / f"{stem}.txt").write_text(f"noise number {number}")
+    return folder
+
+
+_TRAIN = "data.params.train.params"
+_RESCALER = "model.params.conditioner.params"
+CASES = {  # name of the config and folder of the partners: what is said beside the paths
+    ("autoencoder", None): [],
+    ("folder", None): [],
+    ("classes", None): [],
+    ("captions", None): [],
+    ("masks", "maps"): [f"{_TRAIN}.mask_root={{partners}}"],
+    ("pairs", "maps"): [f"{_TRAIN}.target_root={{partners}}", f"{_TRAIN}.num_classes=3", f"{_RESCALER}.in_channels=3"],
+    ("pairs", "partners"): [f"{_TRAIN}.target_root={{partners}}", f"{_TRAIN}.target_channels=1"],
+    ("pairs", "small"): [
+        f"{_TRAIN}.target_root={{partners}}", f"{_TRAIN}.target_channels=1", f"{_TRAIN}.factor=4",
+        f"{_RESCALER}.num_stages=1",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "partners"), CASES)
+def test_own_data_by_a_path(name: str, partners: str | None, own_data: Path, tmp_path: Path) -> None:
+    """Grey pictures of 16 bits, wider than high: only paths and options on the command line."""
+    config = CONFIGS / "own" / f"{name}.yaml"
+    words = [f"{_TRAIN}.root={own_data / 'pictures'}", f"{_TRAIN}.size=[32,64]", f"{_TRAIN}.channels=1"]
+    words += [word.format(partners=own_data / str(partners)) for word in CASES[name, partners]]
+    run = train(config, tmp_path, [*words, f"{_TRAIN}.validation_share=0.3", *narrowing(plain(config))])
+    data = instantiate(load(run / "configs" / "config.yaml").data, "data")
+    items = next(iter(data.validation_loader()))
+    assert items["image"].shape[1:] == (1, 32, 64)
+    assert draw(run, items).shape == items["image"].shape
+
+
+def test_five_channels_go_through_data_losses_and_pictures(tmp_path: Path) -> None:
+    """Arrays of 16 bits with five channels, with the perceptual loss, on random features, and with logged pictures."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        np.save(tmp_path / f"{number}.npy", rng.integers(0, 2**16, (40, 80, 5), dtype=np.uint16))
+    config = CONFIGS / "own" / "autoencoder.yaml"
+    words = [f"{_TRAIN}.root={tmp_path}", f"{_TRAIN}.size=32", f"{_TRAIN}.channels=5", f"{_TRAIN}.validation_share=0.3"]
+    perceptual = "{target: ldm.networks.perceptual.LPIPS, params: {random_features: true}}"
+    words += [*narrowing(plain(config)), f"model.params.loss.params.perceptual_loss={perceptual}"]
+    run = train(config, tmp_path, [*words, "lightning.callbacks.image_logger={params: {every_n_steps: 1}}"])
+    assert any((run / "images").rglob("*.png"))
+    assert draw(run, {"image": torch.zeros(1, 5, 32, 48)}).shape == (1, 5, 32, 48)
+
+
+def test_all_own_configs_are_tried() -> None:
+    assert {name for name, _ in CASES} == {*OWN}
+
+
+@pytest.mark.parametrize("flag", ["-t", "--dry-run"])
+def test_a_misfit_of_network_and_condition_is_one_line_that_names_both(
+    flag: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CONFIGS / "ldm" / "inpainting.yaml"
+    words = [*narrowing(plain(config)), *made_up_data(plain(config))[0], "model.params.network.params.in_channels=6"]
+    assert main(["--base", str(config), flag, "-l", str(tmp_path / "logs"), *words]) == 1
+    message = caplog.records[-1].getMessage()
+    assert "model: UNet: in_channels is 6" in message and "FirstStageConditioner concatenates 4" in message
+    assert "set in_channels: 7" in message and "\n" not in message
+    assert not (tmp_path / "logs").exists()

@@ -1,0 +1,157 @@
+"""Scripts that start from maps and layouts, reconstruct, and published files: to pictures, on tiny random models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_runs import CLASSES, ROOT, fails, load, noise, record, run, save, script, write_runs
+
+from ldm.config import instantiate
+
+NAMES = ("inpaint", "superres", "semantic2img", "layout2img", "reconstruct")
+inpaint, superres, semantic2img, layout2img, reconstruct = (script(name).main for name in NAMES)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return write_runs(tmp_path_factory.mktemp("runs"))
+
+
+def test_semantic_maps(runs, tmp_path):
+    indices = noise(16, 18, 1) % CLASSES
+    save(tmp_path / "in" / "grey.png", indices)
+    palette = Image.fromarray(indices[:, ::-1].copy()).convert("P")
+    palette.putpalette([value for i in range(CLASSES) for value in (i, 90, 200)])
+    palette.save(tmp_path / "in" / "palette.png")
+    run(semantic2img, runs["semantic"], tmp_path / "out", "--indir", tmp_path / "in")
+    a, b = (load(tmp_path / "out" / f"{name}.png") for name in ("grey", "palette"))
+    assert a.shape == b.shape == (16, 18, 3) and not np.array_equal(a, b)
+    assert load(tmp_path / "out" / "grid-0000.png").shape == (16, 4 * 18, 3)
+    run(semantic2img, runs["semantic"], tmp_path / "large", "--map", tmp_path / "in" / "grey.png", "--W", 40, "--tile")
+    assert load(tmp_path / "large" / "grey.png").shape == (16, 40, 3)
+
+
+def test_bad_maps(runs, tmp_path, capsys):
+    common = ("--run", runs["semantic"], "--steps", 2, "--device", "cpu", "--outdir", tmp_path / "out", "--indir")
+    wrong = save(tmp_path / "wrong.png", np.full((8, 8), CLASSES, np.uint8))
+    assert "has class 4; this model has classes 0 to 3" in fails(capsys, semantic2img, *common, wrong)
+    colours = save(tmp_path / "colours.png", noise(8, 8))
+    assert "is RGB, colours" in fails(capsys, semantic2img, *common, colours)
+
+
+LAYOUT = [{"label": 1, "box": [0.1, 0.1, 0.4, 0.5]}, {"name": "dog", "box": [0.5, 0.4, 0.5, 0.6]}]
+
+
+@pytest.mark.parametrize("model", ["layout", "tokens"])
+def test_layouts(runs, tmp_path, model):
+    other = [{"label": 0, "box": [0, 0, 1, 1]}]
+    (tmp_path / "two.json").write_text(json.dumps([LAYOUT, other]))
+    (tmp_path / "names.txt").write_text("cat\ncow\ndog\npig\n")
+    arguments = ("--layout", tmp_path / "two.json", "--names", tmp_path / "names.txt", "-n", 2, "--seed", 5)
+    run(layout2img, runs[model], tmp_path / "out", *arguments)
+    images = [load(tmp_path / "out" / "samples" / f"{i:05}.png") for i in range(4)]
+    assert images[0].shape == (16, 16, 3)
+    samples = record(tmp_path / "out")["samples"]
+    assert samples[1]["objects"][1]["label"] == 2 and samples[2]["objects"][0]["box"] == [0, 0, 1, 1]
+    (tmp_path / "one.json").write_text(json.dumps(other))
+    run(layout2img, runs[model], tmp_path / "b", "--layout", tmp_path / "one.json", "--seed", 5)
+    assert not np.array_equal(images[0], load(tmp_path / "b" / "samples" / "00000.png"))
+
+
+@pytest.mark.parametrize("model", ["layout", "tokens"])
+def test_tiles_of_layouts(runs, tmp_path, model):
+    """One tile is the whole; of several, each sees its own part."""
+    (tmp_path / "a.json").write_text(json.dumps([{"label": 1, "box": [0, 0, 0.2, 0.2]}]))
+    (tmp_path / "b.json").write_text(json.dumps([{"label": 2, "box": [0, 0, 0.2, 0.2]}]))
+    for name, arguments in (("plain", ()), ("one", ("--tile", 16)), ("many", ("--W", 32, "--tile", 8, "--scale", 2))):
+        for layout in "ab":
+            where = tmp_path / name / layout
+            run(layout2img, runs[model], where, "--layout", tmp_path / f"{layout}.json", *arguments, steps=1)
+    images = {path.parents[1]: load(path).astype(int) for path in tmp_path.rglob("00000.png")}
+    whole, one = images[tmp_path / "plain" / "a"], images[tmp_path / "one" / "a"]
+    assert np.abs(whole - one).max() <= 1
+    changed = np.abs(images[tmp_path / "many" / "a"] - images[tmp_path / "many" / "b"]).max(axis=(0, 2))
+    assert changed[:8].max() > 0
+    assert changed[24:].max() <= 1 or changed[24:].max() < changed[:8].max() / 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "cannot be read"),
+        ("[]", "is no list of objects"),
+        ([{"label": 1}], "object 0: needs `box`"),
+        ([{"label": 4, "box": [0, 0, 1, 1]}], "label 4 is none of this model's classes 0 to 3"),
+        ([{"name": "dog", "box": [0, 0, 1, 1]}], "give --names"),
+        ([{"label": 1, "box": [0, 0, 1]}], "box must be"),
+        ([{"label": 1, "box": [0.5, 0.5, 0.6, 0.2]}], "lies outside"),
+        ([{"label": 1, "box": [0.5, 0.5, 0.0, 0.2]}], "has no area"),
+        ([LAYOUT[0]] * 4, "has 4 objects; this model takes 3"),
+    ],
+)
+def test_bad_layouts(runs, tmp_path, capsys, content, message):
+    file = tmp_path / "layout.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    common = ("--run", runs["layout"], "--steps", 2, "--device", "cpu", "--outdir", tmp_path / "out")
+    assert message in fails(capsys, layout2img, *common, "--layout", file)
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "none"])
+def test_reconstructions(runs, tmp_path, model, caplog):
+    pictures = {"a": noise(16, 19), "b": noise(13, 9, seed=1)}
+    for name, picture in pictures.items():
+        save(tmp_path / "in" / f"{name}.png", picture)
+    run(reconstruct, runs[model], tmp_path / "out", "--indir", tmp_path / "in", steps=None)
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    rebuilt = load(tmp_path / "out" / "a.png")
+    assert rebuilt.shape == (16, 19, 3)
+    error = ((rebuilt.astype(float) - pictures["a"]) ** 2).mean()
+    assert written["pictures"][0]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.1)
+    assert "ssim" in written["pictures"][0] and "ssim" not in written["pictures"][1]
+    assert written["num_pictures"] == 2 and "psnr" in written["mean"]
+    run(reconstruct, runs[model], tmp_path / "whole", "--indir", tmp_path / "in", "--tile", 32, steps=None)
+    assert np.array_equal(load(tmp_path / "whole" / "a.png"), rebuilt)
+    run(reconstruct, runs[model], tmp_path / "tiles", "--indir", tmp_path / "in", "--tile", 8, steps=None)
+    assert load(tmp_path / "tiles" / "a.png").shape == rebuilt.shape
+
+
+def test_bad_reconstructions(runs, tmp_path, capsys):
+    picture = save(tmp_path / "a.png", noise(8, 8))
+    common = ("--outdir", tmp_path / "out", "--device", "cpu", "--run", runs["autoencoder"])
+    assert "--tile 3: the side must be" in fails(capsys, reconstruct, *common, "--indir", picture, "--tile", 3)
+    assert "no such file or folder" in fails(capsys, reconstruct, *common, "--indir", tmp_path / "no")
+    assert not (tmp_path / "out").exists()
+
+
+def published(folder, name):
+    """Save a published model, narrowed to be small, as its zip lays it out."""
+    config = json.loads((ROOT / "tests" / "reference" / "published_configs" / f"models__ldm__{name}.json").read_text())
+    params = config["model"]["params"]
+    params["unet_config"]["params"] |= {"model_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 1, 2]}
+    params["first_stage_config"]["params"]["ddconfig"] |= {"ch": 32, "num_res_blocks": 1}
+    if "bbox" in params["cond_stage_key"]:
+        params["unet_config"]["params"] |= {"context_dim": 32, "transformer_depth": 1}
+        params["cond_stage_config"]["params"] |= {"n_embed": 32, "n_layer": 1}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.save({"state_dict": instantiate(config["model"]).state_dict()}, folder / "model.ckpt")
+    return ["--config", folder / "config.yaml", "--ckpt", folder / "model.ckpt", "--outdir", folder / "out"]
+
+
+@pytest.mark.parametrize("name", ["inpainting_big", "bsr_sr", "semantic_synthesis256", "layout2img-openimages256"])
+def test_published_files(tmp_path, name):
+    picture, size = save(tmp_path / "a.png", noise(40, 48)), (40, 48, 3)
+    mask = save(tmp_path / "m.png", noise(40, 48, 1))
+    small, indices = save(tmp_path / "s.png", noise(10, 12)), save(tmp_path / "i.png", noise(40, 48, 1) % 182)
+    (tmp_path / "l.json").write_text(json.dumps([{"label": 600, "box": [0, 0, 0.5, 1]}]))
+    main, inputs, file = {
+        "inpainting_big": (inpaint, ["--image", picture, "--mask", mask], "a.png"),
+        "bsr_sr": (superres, ["--indir", small], "s.png"),
+        "semantic_synthesis256": (semantic2img, ["--map", indices], "i.png"),
+        "layout2img-openimages256": (layout2img, ["--layout", tmp_path / "l.json", "--H", 48, "--W", 48], None),
+    }[name]
+    main(list(map(str, [*published(tmp_path, name), *inputs, "--steps", 2, "--device", "cpu"])))
+    expected = (48, 48, 3) if file is None else size
+    assert load(tmp_path / "out" / (file or "samples/00000.png")).shape == expected

@@ -1,0 +1,155 @@
+"""Scripts that start from pictures, inpaint and superres: from a run folder to files, on tiny random models."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import fails, load, noise, record, run, save, script, write_runs
+
+from ldm.cli.inputs import Source
+from ldm.conditioning.images import FirstStageConditioner
+
+INPAINT = script("inpaint")
+inpaint, superres = INPAINT.main, script("superres").main
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return write_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """Give a folder with two pictures and masks, of sides that the model cannot have."""
+    holes = np.zeros((17, 22), dtype=np.uint8)
+    holes[4:9, 5:15] = 255
+    for seed, name in enumerate(("a", "sub/b")):
+        save(tmp_path / "in" / f"{name}.png", noise(17, 22, seed=seed))
+        save(tmp_path / "in" / f"{name}_mask.png", holes)
+    return tmp_path / "in", holes > 0
+
+
+@pytest.mark.parametrize("model", ["inpaint", "none"])
+@pytest.mark.parametrize("options", [(), ("--tile", 8)])
+def test_inpainting_keeps_what_is_known_to_the_bit(runs, tmp_path, masked, model, options):
+    folder, hole = masked
+    run(inpaint, runs[model], tmp_path / "out", "--indir", folder, *options)
+    for seed, name in enumerate(("a", "sub/b")):
+        filled, picture = load(tmp_path / "out" / f"{name}.png"), noise(17, 22, seed=seed)
+        assert np.array_equal(filled[~hole], picture[~hole])
+        assert (filled[hole] != picture[hole]).mean() > 0.5
+    assert load(tmp_path / "out" / "grid-0000.png").shape == (17, 4 * 22, 3)
+
+
+def test_inpainting_sees_a_black_hole_and_a_mask_of_plus_and_minus_one():
+    """As the published weights expect it; what is filled up to sides that the model can have is known."""
+    image, hole = torch.full((3, 5, 6), 255, dtype=torch.uint8), torch.zeros(1, 5, 6, dtype=torch.bool)
+    hole[:, 1:3, 2:4] = True
+    conditioner = FirstStageConditioner(mask_key="mask")
+    drawing = INPAINT.drawing(Source(Path("a.png"), "a", Path("m.png")), image, hole, conditioner, 4)
+    assert drawing.size == (8, 8) and drawing.known is None
+    mask, masked = drawing.conditions["mask"], drawing.conditions["masked_image"]
+    expected = torch.full((1, 8, 8), -1.0)
+    expected[:, 1:3, 2:4] = 1.0
+    assert torch.equal(mask, expected) and torch.equal(masked, -expected.expand(3, -1, -1))
+
+
+def test_nothing_below_the_mask_reaches_the_model(runs, tmp_path, masked):
+    folder, hole = masked
+    pictures = {name: noise(17, 22) for name in ("a", "inside", "outside")}
+    pictures["inside"][hole] = 200
+    pictures["outside"][~hole] //= 2
+    for name, picture in pictures.items():
+        image = save(tmp_path / f"{name}.png", picture)
+        run(inpaint, runs["inpaint"], tmp_path / "out", "--image", image, "--mask", folder / "a_mask.png")
+    a, inside, outside = (load(tmp_path / "out" / f"{name}.png")[hole] for name in pictures)
+    assert np.array_equal(a, inside) and not np.array_equal(a, outside)
+
+
+def test_the_published_inpainting_model_is_found(runs, tmp_path, masked, monkeypatch, capsys):
+    arguments = list(map(str, ["--indir", masked[0], "--outdir", tmp_path / "out", "--steps", 2, "--device", "cpu"]))
+    monkeypatch.chdir(tmp_path)
+    assert "no model: give --run" in fails(capsys, inpaint, *arguments)
+    place = tmp_path / "models" / "ldm" / "inpainting_big"
+    place.mkdir(parents=True)
+    for file in ("configs/config.yaml", "checkpoints/last.ckpt"):
+        (place / Path(file).name).symlink_to(runs["inpaint"] / file)
+    inpaint(arguments)
+    assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_inpainting_at_another_size_and_several_samples(runs, tmp_path, masked):
+    folder, _ = masked
+    run(inpaint, runs["inpaint"], tmp_path, "--indir", folder, "--H", 24, "--W", 32, "-n", 2, "--batch-size", 3)
+    assert load(tmp_path / "a.png").shape == load(tmp_path / "a-1.png").shape == (24, 32, 3)
+    assert not np.array_equal(load(tmp_path / "a.png"), load(tmp_path / "a-1.png"))
+    assert [entry["seed"] for entry in record(tmp_path)["samples"]] == [42, 43, 44, 45]
+
+
+def test_bad_masks(runs, tmp_path, masked, capsys, caplog):
+    folder, _ = masked
+    common = ("--run", runs["inpaint"], "--steps", 2, "--device", "cpu", "--outdir", tmp_path / "out")
+    save(folder / "lonely.png", noise(8, 8))
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:100])
+    save(folder / "cut_mask.png", noise(8, 8, 1))
+    run(inpaint, runs["inpaint"], tmp_path / "ok", "--indir", folder)
+    assert "skipped 1 files without their partner" in caplog.text and "lonely.png" in caplog.text
+    assert "skipped 1 unreadable pictures" in caplog.text and "cut.png" in caplog.text
+    mask = save(tmp_path / "small.png", noise(8, 8, 1))
+    for arguments, message in [
+        (("--image", folder / "a.png", "--mask", mask), "the mask is 8x8, its picture 22x17"),
+        (("--image", folder / "a.png"), "nothing to fill"),
+        (("--image", folder / "a.png", "--mask", folder / "no.png"), "no such file"),
+        (("--indir", tmp_path / "nowhere"), "no such file or folder"),
+        (("--indir", mask), "no pair"),
+    ]:
+        assert message in fails(capsys, inpaint, *common, *arguments)
+    common = ("--steps", 2, "--device", "cpu", "--outdir", tmp_path / "out", "--indir", folder)
+    assert "conditioned on ImageConditioner" in fails(capsys, inpaint, "--run", runs["superres"], *common)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--tile", 8)])
+def test_superresolution_at_any_size(runs, tmp_path, options):
+    save(tmp_path / "in" / "grey.png", noise(7, 11, channels=1))
+    save(tmp_path / "in" / "alpha.png", noise(9, 10, channels=4))
+    run(superres, runs["superres"], tmp_path / "out", "--indir", tmp_path / "in", "--batch-size", 2, *options)
+    assert load(tmp_path / "out" / "grey.png").shape == (14, 22, 3)
+    assert load(tmp_path / "out" / "alpha.png").shape == (18, 20, 3)
+    written = record(tmp_path / "out")
+    assert written["samples"][1]["size"] == [14, 22] and written["sampler"]["eta"] == 1.0
+
+
+def test_superresolution_follows_the_small_picture(runs, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        small = save(tmp_path / "in" / f"{name}.png", noise(8, 8, seed=seed))
+        run(superres, runs["superres"], tmp_path, "--indir", small)
+    assert not np.array_equal(load(tmp_path / "a.png"), load(tmp_path / "b.png"))
+    run(superres, runs["superres"], tmp_path, "--image", tmp_path / "in" / "a.png", "--H", 24, "--W", 20)
+    assert load(tmp_path / "a-1.png").shape == (24, 20, 3)
+
+
+def test_pictures_of_the_same_size(runs, tmp_path):
+    small = save(tmp_path / "in" / "a.png", noise(9, 12))
+    run(superres, runs["pairs"], tmp_path, "--indir", small)
+    assert load(tmp_path / "a.png").shape == (9, 12, 3)
+
+
+def test_bad_small_pictures(runs, tmp_path, capsys):
+    common = ("--steps", 2, "--device", "cpu", "--outdir", tmp_path / "out")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    good = save(tmp_path / "good.png", noise(8, 8))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for name, place, message in [
+        ("superres", tmp_path / "bad.png", "none of 1 pictures can be read"),
+        ("superres", empty, "holds no pictures"),
+        ("semantic", good, "not small pictures"),
+        ("none", good, "conditioned on nothing; super-resolution needs"),
+    ]:
+        assert message in fails(capsys, superres, "--run", runs[name], "--indir", place, *common)
+    arguments = ("--run", runs["superres"], "--indir", good, *common)
+    assert "--tile 6: tiles of this model" in fails(capsys, superres, *arguments, "--tile", 6)
+    assert "0 samples asked for" in fails(capsys, superres, *arguments, "-n", 0)
+    assert "batch_size is 0" in fails(capsys, superres, *arguments, "--batch_size", 0)
