@@ -1,7 +1,7 @@
 """Train a toy of every conditional task of the paper, and measure whether its pictures follow the condition.
 
-    python scripts/tasks.py                               text, layout, semantic map, class
-    python scripts/tasks.py --photos DIR                  super-resolution and inpainting too: DIR/train, DIR/val
+    python scripts/tasks.py                               text, layout, semantic map, retrieval
+    python scripts/tasks.py --photos DIR                  class, super-resolution, inpainting too: DIR/train, DIR/val
     python scripts/tasks.py --tasks layout,semantic       some of them
     python scripts/tasks.py --run layout=logs/RUN         measure a finished run instead of training; can be repeated
 
@@ -36,7 +36,7 @@ from ldm.sampling.ddim import DDIM
 
 _log = logging.getLogger("ldm.tasks")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
-NAMES = ("text", "layout", "semantic", "class", "superres", "inpainting")
+NAMES = ("text", "layout", "semantic", "retrieval", "class", "superres", "inpainting")
 NEED_PHOTOS = {"superres", "inpainting", "class"}  # class: its first stage is that of the photos
 SHOWN = 8
 

@@ -7,6 +7,7 @@ cannot tell these apart shows nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.data.shapes import PALETTE
+from ldm.data.thumbnails import thumbnail_embeddings
 from ldm.evaluation import agreement
 from ldm.evaluation.scene_detector import caption_is_drawn
 
@@ -75,6 +77,13 @@ def captions_drawn(images: Tensor, batch: Batch) -> Tensor:
     return torch.tensor([caption_is_drawn(x, text) for x, text in zip(images, batch["caption"], strict=True)])
 
 
+def similarity_to_neighbours(images: Tensor, batch: Batch) -> Tensor:
+    """Return the mean correlation of each picture's thumbnail with its `neighbours`, (B,)."""
+    neighbours = batch["neighbours"]  # (B, K, D)
+    side = math.isqrt(neighbours.shape[2] // images.shape[1])
+    return torch.einsum("bd,bkd->bk", thumbnail_embeddings(images, side), neighbours).mean(1)
+
+
 def recognised_by(classifier: nn.Module) -> Measure:
     """Give the measure that tells which pictures a classifier takes for their `class_label`."""
 
@@ -103,6 +112,12 @@ def scene_tasks() -> dict[str, Task]:
                 "pixels of the asked class": lambda x, b: agreement.map_agreement(x, b["segmentation"]),
                 "IoU of the shapes' pixels": lambda x, b: agreement.map_iou(x, b["segmentation"]),
             },
+        ),
+        "retrieval": Task(
+            "retrieval-augmented", "retrieval_shapes", "autoencoder_shapes", ("neighbours",),
+            {"similarity to the neighbours": similarity_to_neighbours},
+            {"similarity of real scenes": lambda batch: similarity_to_neighbours(batch["image"], batch)},
+            scale=2.0,
         ),
     }  # fmt: skip
 
@@ -171,11 +186,20 @@ def condition_pictures(task: Task, batch: Batch) -> Tensor | None:
     if "boxes" in task.keys:
         pairs = zip(batch["boxes"].tolist(), batch["box_labels"].tolist(), strict=True)
         return torch.stack([_outlined(boxes, labels, tuple(size)) for boxes, labels in pairs])
+    if "neighbours" in task.keys:
+        return _nearest_thumbnails(batch["neighbours"], tuple(size))
     if "low_res" in task.keys:
         return F.interpolate(batch["low_res"], size=tuple(size))
     if "masked_image" in task.keys:
         return batch["masked_image"]
     return None
+
+
+def _nearest_thumbnails(neighbours: Tensor, size: tuple[int, int]) -> Tensor:
+    """Show the first neighbour's thumbnail (without its mean colour, on grey) of each picture."""
+    side = math.isqrt(neighbours.shape[2] // 3)
+    small = neighbours[:, 0].unflatten(1, (3, side, side))  # (B, 3, side, side)
+    return F.interpolate(small / small.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-6), size=size)
 
 
 def _outlined(boxes: list[list[float]], labels: list[int], size: tuple[int, int]) -> Tensor:

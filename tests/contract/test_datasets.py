@@ -24,6 +24,7 @@ from ldm.data.neighbours import RetrievalFolder
 from ldm.data.parquet import Parquet
 from ldm.data.shapes import Shapes
 from ldm.data.shards import IndexedShards, Shards
+from ldm.data.thumbnails import ThumbnailNeighbours
 
 COUNT, SIZE = 6, 16
 AUGMENTED = {"crop": "random", "flip": 0.5, "resize": "none"}
@@ -70,6 +71,8 @@ def make(cls, folder):
         return cls(folder, SIZE, folder / "database.npz", num_neighbours=2, **AUGMENTED)
     if cls is Shapes:
         return cls(COUNT, SIZE)
+    if cls is ThumbnailNeighbours:
+        return cls(Shapes(COUNT, SIZE), Shapes(8, SIZE, seed=1), num_neighbours=2)
     if cls is CachedLatents:
         return cls(torch.randn(COUNT, 8, 4, 4), [{"caption": f"picture {i}", "class_label": i} for i in range(COUNT)])
     dataset = make_task_data(cls, folder, COUNT, SIZE, **AUGMENTED)
