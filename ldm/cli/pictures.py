@@ -7,15 +7,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import platform
 import re
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +21,10 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ldm.cli.environment import environment
 from ldm.errors import UserError
 from ldm.evaluation.generate import to_uint8
 
-_PACKAGES = ("latent-diffusion", "torch", "pytorch-lightning", "numpy", "transformers", "tokenizers")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GRID_PIXELS = 2**26
 GRID_LIMIT = 400  # pictures in a grid
@@ -138,17 +133,6 @@ def grid(images: Tensor, columns: int) -> Tensor:
     missing = math.ceil(len(images) / columns) * columns - len(images)
     images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
     return rearrange(images, "(row column) c h w -> c (row h) (column w)", column=columns)
-
-
-def environment() -> dict[str, Any]:
-    """Tell when, with which command and which versions this runs."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"time": datetime.now().isoformat(timespec="seconds"), "command": shlex.join(sys.argv), "versions": versions}
 
 
 def _next_number(folder: Path, pattern: str) -> int:

@@ -9,14 +9,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
-import platform
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +23,11 @@ from typing import Any
 import yaml
 
 from ldm.cli.arguments import Arguments
+from ldm.cli.environment import environment
 from ldm.errors import UserError
 
 _TIME = "%Y-%m-%dT%H-%M-%S"
 _CONFIG = "config.yaml"
-_PACKAGES = ("torch", "pytorch-lightning", "numpy", "omegaconf", "transformers", "taming-transformers", "lpips")
 _FOLDER_OF_THE_FIRST_RANK = "LDM_RUN_FOLDER"  # processes that the first rank starts write, if ever, where it does
 _log = logging.getLogger(__name__)
 
@@ -86,8 +82,8 @@ class RunFolder:
         if target.exists() and target.read_text(encoding="utf-8") != text:
             target.rename(target.with_name(f"config-{datetime.now().strftime(_TIME)}.yaml"))
         target.write_text(text, encoding="utf-8")
-        environment = target.with_name("environment.json")
-        environment.write_text(json.dumps(_environment(seed), indent=2) + "\n", encoding="utf-8")
+        content = json.dumps({"seed": seed, **environment()}, indent=2)
+        target.with_name("environment.json").write_text(content + "\n", encoding="utf-8")
 
     @contextmanager
     def announced(self) -> Iterator[None]:
@@ -134,13 +130,3 @@ def _find(given: Path) -> RunFolder:
     if given.is_file():
         return RunFolder(given.absolute().parent.parent, given)
     raise UserError(f"--resume: {given} does not exist; give a run folder or a checkpoint in one")
-
-
-def _environment(seed: int) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"seed": seed, "command": shlex.join(sys.argv), "platform": platform.platform(), "versions": versions}

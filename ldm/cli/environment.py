@@ -1,0 +1,38 @@
+"""What produced a file: the time, the command, the platform and the versions of what takes part."""
+
+import importlib.metadata
+import platform
+import shlex
+import sys
+from datetime import datetime
+from typing import Any
+
+_PACKAGES = (
+    "latent-diffusion",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "numpy",
+    "omegaconf",
+    "transformers",
+    "tokenizers",
+    "taming-transformers-rom1504",
+    "lpips",
+    "webdataset",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Tell when, where, with which command and which versions this runs; absent packages are left out."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "time": datetime.now().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
