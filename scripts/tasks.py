@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, judge each task, and write the page."""
     options = parse(argv)
     folder = Path(options.outdir)
+    folder.mkdir(parents=True, exist_ok=True)
     runs = dict(entry.split("=", 1) for entry in options.run)
     chosen = {name: describe(name) for name in chosen_names(options)}
     results, sections = {}, []

@@ -42,12 +42,12 @@ def test_tasks_measure_what_the_demo_trained_and_train_the_rest(demo, tmp_path):
     given = ("--run", f"autoencoder_shapes={runs['autoencoder_shapes']}", "--run", f"text={runs['txt2img_shapes']}")
     quick = ("--num-samples", "8", "--ddim_steps", "2", "--batch-size", "8")
     chosen = (*given, "--tasks", "text,layout,semantic")
-    done = run("tasks", *FEW, *FEW_SCENES, "--outdir", tmp_path, *quick, *chosen)
+    done = run("tasks", *FEW, *FEW_SCENES, "--outdir", tmp_path / "out", *quick, *chosen)
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
     assert list(figures) == ["text", "layout", "semantic"]
     assert all({"right", "shuffled"} <= set(value) for task in figures.values() for value in task["figures"].values())
-    assert "layout to image" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "layout to image" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_tasks_on_photos(tmp_path):
