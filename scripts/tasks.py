@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, task in chosen.items():
         start = time.monotonic()
         run = Path(runs[name]) if name in runs else trained(name, task, runs, options)
-        table, sheet = judge(name, task, run, options)
+        count, table, sheet = judge(name, task, run, options)
         minutes = (time.monotonic() - start) / 60
-        results[name] = {"figures": table, "minutes": minutes, "run": str(run), "num_samples": options.num_samples}
+        results[name] = {"figures": table, "minutes": minutes, "run": str(run), "num_samples": count}
         sections.append(section(task, table, sheet, minutes))
         write_page(folder / "report.html", "Every task of the paper, as a toy", [overview(chosen, results), *sections])
         (folder / "figures.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -126,8 +126,8 @@ def photo_paths(name: str, photos: str | None) -> list[str]:
     return [f"data.params.{split}.{inner}.root={photos}/{folder}" for split, folder in folders.items()]
 
 
-def judge(name: str, task: Task, run: Path, options: argparse.Namespace) -> tuple[dict[str, Figures], Path]:
-    """Draw from the conditions of validation items; return the figures and a sheet of pictures."""
+def judge(name: str, task: Task, run: Path, options: argparse.Namespace) -> tuple[int, dict[str, Figures], Path]:
+    """Draw from the conditions of validation items; return their number, the figures and a sheet of pictures."""
     loaded = load_model(Namespace(run=str(run), config=None, ckpt=None, raw=False), choose_device(options.device))
     batch = validation_items(loaded, options.num_samples)
     images = task.finished(draw(loaded, task, batch, options), batch)
@@ -139,15 +139,15 @@ def judge(name: str, task: Task, run: Path, options: argparse.Namespace) -> tupl
         rows, titles = [conditions[:SHOWN], *rows], ["condition"] * SHOWN + titles
     sheet = Path(options.outdir) / f"{name}.png"
     picture_sheet(torch.cat(rows), titles, sheet, columns=SHOWN)
-    return task.figures(images, batch), sheet
+    return len(images), task.figures(images, batch), sheet
 
 
 def validation_items(loaded: LoadedModel, count: int) -> dict[str, Any]:
-    """Read the first validation items of the data that a model was trained with. UserError if there are too few."""
+    """Read the first validation items of the data that a model was trained with, all if there are fewer."""
     dataset = config.instantiate(loaded.content["data"]["params"]["validation"], "data.params.validation")
     if len(dataset) < count:
-        raise UserError(f"--num-samples {count}: the validation set has {len(dataset)} items")
-    return collate([dataset[i] for i in range(count)])
+        _log.warning("--num-samples %d: the validation set has %d items; all are used", count, len(dataset))
+    return collate([dataset[i] for i in range(min(count, len(dataset)))])
 
 
 def draw(loaded: LoadedModel, task: Task, batch: dict[str, Any], options: argparse.Namespace) -> Tensor:
