@@ -143,11 +143,15 @@ def judge(name: str, task: Task, run: Path, options: argparse.Namespace) -> tupl
 
 
 def validation_items(loaded: LoadedModel, count: int) -> dict[str, Any]:
-    """Read the first validation items of the data that a model was trained with, all if there are fewer."""
+    """Read validation items of the data that a model was trained with, spread over all of them.
+
+    All are read if there are fewer than `count`.
+    """
     dataset = config.instantiate(loaded.content["data"]["params"]["validation"], "data.params.validation")
     if len(dataset) < count:
         _log.warning("--num-samples %d: the validation set has %d items; all are used", count, len(dataset))
-    return collate([dataset[i] for i in range(min(count, len(dataset)))])
+    count = min(count, len(dataset))
+    return collate([dataset[i * len(dataset) // count] for i in range(count)])  # some data sets are sorted by class
 
 
 def draw(loaded: LoadedModel, task: Task, batch: dict[str, Any], options: argparse.Namespace) -> Tensor:
