@@ -133,10 +133,11 @@ def judge(name: str, task: Task, run: Path, options: argparse.Namespace) -> tupl
     images = task.finished(draw(loaded, task, batch, options), batch)
     words = batch.get("caption") or [str(int(label)) for label in batch.get("class_label", [])]
     conditions = condition_pictures(task, batch)
-    rows = [images[:SHOWN], batch["image"][:SHOWN]]
-    titles = [f"sample: {words[i]}" if conditions is None else "sample" for i in range(SHOWN)] + ["real"] * SHOWN
+    shown = [i * len(images) // SHOWN for i in range(SHOWN)]
+    rows = [images[shown], batch["image"][shown]]
+    titles = [f"sample: {words[i]}" if conditions is None else "sample" for i in shown] + ["real"] * SHOWN
     if conditions is not None:
-        rows, titles = [conditions[:SHOWN], *rows], ["condition"] * SHOWN + titles
+        rows, titles = [conditions[shown], *rows], ["condition"] * SHOWN + titles
     sheet = Path(options.outdir) / f"{name}.png"
     picture_sheet(torch.cat(rows), titles, sheet, columns=SHOWN)
     return len(images), task.figures(images, batch), sheet
