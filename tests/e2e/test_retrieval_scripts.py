@@ -1,6 +1,5 @@
 """build_retrieval and knn2img: a folder to a database, and its neighbours to pictures, with a tiny random CLIP."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 import yaml
 from picture_files import write_pictures
 from PIL import Image
+from tiny_runs import fails, node, script
 
 from ldm.config import instantiate
 from ldm.errors import UserError
@@ -20,18 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 12  # of the embeddings
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-build_retrieval, knn2img = script("build_retrieval"), script("knn2img")
-
-
-def node(target, **params):
-    return {"target": f"ldm.{target}", "params": params}
+build_retrieval, knn2img = script("build_retrieval").main, script("knn2img").main
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +84,6 @@ def draw(run, clip, out, *arguments):
     knn2img(list(map(str, [*settings, *arguments])))
     written = json.loads(sorted(out.glob("grid-*.json"))[-1].read_text())
     return [np.asarray(Image.open(out / entry["file"])) for entry in written["samples"]], written["samples"]
-
-
-def fails(capsys, main, *arguments):
-    with pytest.raises(SystemExit) as caught:
-        main(list(map(str, arguments)))
-    assert caught.value.code == 1
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_database_of_a_folder(database):

@@ -1,6 +1,5 @@
 """txt2img and sample, from a run folder or from published files to pictures, on tiny random models."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny_runs import fails, node, script
 
 from ldm.conditioning.text import TextConditioner
 from ldm.config import instantiate
@@ -20,18 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red circle"
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-txt2img, sample = script("txt2img"), script("sample")
-
-
-def node(target, **params):
-    return {"target": f"ldm.{target}", "params": params}
+txt2img, sample = script("txt2img").main, script("sample").main
 
 
 def model_node(conditioner, context_dim=None):
@@ -109,15 +98,6 @@ def draw(main, run, folder, *arguments):
 
 def almost_equal(a, b):
     return np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() <= 1
-
-
-def fails(capsys, main, *arguments):
-    with pytest.raises(SystemExit) as caught:
-        main(list(map(str, arguments)))
-    assert caught.value.code == 1
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    return lines[-1]
 
 
 def test_text_to_pictures_grid_and_record(runs, tmp_path):
