@@ -16,8 +16,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ldm.data import partners
 from ldm.data.decoding import UNREADABLE, open_image
 from ldm.data.folders import EXTENSIONS, find_files
+from ldm.data.partners import seen_indices
 from ldm.data.transforms import ImageTransform, View
 from ldm.errors import UserError
 
@@ -111,15 +113,14 @@ def read_mask(path: Path, size: tuple[int, int], target: Size = (None, None)) ->
 
 
 def read_indices(path: Path, size: Size = (None, None)) -> Tensor:
-    """Read a map of class indices, int64 (H, W), from a grey or palette picture of 8 or 16 bits.
+    """Read a map of class indices, int64 (H, W), as data sets read it, by nearest neighbours where `size` says one.
 
-    Scaled to `size` where it says something. UserError for colours; raises one of UNREADABLE.
+    UserError for colours and lossy files; raises one of UNREADABLE.
     """
-    with Image.open(path) as opened:
-        if opened.mode not in ("L", "P", "1", "I", "I;16", "I;16B", "I;16L"):
-            raise UserError(f"{path}: is {opened.mode}, colours; a map has one channel whose values are class indices")
-        image = Image.fromarray(np.asarray(opened).astype(np.int32))
-    return torch.from_numpy(np.array(_scaled(image, size))).long()  # (H, W)
+    indices = partners.read_indices(path)
+    height, width = size[0] or indices.shape[0], size[1] or indices.shape[1]
+    seen = seen_indices(indices, View(width, height), height, width)
+    return torch.from_numpy(np.ascontiguousarray(seen))  # (H, W)
 
 
 def read_json(path: Path, flag: str) -> Any:

@@ -39,7 +39,7 @@ def test_bad_maps(runs, tmp_path, capsys):
     wrong = save(tmp_path / "wrong.png", np.full((8, 8), CLASSES, np.uint8))
     assert "has class 4; this model has classes 0 to 3" in fails(capsys, semantic2img, *common, wrong)
     colours = save(tmp_path / "colours.png", noise(8, 8))
-    assert "is RGB, colours" in fails(capsys, semantic2img, *common, colours)
+    assert "it has the mode RGB" in fails(capsys, semantic2img, *common, colours)
 
 
 LAYOUT = [{"label": 1, "box": [0.1, 0.1, 0.4, 0.5]}, {"name": "dog", "box": [0.5, 0.4, 0.5, 0.6]}]
