@@ -12,11 +12,15 @@ with those of other pictures.
 import argparse
 import json
 import logging
+import multiprocessing
+import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,9 +40,26 @@ from ldm.sampling.ddim import DDIM
 
 _log = logging.getLogger("ldm.tasks")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
-NAMES = ("text", "layout", "semantic", "retrieval", "class", "superres", "inpainting")
-NEED_PHOTOS = {"superres", "inpainting", "class"}  # class: its first stage is that of the photos
+FIRST_STAGES = {
+    **dict.fromkeys(("text", "layout", "semantic", "retrieval"), "autoencoder_shapes"),
+    **dict.fromkeys(("class", "superres", "inpainting"), "autoencoder_photos"),
+}
+NAMES = tuple(FIRST_STAGES)
+NEED_PHOTOS = {name for name, stage in FIRST_STAGES.items() if stage == "autoencoder_photos"}
 SHOWN = 8
+
+
+class Outcome(NamedTuple):
+    """Hold what is told of a task: its figures by name, the sheet of pictures, the number of pictures, the time."""
+
+    name: str
+    title: str
+    config: str
+    run: str
+    num_samples: int
+    figures: dict[str, Figures]
+    sheet: Path
+    minutes: float
 
 
 @main_guard
@@ -48,18 +69,65 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(options.outdir)
     folder.mkdir(parents=True, exist_ok=True)
     runs = dict(entry.split("=", 1) for entry in options.run)
-    chosen = {name: describe(name) for name in chosen_names(options)}
-    results, sections = {}, []
-    for name, task in chosen.items():
-        start = time.monotonic()
-        run = Path(runs[name]) if name in runs else trained(name, task, runs, options)
-        count, table, sheet = judge(name, task, run, options)
-        minutes = (time.monotonic() - start) / 60
-        results[name] = {"figures": table, "minutes": minutes, "run": str(run), "num_samples": count}
-        sections.append(section(task, table, sheet, minutes))
-        write_page(folder / "report.html", "Every task of the paper, as a toy", [overview(chosen, results), *sections])
-        (folder / "figures.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    names = chosen_names(options)
+    stages = sorted({FIRST_STAGES[name] for name in names if name not in runs} - set(runs))
+    done: dict[str, Outcome] = {}
+    with processes(options.jobs) as pool:
+        trained = [pool.submit(train_first_stage, stage, options) for stage in stages]
+        runs |= {stage: future.result() for stage, future in zip(stages, trained, strict=True)}
+        for future in as_completed([pool.submit(do_task, name, runs, options) for name in names]):
+            outcome = future.result()
+            done[outcome.name] = outcome
+            write_results(folder, [done[name] for name in names if name in done])
     _log.info("see %s", folder / "report.html")
+
+
+@contextmanager
+def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Share the cores out among processes that train at the same time; after a failure none is started any more."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (max(1, torch.get_num_threads() // jobs),))
+    try:
+        yield pool
+    except UserError as error:
+        _log.error("%s; waiting for what is still being trained", error)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def train_first_stage(stage: str, options: argparse.Namespace) -> str:
+    """Train an autoencoder that tasks share, and return its run folder."""
+    speak_as(stage)
+    given = [*photo_paths(stage, options.photos), *options.overrides]
+    logs = Path(options.outdir) / "logs"
+    return str(train_config(CONFIGS / f"{stage}.yaml", logs, given, f"the first stage {stage}"))
+
+
+def do_task(name: str, runs: Mapping[str, str], options: argparse.Namespace) -> Outcome:
+    """Train a task, unless a finished run is given, and judge it."""
+    speak_as(name)
+    start = time.monotonic()
+    task = describe(name)
+    run = Path(runs[name]) if name in runs else trained(task, runs[FIRST_STAGES[name]], options)
+    count, table, sheet = judge(name, task, run, options)
+    minutes = (time.monotonic() - start) / 60
+    return Outcome(name, task.title, task.config, str(run), count, table, sheet, minutes)
+
+
+def speak_as(name: str) -> None:
+    """Put a name before each message of this process, as several speak at the same time."""
+    logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("ldm").setLevel(logging.INFO)
+
+
+def write_results(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write the page and the figures of the tasks done so far."""
+    sections = [overview(outcomes), *map(section, outcomes)]
+    write_page(folder / "report.html", "Every task of the paper, as a toy", sections)
+    told = ("figures", "minutes", "run", "num_samples")
+    content = {outcome.name: {key: getattr(outcome, key) for key in told} for outcome in outcomes}
+    (folder / "figures.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,6 +142,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ddim_steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, help="trainings at a time (default: 2 on a CPU, else 1)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all trainings")
     options = parser.parse_intermixed_args(argv)
     unknown = set(options.tasks or ()) - set(NAMES)
@@ -81,6 +150,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--tasks {','.join(sorted(unknown))}: unknown; choose from {every}")
     if any("=" not in entry for entry in options.run):
         raise UserError("--run: write NAME=RUN, for example layout=logs/2026-01-01T00-00-00_layout_shapes")
+    if options.jobs is None:
+        options.jobs = 2 if choose_device(options.device).type == "cpu" and torch.get_num_threads() > 1 else 1
     return options
 
 
@@ -105,16 +176,11 @@ def describe(name: str) -> Task:
     return digit_task(digit_classifier(items["image"], items["class_label"]))
 
 
-def trained(name: str, task: Task, runs: dict[str, str], options: argparse.Namespace) -> Path:
-    """Train a task, before it the first stage that it shares with others, and return the run folder."""
-    logs = Path(options.outdir) / "logs"
-    if task.first_stage not in runs:
-        given = [*photo_paths(task.first_stage, options.photos), *options.overrides]
-        title = f"the first stage {task.first_stage}"
-        runs[task.first_stage] = str(train_config(CONFIGS / f"{task.first_stage}.yaml", logs, given, title))
-    weights = f"model.params.autoencoder.checkpoint={runs[task.first_stage]}"
+def trained(task: Task, first_stage: str, options: argparse.Namespace) -> Path:
+    """Train a task on a first stage and return the run folder."""
+    weights = f"model.params.autoencoder.checkpoint={first_stage}"
     given = [weights, *photo_paths(task.config, options.photos), *options.overrides]
-    return train_config(CONFIGS / f"{task.config}.yaml", logs, given, task.title)
+    return train_config(CONFIGS / f"{task.config}.yaml", Path(options.outdir) / "logs", given, task.title)
 
 
 def photo_paths(name: str, photos: str | None) -> list[str]:
@@ -166,17 +232,19 @@ def draw(loaded: LoadedModel, task: Task, batch: dict[str, Any], options: argpar
         return torch.cat([part.images for part in drawn]).clamp(-1, 1).cpu()
 
 
-def section(task: Task, table: dict[str, Figures], sheet: Path, minutes: float) -> Section:
+def section(outcome: Outcome) -> Section:
     """Make the part of the page that shows one task."""
-    rows = [("measure", "right conditions", "shuffled conditions"), *(_row(*entry) for entry in table.items())]
-    return Section(task.title, f"configs/demo/{task.config}.yaml, {minutes:.1f} minutes", rows, [sheet])
+    rows = [("measure", "right conditions", "shuffled conditions")]
+    rows += [_row(*entry) for entry in outcome.figures.items()]
+    text = f"configs/demo/{outcome.config}.yaml, {outcome.minutes:.1f} minutes"
+    return Section(outcome.title, text, rows, [outcome.sheet])
 
 
-def overview(tasks: dict[str, Task], results: dict[str, Any]) -> Section:
+def overview(outcomes: Sequence[Outcome]) -> Section:
     """Make the table of all tasks."""
     rows: list[tuple[str, ...]] = [("task", "measure", "right conditions", "shuffled conditions")]
-    for name, result in results.items():
-        rows += [(tasks[name].title, *_row(*entry)) for entry in result["figures"].items()]
+    for outcome in outcomes:
+        rows += [(outcome.title, *_row(*entry)) for entry in outcome.figures.items()]
     text = "Shuffled: the same pictures, held against the conditions of other pictures. A reference has one figure."
     return Section("Figures", text, rows)
 

@@ -30,14 +30,13 @@ Figures = dict[str, float]
 class Task:
     """Say what a toy model is conditioned on, and how its pictures are judged.
 
-    config, first_stage: names below configs/demo; keys: what the model is given of a batch; scale: of classifier-free
+    config: a name below configs/demo; keys: what the model is given of a batch; scale: of classifier-free
     guidance; measures: judged with right and with shuffled conditions; references: what is reached without the model;
     keeps_known: pixels outside the hole (`mask` > 0) are those of the given picture.
     """
 
     title: str
     config: str
-    first_stage: str
     keys: tuple[str, ...]
     measures: Mapping[str, Measure]
     references: Mapping[str, Callable[[Batch], Tensor]] = field(default_factory=dict)
@@ -98,23 +97,23 @@ def scene_tasks() -> dict[str, Task]:
     """List the tasks on generated scenes."""
     return {
         "text": Task(
-            "text to image", "txt2img_shapes", "autoencoder_shapes", ("caption",),
+            "text to image", "txt2img_shapes", ("caption",),
             {"captions drawn right in every part": captions_drawn}, scale=3.0,
         ),
         "layout": Task(
-            "layout to image", "layout_shapes", "autoencoder_shapes", ("boxes", "box_labels"),
+            "layout to image", "layout_shapes", ("boxes", "box_labels"),
             {"IoU of asked and detected boxes": lambda x, b: agreement.layout_iou(x, b["boxes"], b["box_labels"])},
             scale=2.0,
         ),
         "semantic": Task(
-            "semantic map to image", "semantic_shapes", "autoencoder_shapes", ("segmentation",),
+            "semantic map to image", "semantic_shapes", ("segmentation",),
             {
                 "pixels of the asked class": lambda x, b: agreement.map_agreement(x, b["segmentation"]),
                 "IoU of the shapes' pixels": lambda x, b: agreement.map_iou(x, b["segmentation"]),
             },
         ),
         "retrieval": Task(
-            "retrieval-augmented", "retrieval_shapes", "autoencoder_shapes", ("neighbours",),
+            "retrieval-augmented", "retrieval_shapes", ("neighbours",),
             {"similarity to the neighbours": similarity_to_neighbours},
             {"similarity of real scenes": lambda batch: similarity_to_neighbours(batch["image"], batch)},
             scale=2.0,
@@ -126,7 +125,7 @@ def digit_task(classifier: nn.Module) -> Task:
     """Describe class to image on digits, judged by a classifier of its own."""
     recognised = recognised_by(classifier)
     return Task(
-        "class to image", "class_digits", "autoencoder_photos", ("class_label",),
+        "class to image", "class_digits", ("class_label",),
         {"recognised by an independent classifier": recognised},
         {"real digits recognised": lambda batch: recognised(batch["image"], batch)},
         scale=2.0,
@@ -144,7 +143,7 @@ def photo_tasks(factor: int = 4) -> dict[str, Task]:
 
     return {
         "superres": Task(
-            f"super-resolution x{factor}", "superres_photos", "autoencoder_photos", ("low_res",),
+            f"super-resolution x{factor}", "superres_photos", ("low_res",),
             {
                 "PSNR, dB": lambda x, b: agreement.psnr(x, b["image"]),
                 "consistency with the small picture, dB": lambda x, b: agreement.psnr(
@@ -158,7 +157,7 @@ def photo_tasks(factor: int = 4) -> dict[str, Task]:
             },
         ),
         "inpainting": Task(
-            "inpainting", "inpainting_photos", "autoencoder_photos", ("masked_image", "mask"),
+            "inpainting", "inpainting_photos", ("masked_image", "mask"),
             {
                 "PSNR in the hole, dB": lambda x, b: agreement.psnr(x, b["image"], b["mask"]),
                 "largest change of a known pixel": _change_outside,
