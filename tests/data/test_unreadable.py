@@ -130,8 +130,10 @@ def test_damage_of_every_kind_is_skipped_and_counted(tmp_path, make, kind, caplo
     assert all(f"{i:04d}" in told[-1] for i in BAD)
 
 
-@pytest.mark.parametrize("make", [make_folder, make_captions, make_indexed, make_stream, make_pass])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("make", "num_workers"),
+    [(make_folder, 0), (make_captions, 0), (make_indexed, 0), (make_pass, 0), (make_stream, 0), (make_stream, 2)],
+)
 def test_too_many_end_the_run_with_one_line_that_names_them(tmp_path, make, num_workers):
     with pytest.raises(
         UserError, match=r"\d of the first \d+ samples cannot be read, more than max_b.*=0.05"
@@ -142,20 +144,21 @@ def test_too_many_end_the_run_with_one_line_that_names_them(tmp_path, make, num_
 
 
 @pytest.mark.parametrize("make", [make_indexed, make_stream, make_pass])
-def test_a_truncated_tar_is_read_up_to_the_cut(tmp_path, make, caplog):
+@pytest.mark.parametrize("cut", [8000, 9000])  # in the bytes of a picture, before a header
+def test_a_truncated_tar_is_read_up_to_the_cut(tmp_path, make, cut, caplog):
     dataset = make(tmp_path, {})
     path = tmp_path / "0010.tar"
-    path.write_bytes(path.read_bytes()[:9000])
+    path.write_bytes(path.read_bytes()[:cut])
     dataset = dataset if make is not make_indexed else IndexedShards(tmp_path, 8)
     with caplog.at_level(logging.WARNING):
         sizes = list(epochs(dataset, num=1, max_bad_fraction=0.25))
     assert all(size == 5 for size in sizes[0]) and 1 <= dataset.num_unreadable <= 2
-    assert f"{path}: what is left of it cannot be read and is skipped" in caplog.text
+    assert f"{path}: " in caplog.text and "cannot be read and is skipped" in caplog.text
 
 
 def test_a_derived_set_keeps_the_limit_of_its_source(tmp_path):
     dataset = make_folder(tmp_path, KINDS["zero bytes"])
-    assert list(epochs(LowRes(dataset, 2), num=1)) == [[5] * 6] and dataset.num_unreadable == 3
+    assert list(epochs(LowRes(dataset, 2), num=1, max_bad_fraction=0.25)) == [[5] * 6] and dataset.num_unreadable == 3
     with pytest.raises(UserError, match="max_bad_fraction=0.05"):
         list(epochs(LowRes(make_folder(tmp_path, KINDS["zero bytes"]), 2), max_bad_fraction=0.05))
 
