@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from picture_files import write_pictures, write_tar
+from ranks import as_rank
 from torch.utils.data import Dataset
 
 from ldm.data.folders import ImageFolder
@@ -186,3 +187,12 @@ def test_shapes_are_summed_up():
 def test_mistakes_are_named(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_evaluation_on_more_processes_than_items_is_refused_on_each():
+    for rank in range(4):
+        with (
+            as_rank(rank, 4),
+            pytest.raises(UserError, match="3 items cannot be shared out among 4 processes; evaluate"),
+        ):
+            next(iter(DataModule(1, validation=Numbers(3)).validation_loader()))
