@@ -103,9 +103,7 @@ class StreamSampler(Sampler):
         if not found:
             raise self.stream.nothing_readable()
         if found < needed:
-            raise UserError(
-                f"{first}: {found} samples cannot be shared out among {world} processes; evaluate on fewer"
-            )
+            raise UserError(f"{first}: {found} samples cannot be shared out among {world} processes; evaluate on fewer")
         if rank == 0 and several and (not self.is_endless or self.stream.lanes % world):
             hint = f"lanes to a multiple of {world}" if self.is_endless else "samples_per_epoch"
             _log.warning("%s: several processes read the same shards; set %s to avoid it", first, hint)
