@@ -6,7 +6,6 @@ An item is a dict: `image` float32 (C, H, W) in [-1, 1], every other key by its 
 from __future__ import annotations
 
 import hashlib
-import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,14 +16,14 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.decoding import Picture, Planes
+from ldm.data.tally import Tally
 from ldm.data.transforms import UNREADABLE, Draw, ImageTransform, View
 from ldm.errors import UserError
 
-__all__ = ["ImageDataset", "Tally", "in_split"]
+__all__ = ["ImageDataset", "in_split"]
 
 _SPLITS = ("all", "train", "validation")
 _KEPT_PIXELS = 64 * 2**20  # of decoded pictures that repeats show again, in each worker
-_log = logging.getLogger(__name__)
 
 
 def in_split(name: str, split: str, validation_share: float) -> bool:
@@ -36,52 +35,6 @@ def in_split(name: str, split: str, validation_share: float) -> bool:
     digest = hashlib.sha256(name.encode()).digest()[:8]
     is_validation = int.from_bytes(digest, "big") < validation_share * 2**64
     return split == "all" or is_validation == (split == "validation")
-
-
-class Tally:
-    """Count unreadable and enlarged pictures and empty captions, in memory that the workers of a loader share.
-
-    Each unreadable one is reported once, and the first of the others.
-    """
-
-    def __init__(self, num_files: int) -> None:
-        self._unreadable = torch.zeros(num_files, dtype=torch.bool).share_memory_()
-        self._empty = torch.zeros(num_files, dtype=torch.bool).share_memory_()
-        self._enlarged = torch.zeros(1, dtype=torch.bool).share_memory_()
-
-    @property
-    def num_unreadable(self) -> int:
-        """Give how many files were found unreadable so far."""
-        return int(self._unreadable.sum())
-
-    def is_unreadable(self, file: int) -> bool:
-        """Tell whether a file was found unreadable before."""
-        return bool(self._unreadable[file])
-
-    def skip(self, file: int, name: str, error: Exception) -> None:
-        """Note an unreadable file."""
-        if not self._unreadable[file]:
-            self._unreadable[file] = True
-            _log.warning("%s cannot be read and is skipped: %s", name, " ".join(str(error).split()) or repr(error))
-
-    @property
-    def num_empty(self) -> int:
-        """Give how many files were found to have an empty text so far."""
-        return int(self._empty.sum())
-
-    def note_empty(self, file: int, name: str, key: str) -> None:
-        """Note that a text is empty; the first is named."""
-        if not self._empty[file]:
-            if not self._empty.any():
-                _log.warning("%s: its %s is empty; such pictures train the model without condition", name, key)
-            self._empty[file] = True
-
-    def enlarge(self, name: str, image: Picture, transform: ImageTransform) -> None:
-        """Note that a picture is smaller than the size asked for."""
-        if not self._enlarged[0]:
-            self._enlarged[0] = True
-            have, want = f"{image.height}x{image.width}", f"{transform.height}x{transform.width}"
-            _log.warning("%s is %s, smaller than the size %s: such pictures are enlarged", name, have, want)
 
 
 class _Decoded:
@@ -137,7 +90,7 @@ class ImageDataset(Dataset, ABC):
         self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation, value_range)
         self.repeats, self.split, self.validation_share = repeats, split, validation_share
         self.names: list[str] = []
-        self._tally = Tally(0)
+        self.tally = Tally(0)
         self._decoded = _Decoded(_KEPT_PIXELS if repeats > 1 else 0)
 
     def _index(self, names: Iterable[str], source: str) -> list[int]:
@@ -148,7 +101,7 @@ class ImageDataset(Dataset, ABC):
             hint = "" if not names else f" in the split {self.split!r} of {len(names)}; change validation_share"
             raise UserError(f"{source}: no pictures{hint}")
         self.names = [names[i] for i in kept]
-        self._tally = Tally(len(kept))
+        self.tally = Tally(len(kept))
         return kept
 
     @property
@@ -159,12 +112,12 @@ class ImageDataset(Dataset, ABC):
     @property
     def num_unreadable(self) -> int:
         """Give how many files were found unreadable so far, in all workers of this machine."""
-        return self._tally.num_unreadable
+        return self.tally.num_unreadable
 
     @property
     def num_empty(self) -> int:
         """Give how many files were found to have an empty caption so far, in all workers of this machine."""
-        return self._tally.num_empty
+        return self.tally.num_empty
 
     def __len__(self) -> int:
         return self.num_files * self.repeats
@@ -176,7 +129,7 @@ class ImageDataset(Dataset, ABC):
         first = draw.index % self.num_files
         for step in range(self.num_files):
             file = (first + step) % self.num_files
-            if self._tally.is_unreadable(file):
+            if self.tally.is_unreadable(file):
                 continue
             rng = draw.generator()  # anew, so that what was drawn for an unreadable file changes nothing
             try:
@@ -184,16 +137,18 @@ class ImageDataset(Dataset, ABC):
                 view = self._view(image, rng)
                 fields = {**fields, **self._read_seen_fields(file, image, view, rng)}
             except UNREADABLE as error:
-                self._tally.skip(file, self.names[file], error)
+                self.tally.skip(file, self.names[file], error)
             else:
+                self.tally.note_read()
                 if fields.get("caption") == "":
-                    self._tally.note_empty(file, self.names[file], "caption")
+                    self.tally.note_empty(file, self.names[file], "caption")
                 return {"image": self._shown(file, image, view), **fields}
-        raise UserError(f"data: none of the {self.num_files} pictures can be read, the first is {self.names[0]}")
+        first = next(iter(self.tally.first()), self.names[0])
+        raise UserError(f"data: none of the {self.num_files} pictures can be read, the first is {first}")
 
     def _shown(self, file: int, image: Picture, view: View) -> torch.Tensor:
         if self.transform.enlarges(image):
-            self._tally.enlarge(self.names[file], image, self.transform)
+            self.tally.enlarge(self.names[file], image, self.transform)
         try:
             return self.transform.show(image, view)
         except UserError as error:
@@ -219,7 +174,11 @@ class ImageDataset(Dataset, ABC):
         """List the texts under a key without reading pictures, for a tokenizer to be trained on."""
         rng = np.random.default_rng(0)
         for file in range(self.num_files):
-            value = self._read_fields(file, rng).get(key)
+            try:
+                value = self._read_fields(file, rng).get(key)
+            except UNREADABLE as error:
+                self.tally.skip(file, self.names[file], error)
+                continue
             if not isinstance(value, str):
                 raise UserError(f"data: {self.names[file]} has no text under {key!r}")
             yield value

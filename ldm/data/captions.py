@@ -57,9 +57,9 @@ class CaptionedFolder(ImageDataset):
     def _captioned_pictures(self) -> list[str]:
         names, texts = find_pictures(self.root), set(find_files(self.root, [".txt"]))
         bare = [name for name in names if _text_beside(name) not in texts]
-        if bare:
+        if bare and len(bare) == len(names):  # single ones are skipped and counted when they are read
             raise UserError(
-                f"{self.root}: {len(bare)} of {len(names)} pictures have no caption, first {bare[0]}; "
+                f"{self.root}: none of the {len(names)} pictures has a caption, first {bare[0]}; "
                 f"write {_text_beside(bare[0])}, or set captions to a CSV or JSON lines file"
             )
         return names

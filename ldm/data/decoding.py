@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ldm.errors import UserError
 
@@ -32,7 +32,8 @@ _RGB = 2  # photometric interpretation of TIFF
 _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # how PNG stores 16 bits -> what makes PIL give the others
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL has it for 8 bits
 _GREY_ALPHA = "LA;16B"
-_DAMAGE = (struct.error, zlib.error, tokenize.TokenError, LookupError, TypeError, OverflowError)  # of damaged files
+# What readers raise on damaged files; MemoryError where a header declares more than there is room for.
+_DAMAGE = (struct.error, zlib.error, tokenize.TokenError, LookupError, TypeError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def open_image(source: Path | bytes, channels: int = 3, value_range: Range | Non
             if start[:4] in _TIFF and _is_beyond_pillow(stream, channels):
                 return _read_tiff(stream, channels, value_range)
             return _read_picture(stream, channels, value_range)
+    except UnidentifiedImageError as error:  # whose text is about an object in memory
+        raise OSError("is no picture of a known format") from error
     except _DAMAGE as error:
         raise OSError(f"damaged ({type(error).__name__}: {error})") from error
 

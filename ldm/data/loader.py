@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from ldm.data.sampler import DrawSampler, rank_and_world
-from ldm.data.shards import Shards
+from ldm.data.streams import StreamSampler
+from ldm.data.tally import Tally
 from ldm.errors import UserError
 
 __all__ = ["Loader", "collate"]
 
+_log = logging.getLogger(__name__)
+
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put items together: tensors and numbers are stacked, texts, lists and dicts are listed.
+    """Put items together: tensors and numbers are stacked, texts, lists and dicts are listed; no items give {}.
 
     Raises UserError, naming the key, for items that do not fit together.
     """
     batch: dict[str, Any] = {}
-    for key in items[0]:
+    for key in items[0] if items else ():
         try:
             values = [item[key] for item in items]
             batch[key] = values if isinstance(values[0], (str, list, dict)) else default_collate(values)
@@ -33,16 +36,19 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class Loader(DataLoader):
-    """Load batches of a `Shards` stream, or of a data set with a `DrawSampler`.
+    """Load batches of a data set with a `DrawSampler`, or of a stream with a `StreamSampler`.
 
-    An iteration starts when its first batch is asked for, with the epoch, rank and world of that moment. A loader over
-    a sampler gives the epoch that was set, as often as it is iterated; a training stream goes on to its next epoch by
-    itself. `state_dict` holds epoch and number of samples given by all ranks, from which another loader goes on, also
-    with another number of processes; a stream needs as many workers as before for that. Of a stream whose length is not
-    known the last batch given does not count, since Lightning asks for one in advance.
+    An iteration starts when its first batch is asked for, with the epoch, rank and world of that moment, and gives the
+    epoch that was set, as often as it is iterated. `state_dict` holds epoch and number of samples given by all ranks,
+    from which another loader goes on, also with another number of processes or workers. Of a stream whose length is not
+    known the last batch given does not count, since Lightning asks for one in advance. What `tally` counted unreadable
+    is told when an iteration ends, if it grew. Raises UserError for evaluation on more ranks than there are samples.
     """
 
-    _given = (0, 0)  # epoch and batches of the iteration under way
+    def __init__(self, *args: Any, tally: Tally | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tally, self._told = tally, 0
+        self._given = (0, 0)  # epoch and batches of the iteration under way
 
     @property
     def position(self) -> tuple[int, int]:
@@ -64,56 +70,64 @@ class Loader(DataLoader):
         """Go on from where a loader was, rounded down to a batch."""
         self._go_to(state["epoch"], state["samples"] // (self.batch_size * rank_and_world()[1]))
 
+    @property
+    def _has_place(self) -> bool:
+        return isinstance(self.sampler, (DrawSampler, StreamSampler))
+
+    @property
+    def _length_is_known(self) -> bool:
+        return not isinstance(self.sampler, StreamSampler) or self.sampler.is_endless
+
     def _start(self) -> tuple[int, int]:
-        if isinstance(self.sampler, DrawSampler):
-            return self.sampler.epoch, self.sampler.start // self.batch_size
-        return self.dataset.position if isinstance(self.dataset, Shards) else (0, 0)
+        return (self.sampler.epoch, self.sampler.start // self.batch_size) if self._has_place else (0, 0)
 
     def _go_to(self, epoch: int, batches: int) -> None:
         self._given = (epoch, 0)
-        if isinstance(self.sampler, DrawSampler):
+        if self._has_place:
             self.sampler.epoch, self.sampler.start = epoch, batches * self.batch_size
-        elif isinstance(self.dataset, Shards):
-            self.dataset.set_position(epoch, batches)
 
     def __len__(self) -> int:
-        if isinstance(self.dataset, Shards):
-            return self.dataset.num_batches(rank_and_world()[1])
-        num_batches = super().__len__()
-        if num_batches == 0 and not isinstance(self.dataset, IterableDataset) and len(self.dataset) > 0:
+        if isinstance(self.sampler, DrawSampler):
+            self._check_size(self.sampler.num_items, rank_and_world()[1])
+        return super().__len__()
+
+    def _check_size(self, num_items: int, world: int) -> None:
+        if self.sampler.evaluation and 0 < num_items < world:
             raise UserError(
-                f"data: {len(self.dataset)} items do not fill one batch of {self.batch_size} on {rank_and_world()[1]} "
-                "processes; lower data.params.batch_size, or raise `repeats` of the data set"
+                f"data: {num_items} items cannot be shared out among {world} processes; evaluate on fewer, or give more"
             )
-        return num_batches
+        if num_items > 0 and super().__len__() == 0:
+            raise UserError(
+                f"data: {num_items} items do not fill one batch of {self.batch_size} on {world} processes; lower "
+                "data.params.batch_size, or raise `repeats` of the data set"
+            )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self._batches()
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        limit, ahead = None, 0
-        if isinstance(self.dataset, Shards):
-            limit = self._begin_stream()
-            ahead = int(limit is None)
-        elif not isinstance(self.dataset, IterableDataset):
+        if isinstance(self.sampler, DrawSampler):
             len(self)  # says so if there is no batch at all
+        elif isinstance(self.sampler, StreamSampler):
+            self.sampler.check()
+        ahead, is_empty = int(not self._length_is_known), True
         epoch, given = self._given = self._start()
         try:
-            for batch in islice(super().__iter__(), limit):
+            for batch in super().__iter__():
                 given += 1
                 self._given = epoch, given - ahead
-                yield batch
+                if batch:
+                    is_empty = False
+                    yield batch
             self._given = epoch, given
+            if is_empty and isinstance(self.sampler, StreamSampler) and self.sampler.evaluation:
+                raise self.sampler.stream.nothing_readable()
         except UserError as error:  # a worker's comes with its traceback in the message
             raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
+        finally:
+            self._tell_unreadable()
 
-    def _begin_stream(self) -> int | None:
-        """Move to the next epoch if this one was begun; return how many batches are to come, None if until the end."""
-        epoch, batches = self._start()
-        if self.dataset.plan.shuffle and self._given[0] == epoch and self._given[1] > 0:
-            epoch, batches = epoch + 1, 0
-            self._go_to(epoch, batches)
-        self.dataset.join(*rank_and_world())
-        if self.dataset.samples_per_epoch is None or not self.dataset.plan.shuffle:
-            return None
-        return max(0, len(self) - batches)
+    def _tell_unreadable(self) -> None:
+        if self._tally is not None and self._tally.num_unreadable > self._told:
+            self._told = self._tally.num_unreadable
+            _log.warning("data: %s", self._tally.summary())

@@ -19,7 +19,9 @@ from ldm.data.base import ImageDataset
 from ldm.data.derived import DerivedDataset, takes_draws
 from ldm.data.loader import Loader, collate
 from ldm.data.sampler import DrawSampler
-from ldm.data.shards import Shards, StreamPlan
+from ldm.data.shards import Shards
+from ldm.data.streams import Decoder, StreamSampler
+from ldm.data.tally import Tally
 from ldm.errors import UserError
 
 __all__ = ["DataModule"]
@@ -36,6 +38,8 @@ class DataModule:
     batch_size: per process. num_workers: None for one per core, at most 8, none for tiny data. Training data is
     shuffled anew every epoch unless `shuffle` is false, and its last, smaller batch left out unless `drop_last` is
     false; validation and test data are read once, in order. All are shared out among the ranks of a distributed run.
+    max_bad_fraction: of the samples of a set, how many may be unreadable (they are skipped and counted) before the run
+    stops; judged from 20 samples on, None for any number.
     """
 
     def __init__(
@@ -48,12 +52,18 @@ class DataModule:
         shuffle: bool = True,
         drop_last: bool = True,
         seed: int = 0,
+        max_bad_fraction: float | None = 0.1,
     ) -> None:
         if batch_size < 1 or (num_workers or 0) < 0:
             raise UserError(f"data: batch_size {batch_size} must be positive, num_workers {num_workers} not negative")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train, self.validation, self.test = train, validation, test
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        if max_bad_fraction is not None and not 0 <= max_bad_fraction <= 1:
+            raise UserError(f"data: max_bad_fraction {max_bad_fraction} must be in [0, 1], or null for no limit")
+        for dataset in (train, validation, test):
+            if (tally := _tally(dataset)) is not None:
+                tally.max_bad_fraction = max_bad_fraction
 
     def train_loader(self) -> Loader:
         """Make the loader of the training set. UserError if there is none."""
@@ -99,18 +109,17 @@ class DataModule:
     def _loader(
         self, dataset: Dataset, shuffle: bool = False, drop_last: bool = False, evaluation: bool = False
     ) -> Loader:
-        num_workers = self._workers(dataset)
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"num_workers": self._workers(dataset), "tally": _tally(dataset)}
         if isinstance(dataset, Shards):
-            dataset = dataset.planned(StreamPlan(self.seed, shuffle, batch_size=self.batch_size))
+            options["sampler"] = StreamSampler(dataset, self.batch_size, self.seed, shuffle, evaluation)
+            dataset = Decoder(dataset, evaluation)
         elif not isinstance(dataset, IterableDataset):
             options["sampler"] = DrawSampler(len(dataset), self.seed, shuffle, evaluation, not takes_draws(dataset))
         return Loader(
             dataset,
             batch_size=self.batch_size,
             drop_last=drop_last,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
+            persistent_workers=options["num_workers"] > 0,
             pin_memory=torch.accelerator.is_available(),
             collate_fn=collate,
             **options,
@@ -122,10 +131,16 @@ class DataModule:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         most = min(cores, _MOST_WORKERS)
         if isinstance(dataset, Shards):
-            return min(most, len(dataset.shards))
+            return most
         if isinstance(dataset, IterableDataset):
             return 0  # only its author knows whether workers would repeat each other
         return 0 if len(dataset) <= _BATCHES_WITHOUT_WORKERS * self.batch_size else most
+
+
+def _tally(dataset: Dataset | None) -> Tally | None:
+    """Give what counts the unreadable samples of a data set, or of the one that it is derived from."""
+    source = dataset.source if isinstance(dataset, DerivedDataset) else dataset
+    return source.tally if isinstance(source, (ImageDataset, Shards)) else None
 
 
 def _items(dataset: Dataset) -> Iterator[dict[str, Any]]:

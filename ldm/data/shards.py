@@ -1,40 +1,40 @@
 """WebDataset shards: `IndexedShards` at random from local tars, `Shards` as a stream from anywhere.
 
-A stream is divided among ranks and workers, by shard if there are enough of them, else sample by sample. Its order is a
-function of (seed, epoch); an epoch in evaluation shows every sample exactly once.
+The order of a stream, and who of several processes reads what, is in `ldm.data.streams`.
 """
 
 from __future__ import annotations
 
-import copy
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import numpy as np
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ldm.data.base import ImageDataset, Tally
+from ldm.data.base import ImageDataset
 from ldm.data.decoding import Picture
-from ldm.data.tar_samples import Fields, Member, expand_urls, index_tar
-from ldm.data.transforms import UNREADABLE, ImageTransform
+from ldm.data.tally import Tally
+from ldm.data.tar_samples import ABSENT, Fields, Member, expand_urls, index_tar, is_remote
+from ldm.data.transforms import UNREADABLE, Draw, ImageTransform
 from ldm.errors import UserError
 
-__all__ = ["IndexedShards", "Shards", "StreamPlan"]
+__all__ = ["IndexedShards", "Sample", "Shards"]
 
 _SLOTS = 1 << 16  # in which unreadable samples of a stream, whose number is unknown, are noted by a hash of their name
-_Sample = dict[str, Any]
+_MOST_LANES = 8  # that are opened at once unless asked for
+Sample = dict[str, Any]  # the undecoded files of a sample by extension, `__key__` and `__url__`
 
 
 class IndexedShards(ImageDataset):
     """Read samples of local, uncompressed tars in any order; their headers are listed once, at the start.
 
     urls: tars, folders of tars, globs, or patterns as `train-{0000..0003}.tar`. fields: see `tar_samples`, by default
-    {caption: txt}. For the other options see `ImageDataset`. Raises UserError for absent shards and fields.
+    {caption: txt}. For the other options see `ImageDataset`. Samples that lack a file, and what is lost of a damaged
+    tar (as one), count as unreadable. Raises UserError for absent shards, and where no sample has all fields.
     """
 
     def __init__(
@@ -48,21 +48,33 @@ class IndexedShards(ImageDataset):
         self.fields = Fields(fields)
         self._columns = {extension: i for i, extension in enumerate(sorted(self.fields.extensions), start=1)}
         self._shards = expand_urls(urls)
-        keys, places, found = [], [], set()
-        for shard, path in enumerate(self._shards):
-            for key, members in index_tar(path):
-                found |= set(members)
-                image = self.fields.image_of(list(members))
-                if image is not None:
-                    self.fields.check(f"{path}: {key}", list(members))
-                    keys.append(key)
-                    places.append([(shard, *members[extension]) for extension in (image, *self._columns)])
-        if not keys:
-            raise UserError(f"{urls}: no sample has a picture; there are {', '.join(sorted(found)) or 'no files'}")
+        keys, places = self._list_samples(str(urls))
         kept = self._index(keys, str(urls))
         self._places = np.array(places, dtype=np.int64)[kept]  # (files, 1 + columns, shard, start, size)
         shards = [self._shards[shard] for shard in self._places[:, 0, 0]]
         self.names = [f"{shard}: {key}" for shard, key in zip(shards, self.names, strict=True)]
+
+    def _list_samples(self, source: str) -> tuple[list[str], list[list[tuple[int, int, int]]]]:
+        """Give the names of all samples and (shard, start, size) of their files. Raises UserError if none is whole."""
+        keys, places, problems, num_whole = [], [], [], 0
+        for shard, path in enumerate(self._shards):
+            samples, damage = index_tar(path)
+            for key, members in samples.items():
+                image = self.fields.image_of(list(members))
+                if image is None and not members.keys() & self._columns.keys():
+                    continue
+                problem = self.fields.problem(list(members))
+                num_whole += problem is None
+                problems += [f"{path}: {key} {problem}"] if problem else []
+                keys.append(key)
+                places.append([(shard, *members.get(name, ABSENT)) for name in (image, *self._columns)])
+            if damage:
+                problems.append(f"{path}: {damage}")
+                keys.append("what is left of it")
+                places.append([(shard, *ABSENT)] * (1 + len(self._columns)))
+        if not num_whole:
+            raise UserError(f"{source}: no sample is whole; {problems[0] if problems else 'the shards are empty'}")
+        return keys, places
 
     def _content(self, file: int, column: int) -> bytes:
         shard, start, size = self._places[file, column].tolist()
@@ -72,28 +84,20 @@ class IndexedShards(ImageDataset):
         return self.transform.open(self._content(file, 0))
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
-        return self.fields.read(self.names[file], lambda extension: self._content(file, self._columns[extension]))
-
-
-class StreamPlan(NamedTuple):
-    """Who reads a stream and how; `batch_size` is that of each worker's batches, to leave out those of the past."""
-
-    seed: int = 0
-    shuffle: bool = False
-    rank: int = 0
-    world: int = 1
-    batch_size: int = 1
+        return self.fields.read(lambda extension: self._content(file, self._columns[extension]))
 
 
 class Shards(IterableDataset):
     """Stream samples of shards through the webdataset library, also from http:, s3: or pipe: sources.
 
     Items, `fields` and the options of pictures are as for `IndexedShards`. `samples_per_epoch`, over all ranks, makes
-    the training stream endless, reshuffled at each pass; training on several ranks needs it, so that none runs dry
-    before the others. `buffer` samples per worker are shuffled among each other, as they are in the tar.
+    the training stream endless, reshuffled at each pass, and divides it into `lanes` (by default the largest power of
+    two up to 8 and the number of shards), which ranks share; so it is wanted for large data and for remote shards.
+    Another number of lanes is another order. `buffer` samples, over all lanes, are shuffled among each other, as they
+    are in the tar.
 
-    Without a plan all samples come once, in order. On several ranks an evaluation repeats the first sample where the
-    number of samples cannot be divided evenly.
+    Iterated by itself it gives all readable samples once, in order. Whether a remote source is tried again is its
+    handler's affair: that of http: tries 30 times, a pipe: as its command says.
     """
 
     def __init__(
@@ -109,141 +113,96 @@ class Shards(IterableDataset):
         value_range: Sequence[float] | None = None,
         samples_per_epoch: int | None = None,
         buffer: int = 1000,
+        lanes: int | None = None,
     ) -> None:
         self.shards = expand_urls(urls)
         self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation, value_range)
         self.fields, self.samples_per_epoch, self.buffer = Fields(fields), samples_per_epoch, max(1, buffer)
-        self.plan = StreamPlan()
-        self._position = torch.zeros(2, dtype=torch.long).share_memory_()  # epoch, batches already seen
-        self._tally = Tally(_SLOTS)
+        self.lanes = 1 << (min(len(self.shards), _MOST_LANES).bit_length() - 1) if lanes is None else lanes
+        if not 1 <= self.lanes <= len(self.shards):
+            raise UserError(f"{urls}: lanes={lanes} must be 1 to {len(self.shards)}, the number of shards")
+        self.tally = Tally(_SLOTS)
 
     @property
     def num_unreadable(self) -> int:
         """Give how many samples and shards were found unreadable so far, in all workers of this machine."""
-        return self._tally.num_unreadable
-
-    def planned(self, plan: StreamPlan) -> Shards:
-        """Give the same stream under another plan, at its beginning."""
-        stream = copy.copy(self)
-        stream.plan, stream._position = plan, torch.zeros_like(self._position).share_memory_()
-        return stream
-
-    def join(self, rank: int, world: int) -> None:
-        """Take the share of one of several ranks. Raises UserError if a training set could run dry on some of them."""
-        if world > 1 and self.plan.shuffle and self.samples_per_epoch is None:
-            raise UserError(
-                f"{self.shards[0]}: a stream that {world} processes train on needs samples_per_epoch, the number of "
-                "samples after which an epoch ends; or use ldm.data.shards.IndexedShards for local tars"
-            )
-        self.plan = self.plan._replace(rank=rank, world=world)
-
-    def num_batches(self, world: int) -> int:
-        """Give the length of an epoch in batches. Raises TypeError, as `len` does, if only reading can tell."""
-        if self.samples_per_epoch is None or not self.plan.shuffle:
-            raise TypeError("the length of this stream is not known")
-        return max(1, self.samples_per_epoch // (self.plan.batch_size * world))
+        return self.tally.num_unreadable
 
     @property
-    def position(self) -> tuple[int, int]:
-        """Give (epoch, batches left out) of the next iteration."""
-        epoch, batches = self._position.tolist()
-        return epoch, batches
-
-    def set_position(self, epoch: int, batches: int = 0) -> None:
-        """Start the next iteration, in this process and in workers, at a batch of an epoch."""
-        self._position[0], self._position[1] = epoch, batches
+    def is_remote(self) -> bool:
+        """Tell whether any shard is not a local file."""
+        return any(is_remote(shard) for shard in self.shards)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
-        worker, num_workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        epoch, batches = self.position
-        worker = (worker + batches) % num_workers  # workers give batches in turn: the first one takes the next turn
-        skipped = self.plan.batch_size * len(range(worker, batches, num_workers))
-        part, num_parts = self.plan.rank * num_workers + worker, self.plan.world * num_workers
-        endless = self.plan.shuffle and self.samples_per_epoch is not None
-        for number in count() if endless else range(1):
-            empty = True
-            for sample in self._pass(epoch, number, part, num_parts):
-                empty = False
-                if skipped > 0:
-                    skipped -= 1
-                    continue
-                item = self._item(sample, np.random.default_rng([self.plan.seed, epoch, number, _digest(sample)]))
-                if item is not None:
-                    yield item
-            if empty and (endless or num_parts == 1):
-                raise UserError(f"{self.shards[0]}: no sample in {len(self.shards)} shards has a picture")
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        num_items = 0
+        for position, sample in islice(enumerate(self.samples(self.shards)), worker, None, num_workers):
+            item = self.read(sample, Draw(position))
+            if item is not None:
+                num_items += 1
+                yield item
+        if not num_items and worker == 0:
+            raise self.nothing_readable()
 
-    def _pass(self, epoch: int, number: int, part: int, num_parts: int) -> Iterator[_Sample]:
-        """Give the undecoded samples of one worker in one pass over the shards."""
-        shards = list(self.shards)
-        if not self.plan.shuffle:
-            return self._every(shards, part, num_parts, padded=self.plan.world > 1)
-        random.Random(f"{self.plan.seed} {epoch} {number}").shuffle(shards)
-        if len(shards) >= num_parts:
-            samples = self._samples(shards[part::num_parts])
-        else:
-            samples = self._every(shards, part, num_parts, padded=False)
-        return self._mixed(samples, random.Random(f"{self.plan.seed} {epoch} {number} {part}"))
+    def nothing_readable(self) -> UserError:
+        """Make the error for a stream, or a whole batch of it, that gave nothing."""
+        first = "; ".join(self.tally.first()) or "the shards hold none of the files asked for"
+        return UserError(f"{self.shards[0]}: no sample of the {len(self.shards)} shards can be read; {first}")
 
-    def _every(self, shards: Sequence[str], part: int, num_parts: int, padded: bool) -> Iterator[_Sample]:
-        """Give every num_parts-th sample; `padded` makes all parts equally long."""
-        first, total = None, 0
-        for total, sample in enumerate(self._samples(shards), start=1):
-            first = first or sample
-            if (total - 1) % num_parts == part:
-                yield sample
-        if padded and first is not None and part >= total % num_parts > 0:
-            yield first
-
-    def _samples(self, shards: Sequence[str]) -> Iterator[_Sample]:
+    def samples(self, shards: Sequence[str]) -> Iterator[Sample]:
+        """Give the undecoded samples of some shards in order; damaged shards are counted and left at the damage."""
         from webdataset.tariterators import tarfile_samples
 
-        sources = ({"url": shard} for shard in shards)
-        for sample in tarfile_samples(sources, handler=self._note_failure, select_files=self.fields.is_needed):
-            if self.fields.image_of(list(sample)) is not None:
-                yield sample
+        for shard in shards:
+            problems: list[Exception] = []
+            handler = partial(_note, problems)
+            yield from tarfile_samples([{"url": shard}], handler=handler, select_files=self.fields.is_needed)
+            if problems:  # told here, since the library takes what a handler raises for another problem
+                self._skip(f"{shard}: what is left of it", OSError(_text(problems[0], shard)))
 
-    def _mixed(self, samples: Iterator[_Sample], rng: random.Random) -> Iterator[_Sample]:
-        from webdataset.filters import shuffle
-
-        return shuffle(self.buffer, initial=self.buffer, rng=rng)(samples)
-
-    def _note_failure(self, error: Exception) -> bool:
-        """Go on with the next shard, or member, after an error that the library reports."""
-        *problem, shard = [str(arg) for arg in error.args if isinstance(arg, (str, int))] or [repr(error)]
-        self._skip(f"{shard}: what is left of it", OSError(" ".join(problem)))
-        return True
-
-    def _skip(self, name: str, error: Exception) -> None:
-        self._tally.skip(crc32(name.encode()) % _SLOTS, name, error)
-
-    def _item(self, sample: _Sample, rng: np.random.Generator) -> dict[str, Any] | None:
-        """Decode a sample, or return None if it is unreadable."""
+    def read(self, sample: Sample, draw: Draw) -> dict[str, Any] | None:
+        """Decode a sample, or return None if it is unreadable. Raises UserError if too many are."""
         name, files = _name(sample), [key for key in sample if not key.startswith("__")]
-        self.fields.check(name, files)
         try:
+            if (problem := self.fields.problem(files)) is not None:
+                raise ValueError(problem)
             image = self.transform.open(sample[self.fields.image_of(files)])
-            fields = self.fields.read(name, sample.__getitem__)
+            fields = self.fields.read(sample.__getitem__)
         except UNREADABLE as error:
             self._skip(name, error)
             return None
+        self.tally.note_read()
         if self.transform.enlarges(image):
-            self._tally.enlarge(name, image, self.transform)
-        return {"image": self.transform(image, rng), **fields}
+            self.tally.enlarge(name, image, self.transform)
+        return {"image": self.transform(image, draw.generator()), **fields}
+
+    def _skip(self, name: str, error: Exception) -> None:
+        self.tally.skip(crc32(name.encode()) % _SLOTS, name, error)
 
     def texts(self, key: str = "caption") -> Iterator[str]:
         """Read the texts under a key, for a tokenizer to be trained on."""
-        for sample in self._samples(self.shards):
-            value = self.fields.read(_name(sample), sample.__getitem__).get(key)
+        for sample in self.samples(self.shards):
+            try:
+                value = self.fields.read(sample.__getitem__).get(key)
+            except (*UNREADABLE, KeyError) as error:
+                self._skip(_name(sample), error)
+                continue
             if not isinstance(value, str):
                 raise UserError(f"{_name(sample)} has no text under {key!r}")
             yield value
 
 
-def _name(sample: _Sample) -> str:
+def _name(sample: Sample) -> str:
     return f"{sample['__url__']}: {sample['__key__']}"
 
 
-def _digest(sample: _Sample) -> int:
-    return crc32(_name(sample).encode())
+def _note(problems: list[Exception], error: Exception) -> bool:
+    """Keep an error that the library reports, and let it go on."""
+    problems.append(error)
+    return True
+
+
+def _text(error: Exception, shard: str) -> str:
+    """Say what is wrong with a shard, without the objects that the library adds to the arguments of an error."""
+    return " ".join(str(arg) for arg in error.args if isinstance(arg, (str, int)) and arg != shard) or repr(error)

@@ -7,8 +7,9 @@ entry `class` of NAME.json, dots lead further in; {image: left.png} names the pi
 from __future__ import annotations
 
 import json
+import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import braceexpand
 from ldm.data.folders import EXTENSIONS
 from ldm.errors import UserError
 
-__all__ = ["Fields", "Member", "expand_urls", "index_tar", "split_name"]
+__all__ = ["ABSENT", "Fields", "Member", "expand_urls", "index_tar", "is_remote", "split_name"]
 
 _DECODED = ("json",)  # files in which a field may name an entry
 
@@ -30,13 +31,18 @@ class Member(NamedTuple):
     size: int
 
     def read(self, tar: str) -> bytes:
-        """Read the bytes from a tar; OSError if it is shorter."""
+        """Read the bytes from a tar; OSError if it is shorter, or for the member that stands for an absent one."""
+        if self == ABSENT:
+            raise OSError("not in the shard, which is damaged, or lacks it")
         with open(tar, "rb") as stream:
             stream.seek(self.start)
             content = stream.read(self.size)
         if len(content) != self.size:
             raise OSError(f"{tar} is cut off")
         return content
+
+
+ABSENT = Member(0, -1)
 
 
 def is_remote(url: str) -> bool:
@@ -73,18 +79,24 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def index_tar(path: str) -> Iterator[tuple[str, dict[str, Member]]]:
-    """List the samples of a local tar as (name, extension -> member) from its headers alone. Raises UserError."""
+def index_tar(path: str) -> tuple[dict[str, dict[str, Member]], str | None]:
+    """List the samples of a local tar (name -> extension -> member) from its headers, and say what is wrong with it.
+
+    Of a tar that is damaged or cut off, what lies before the damage is listed.
+    """
     samples: dict[str, dict[str, Member]] = {}
     try:
+        length = os.path.getsize(path)
         with tarfile.open(path, "r:") as archive:
             for info in archive:
                 key, extension = split_name(info.name)
+                if info.offset_data + info.size > length:
+                    return samples, f"{info.name} is cut off"
                 if info.isfile() and extension and not key.rpartition("/")[2].startswith("__") and key[-1:] not in "/":
                     samples.setdefault(key, {})[extension] = Member(info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path}: not a readable uncompressed tar ({error}); stream others by Shards") from error
-    yield from samples.items()
+        return samples, f"not a readable uncompressed tar ({error}); stream others by Shards"
+    return samples, None
 
 
 class Fields:
@@ -118,33 +130,37 @@ class Fields:
         """Choose the picture of a sample, or None if it has none."""
         return min((extension for extension in extensions if self.is_image(extension)), key=_plain_first, default=None)
 
-    def check(self, name: str, extensions: Sequence[str]) -> None:
-        """Raise UserError if a field has no file to come from."""
+    def problem(self, extensions: Sequence[str]) -> str | None:
+        """Say what a sample with these files lacks."""
+        have = f"it has {', '.join(sorted(extensions)) or 'no file that is asked for'}"
+        if self.image_of(extensions) is None:
+            return f"has no picture, {have}"
         for key, source in self.sources.items():
             if self._split(source)[0] not in extensions:
-                raise UserError(
-                    f"{name} has no {self._split(source)[0]} for {key!r}, it has {', '.join(sorted(extensions))}; "
+                return (
+                    f"has no {self._split(source)[0]} for {key!r}, {have}; "
                     f"set fields.{key}, or fields={{}} for pictures only"
                 )
+        return None
 
-    def read(self, name: str, content: Callable[[str], bytes]) -> dict[str, Any]:
-        """Read all keys but the picture. Raises UserError for absent entries, ValueError for files that are damaged."""
+    def read(self, content: Callable[[str], bytes]) -> dict[str, Any]:
+        """Read all keys but the picture. Raises ValueError for absent entries and files that are damaged."""
         values: dict[str, Any] = {}
         for key, source in self.sources.items():
             extension, path = self._split(source)
             text = content(extension).decode("utf-8")
-            value = _entry(name, key, json.loads(text), path) if extension in _DECODED else text.strip()
+            value = _entry(key, json.loads(text), path) if extension in _DECODED else text.strip()
             if not isinstance(value, (str, int, float)):
-                raise UserError(f"{name}: {source} for {key!r} is {type(value).__name__}, neither text nor a number")
+                raise ValueError(f"{source} for {key!r} is {type(value).__name__}, neither text nor a number")
             values[key] = int(value) if extension == "cls" else value
         return values
 
 
-def _entry(name: str, key: str, value: Any, path: Sequence[str]) -> Any:
+def _entry(key: str, value: Any, path: Sequence[str]) -> Any:
     for step in path:
         if not isinstance(value, dict) or step not in value:
             have = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise UserError(f"{name}: json has no {'.'.join(path)} for {key!r}, it has {have}; set fields.{key}")
+            raise ValueError(f"json has no {'.'.join(path)} for {key!r}, it has {have}; set fields.{key}")
         value = value[step]
     return value
 

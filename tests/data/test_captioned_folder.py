@@ -26,7 +26,11 @@ def test_text_beside_each_picture(root):
     assert [item["caption"] for item in dataset] == ["text of a", "text of c", "text of sub/b", "text of sub/d"]
     assert list(dataset.texts()) == [item["caption"] for item in dataset]
     (root / "c.txt").unlink()
-    with pytest.raises(UserError, match="1 of 4 pictures have no caption, first c.png; write c.txt, or set captions"):
+    dataset = CaptionedFolder(root, 8)
+    assert [item["caption"] for item in dataset][1] == "text of sub/b" and dataset.num_unreadable == 1
+    for name in ("a.txt", "sub/b.txt", "sub/d.txt"):
+        (root / name).unlink()
+    with pytest.raises(UserError, match="none of the 4 pictures has a caption, first a.png; write a.txt, or set capt"):
         CaptionedFolder(root, 8)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from picture_files import write_pictures, write_tar
+from ranks import as_rank
 from torch.utils.data import Dataset
 
 from ldm.data.folders import ImageFolder
@@ -127,41 +128,6 @@ def test_measuring_on_the_first_batches_does_not_disturb_training():
     assert labels(loader)[0] == first
 
 
-def test_stream_goes_through_epochs_and_resumes(tmp_path):
-    write_tar(tmp_path / "a.tar", range(12))
-    module = DataModule(2, Shards(tmp_path, 8, {"class_label": "json.class", "caption": "txt"}, samples_per_epoch=8))
-    loader = module.train_loader()
-    epochs = [[batch["caption"] for batch in loader] for _ in range(2)]
-    assert len(loader) == 4 == len(epochs[0]) and epochs[0] != epochs[1]
-    assert loader.state_dict() == {"epoch": 1, "samples": 8}
-    resumed = module.train_loader()
-    resumed.load_state_dict({"epoch": 1, "samples": 4})
-    assert [batch["caption"] for batch in resumed] == epochs[1][2:]
-    assert len([batch["caption"] for batch in resumed]) == 4
-    with pytest.raises(TypeError, match="not known"):
-        len(DataModule(2, Shards(tmp_path, 8)).train_loader())
-
-
-@pytest.mark.parametrize("stop", [1, 2, 3])
-@pytest.mark.parametrize(("num_workers", "samples_per_epoch"), [(0, None), (2, 16), (2, None)])
-def test_stream_goes_on_in_mid_epoch(tmp_path, num_workers, samples_per_epoch, stop):
-    for name in "ab":
-        write_tar(tmp_path / f"{name}.tar", range(10) if name == "a" else range(10, 20))
-    stream = Shards(tmp_path, 8, samples_per_epoch=samples_per_epoch)
-    module = DataModule(4, stream, num_workers=num_workers)
-    loader = module.train_loader()
-    whole = [batch["caption"] for batch in loader]
-    loader.load_state_dict({"epoch": 0, "samples": 0})
-    batches = iter(loader)
-    in_advance = int(samples_per_epoch is None)  # as Lightning does where the length is unknown
-    for _ in range(stop + in_advance):
-        next(batches)
-    assert loader.state_dict() == {"epoch": 0, "samples": 4 * stop}
-    resumed = module.train_loader()
-    resumed.load_state_dict(loader.state_dict())
-    assert [batch["caption"] for batch in resumed] == whole[stop:]
-
-
 def test_validation_stream_is_the_same_every_time(tmp_path):
     write_tar(tmp_path / "a.tar", range(5))
     stream = Shards(tmp_path, 4, crop="random", resize="none")
@@ -221,3 +187,12 @@ def test_shapes_are_summed_up():
 def test_mistakes_are_named(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_evaluation_on_more_processes_than_items_is_refused_on_each():
+    for rank in range(4):
+        with (
+            as_rank(rank, 4),
+            pytest.raises(UserError, match="3 items cannot be shared out among 4 proc"),
+        ):
+            next(iter(DataModule(1, validation=Numbers(3)).validation_loader()))
