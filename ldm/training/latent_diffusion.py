@@ -219,12 +219,11 @@ class LatentDiffusion(TrainingModule):
         self.log_means({f"{split}/{name}{suffix}": value for name, value in self._logs(terms).items()}, len(t))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean loss in each quarter of the time axis."""
+        """Log the means, and the mean loss in each quarter of the time axis."""
+        super().on_validation_epoch_end()
         for name, table in self._quartiles.take().items():
             table = self.trainer.strategy.reduce(table, reduce_op="sum")
             self.log_dict(QuartileMeans.means(name, table), sync_dist=True)
-
-    on_test_epoch_end = on_validation_epoch_end
 
     # --- optimisation ----------------------------------------------------------------------------------------------
 

@@ -28,6 +28,26 @@ class Means:
         return means
 
 
+class SampleMeans:
+    """Average means over batches of different sizes by name, as if all samples were one batch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, logs: dict[str, Tensor], count: int) -> None:
+        """Add the means over a batch of `count` samples."""
+        for name, value in logs.items():
+            value = value.detach().float()
+            table = torch.stack([value * count, torch.full_like(value, count)])
+            self._sums[name] = self._sums[name] + table if name in self._sums else table
+
+    def take(self) -> tuple[list[str], Tensor]:
+        """Return names and (sum, count) for each, (N, 2), and start anew."""
+        names, tables = list(self._sums), list(self._sums.values())
+        self._sums = {}
+        return names, torch.stack(tables) if tables else torch.zeros(0, 2)
+
+
 class QuartileMeans:
     """Average per-sample losses (B,) in each quarter of the time axis, separately per name."""
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.guard import StepGuard
-from ldm.training.meters import Means
+from ldm.training.meters import Means, SampleMeans
 from ldm.training.randomness import VALIDATION, Draws, seed_from
 
 _SCALE_SEARCH = 24  # a gradient scaler begins at 2^16 and finds its scale by halving it at steps that it leaves out
@@ -34,7 +34,8 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.learning_rate, self.seed, self.seen = learning_rate, 0, 0
         self.guard = StepGuard()
-        self._train_means, self._logged_step, self._evaluated = Means(), 0, 0
+        self._train_means, self._logged_step = Means(), 0
+        self._evaluation_means, self._evaluated = SampleMeans(), 0
 
     @property
     def averaged(self) -> nn.Module:
@@ -152,9 +153,19 @@ class TrainingModule(pl.LightningModule):
         self.log_dict(logs | self._step_count(), batch_size=1)
 
     def log_means(self, logs: dict[str, Tensor], batch_size: int) -> None:
-        """Log values of one evaluated batch, to be averaged over the samples of all ranks."""
-        values = {name: value.detach().float() for name, value in logs.items()}
-        self.log_dict(values | self._step_count(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        """Add values of one evaluated batch to the means over the samples of all ranks."""
+        self._evaluation_means.add(logs, batch_size)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of the data set. Lightning's own are wrong where ranks have different numbers of samples."""
+        names, table = self._evaluation_means.take()
+        table = self.trainer.strategy.reduce(table.to(self.device), reduce_op="sum")
+        logs = {name: total / count for name, (total, count) in zip(names, table, strict=True)}
+        self.log_dict(logs | self._step_count(), sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the same of the data set `test`."""
+        self.on_validation_epoch_end()
 
     def _step_count(self) -> dict[str, float]:
         """Say where the loggers draw a value; Lightning's own count is one behind."""
