@@ -62,6 +62,10 @@ class TrainingModule(pl.LightningModule):
         """List the parts worth compiling."""
         raise NotImplementedError
 
+    def interval_logs(self) -> dict[str, Tensor]:
+        """Give what is logged beside the means since the last time; every rank asks at the same steps."""
+        return {}
+
     def record(self, logs: dict[str, Tensor]) -> None:
         """Add the values of one training batch to the means that are logged."""
         self._train_means.add(logs)
@@ -72,7 +76,7 @@ class TrainingModule(pl.LightningModule):
         if step == self._logged_step or step % self.trainer.log_every_n_steps:
             return  # not due, or in the middle of an accumulation
         self._logged_step = step
-        means = self._train_means.take()
+        means = self._train_means.take() | self.interval_logs()
         for name, value in means.items():
             if not torch.isfinite(value):
                 raise FloatingPointError(f"train/{name} is no longer finite at step {step}")
