@@ -8,9 +8,13 @@ import torch
 from training_models import autoencoder_training, fit, vq_training
 
 from ldm.autoencoder.losses import Adversary, VQLoss
+from ldm.cli.arguments import parse
+from ldm.cli.plan import make_plan
+from ldm.cli.trainer import build_trainer
 from ldm.networks.discriminator import PatchDiscriminator
 from ldm.training.diagnosis import Diagnosis
 
+CONFIG = Path(__file__).parents[2] / "configs" / "autoencoder" / "vq_f4.yaml"
 HEALTHY = {"train/disc_accuracy": 0.7, "train/d_weight": 3.0, "train/codebook_usage": 0.8}
 
 
@@ -70,3 +74,9 @@ def test_an_interruption_starts_the_count_anew(caplog: pytest.LogCaptureFixture)
     for metrics in (sick, HEALTHY, sick, HEALTHY):
         watch.examine(metrics, VQLoss(), 1)
     assert said(caplog) == []
+
+
+@pytest.mark.parametrize(("words", "is_there"), [([], True), (["lightning.callbacks.diagnosis=null"], False)])
+def test_every_training_is_watched_unless_it_says_no(tmp_path: Path, words: list[str], is_there: bool) -> None:
+    plan = make_plan(parse(["-b", str(CONFIG), "-l", str(tmp_path), "--accelerator", "cpu", *words]))
+    assert any(isinstance(callback, Diagnosis) for callback in build_trainer(plan).callbacks) is is_there
