@@ -6,7 +6,7 @@
                 allow_untrained_first_stage: true lets a latent model start on a first stage without weights
     data:       target, params
     lightning:  trainer: arguments of Lightning's Trainer
-                callbacks: by name; image_logger, progress and diagnosis are there unless null
+                callbacks: by name; image_logger and progress are there unless null
                 modelcheckpoint: params of ldm.training.checkpoints.Checkpoints, or another target
                 logger: one node, or several by name, beside metrics.csv
                 channels_last, compile: true or false; cache_latents: true, or {views, half}
