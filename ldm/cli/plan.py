@@ -10,6 +10,7 @@
                 modelcheckpoint: params of ldm.training.checkpoints.Checkpoints, or another target
                 logger: one node, or several by name, beside metrics.csv
                 channels_last, compile: true or false; cache_latents: true, or {views, half}
+                max_skipped_steps: more steps in a row (10) without finite gradients end the run
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ldm.training.latent_diffusion import LatentDiffusion
 
 _log = logging.getLogger(__name__)
 _LIGHTNING_KEYS = ("trainer", "logger", "modelcheckpoint", "callbacks", "channels_last", "compile", "cache_latents")
+_LIGHTNING_KEYS += ("max_skipped_steps",)
 _MADE_HERE = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_model_summary")
 _LARGE_LEARNING_RATE = 1e-3
 _WITHOUT_WEIGHTS = "IdentityAutoencoder"

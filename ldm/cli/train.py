@@ -27,6 +27,7 @@ from ldm.conditioning.tokenizers import TrainedTokenizer
 from ldm.config import instantiate
 from ldm.errors import UserError
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.guard import StepGuard
 from ldm.training.module import TrainingModule
 
 _log = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ def build_model(plan: Plan, data: Any) -> TrainingModule:
     if not isinstance(model, TrainingModule):
         raise UserError(f"model.target: {plan.model['target']} cannot be trained by itself")
     model.learning_rate, model.seed = plan.learning_rate, plan.seed
+    if (limit := plan.lightning.get("max_skipped_steps")) is not None:
+        model.guard = StepGuard(limit)
     if plan.run.is_new:
         fit_tokenizers(model, data)
     if plan.lightning.get("channels_last"):

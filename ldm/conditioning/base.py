@@ -20,6 +20,7 @@ from ldm.errors import UserError
 
 Slot = Literal["concat", "context", "vector"]
 SLOTS: tuple[Slot, ...] = ("concat", "context", "vector")
+Uniform = Callable[[tuple[int, ...]], Tensor]  # shape -> draws from [0, 1), on the CPU
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -146,9 +147,9 @@ class Conditioner(nn.Module):
         """Take this conditioner's entry from the batch."""
         return self._entry(batch, self.key)
 
-    def draw_drop(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_drop(self, n: int, uniform: Uniform = torch.rand) -> Tensor:
         """Draw for each of n samples, on the CPU, whether its condition is dropped: bool (B,)."""
-        return torch.rand(n, generator=generator) < self.drop_rate
+        return uniform((n,)) < self.drop_rate
 
     def unconditional(self, n: int) -> Conditioning:
         """Give n samples without condition."""
@@ -209,10 +210,10 @@ class JointConditioner(nn.Module):
         columns = drop.view(len(drop), -1).expand(-1, len(children)).unbind(dim=1)
         return self._joined(child(batch, column) for child, column in zip(children, columns, strict=True))
 
-    def draw_drop(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_drop(self, n: int, uniform: Uniform = torch.rand) -> Tensor:
         """Draw which conditions of n samples are dropped: bool (B, K)."""
-        together = torch.rand(n, 1, generator=generator) < self.drop_rate
-        own = torch.stack([child.draw_drop(n, generator) for child in self.children()], dim=1)
+        together = uniform((n, 1)) < self.drop_rate
+        own = torch.stack([child.draw_drop(n, uniform) for child in self.children()], dim=1)
         return own | together
 
     def unconditional(self, n: int) -> Conditioning:

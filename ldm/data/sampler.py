@@ -21,24 +21,23 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def epoch_order(
-    num_items: int, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True, pad: bool = False
+    num_items: int, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True, even: bool = True
 ) -> np.ndarray:
-    """Give the indices that one rank reads in an epoch, as many on every rank.
+    """Give the indices that one rank reads in an epoch: every world-th from the r-th on.
 
-    Rank r takes every world-th index from the r-th on. What is left over is dropped, or with `pad` filled up with the
-    first indices.
+    What is left over is dropped, so that every rank has as many; unless `even`, the first ranks have one more.
     """
     order = np.random.default_rng([seed, epoch]).permutation(num_items) if shuffle else np.arange(num_items)
-    if pad and num_items:
-        order = np.resize(order, -(-num_items // world) * world)
-    return order[: len(order) // world * world][rank::world]
+    if even:
+        order = order[: num_items // world * world]
+    return order[rank::world]
 
 
 class DrawSampler(Sampler):
     """Give the `Draw`s of this rank in an epoch, or bare indices with `bare`; the first `start` are left out.
 
-    `evaluation` reads in order, pads, and draws the same augmentations every time. Rank and world are those of the
-    process group at the time of iteration.
+    `evaluation` reads every item once, in order, and draws the same augmentations every time. Rank and world are those
+    of the process group at the time of iteration.
     """
 
     def __init__(
@@ -54,12 +53,12 @@ class DrawSampler(Sampler):
             self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
-        _, world = rank_and_world()
-        return -(-self.num_items // world) if self.evaluation else self.num_items // world
+        rank, world = rank_and_world()
+        return len(range(rank, self.num_items, world)) if self.evaluation else self.num_items // world
 
     def __iter__(self) -> Iterator[Draw | int]:
         rank, world = rank_and_world()
         epoch = 0 if self.evaluation else self.epoch
-        order = epoch_order(self.num_items, self.seed, epoch, rank, world, self.shuffle, pad=self.evaluation)
+        order = epoch_order(self.num_items, self.seed, epoch, rank, world, self.shuffle, even=not self.evaluation)
         for index in order[self.start :].tolist():
             yield index if self.bare else Draw(index, epoch, self.seed)

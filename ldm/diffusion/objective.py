@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ldm.errors import UserError
@@ -48,8 +49,9 @@ class Objective:
             raise UserError(f"objective: loss '{self.loss}' is unknown; use one of {', '.join(ERRORS)}")
 
     def __call__(self, output: Tensor, target: Tensor, t: Tensor, *, vlb_weights: Tensor, logvar: Tensor) -> Terms:
-        """Compare output and target (B, C, H, W) at steps t (B,); vlb_weights and logvar are tables (T,)."""
-        simple = ERRORS[self.loss](output - target).flatten(1).mean(1)  # (B,)
+        """Compare output and target (B, C, H, W) at steps t (B,), in float32 or wider; the tables are (T,)."""
+        difference = output.to(wider := torch.promote_types(output.dtype, torch.float32)) - target.to(wider)
+        simple = ERRORS[self.loss](difference).flatten(1).mean(1)  # (B,)
         logvar_t = logvar[t]
         gamma = (simple / logvar_t.exp() + logvar_t).mean()
         vlb = (vlb_weights[t] * simple).mean()

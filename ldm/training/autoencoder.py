@@ -29,8 +29,8 @@ from ldm.errors import UserError
 from ldm.training.codebook import CodebookUpkeep, CodeCounts
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.module import TrainingModule
-from ldm.training.optimization import Multiplier, scheduler
-from ldm.training.randomness import VALIDATION, Draws, seed_from
+from ldm.training.optimization import Multiplier, clip_gradients, scheduler
+from ldm.training.randomness import Draws, seed_from
 
 Batch = Mapping[str, Any]
 _RESIZE_MULTIPLE = 16
@@ -143,13 +143,7 @@ class AutoencoderTraining(TrainingModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip autoencoder and discriminator each on its own."""
-        if not gradient_clip_val:
-            return
-        for group in optimizer.param_groups:
-            if gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+        clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the codebook."""
@@ -170,8 +164,8 @@ class AutoencoderTraining(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of both losses; each reaches only its own parameters."""
-        draws = self.keyed_draws(batch_idx)
         x = self._resized(self._images(batch))  # (B, C, H, W)
+        draws = self.keyed_draws(len(x))
         loss, logs, _ = self.losses(x, draws, "train")
         self.record(logs)
         return loss
@@ -216,11 +210,11 @@ class AutoencoderTraining(TrainingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log losses and PSNR with fixed draws, with the raw weights and with the averaged ones (suffix _ema)."""
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the same of the data set `test`."""
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
         """Log perplexity and usage of the codebook over the whole validation set."""
@@ -236,12 +230,13 @@ class AutoencoderTraining(TrainingModule):
                 logs = self._counts[split + suffix].logs(self.device)
                 self.log_means({f"{split}/{name}{suffix}": value for name, value in logs.items()}, 1)
 
-    def _evaluate(self, batch: Batch, batch_idx: int, split: str) -> None:
-        x, position = self._images(batch), self.position(batch_idx)
-        self._log_losses(x, Draws.keyed(self.device, VALIDATION, position), split, "")
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        x = self._images(batch)
+        numbers = self.evaluation_numbers(len(x))
+        self._log_losses(x, self.evaluation_draws(numbers), split, "")
         if self.model_ema is not None:
             with self.ema_scope():
-                self._log_losses(x, Draws.keyed(self.device, VALIDATION, position), split, "_ema")
+                self._log_losses(x, self.evaluation_draws(numbers), split, "_ema")
 
     def _log_losses(self, x: Tensor, draws: Draws, split: str, suffix: str) -> None:
         _, logs, reconstruction = self.losses(x, draws, split, suffix)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ldm.errors import UserError
 
@@ -40,24 +41,37 @@ class ExponentialMovingAverage(nn.Module):
         self._shadow_names[name] = shadow_name
         self.register_buffer(shadow_name, parameter.detach().float().clone())
 
-    def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Return (shadows, parameters) in the same order."""
+    def shard_like(self, model: nn.Module) -> None:
+        """Lay the averages out over the ranks as the parameters are, after the module was sharded (FSDP2)."""
         parameters = dict(model.named_parameters())
-        shadows = [self._buffers[shadow] for shadow in self._shadow_names.values()]
-        return shadows, [parameters[name].detach() for name in self._shadow_names]
+        for name, shadow in self._shadow_names.items():
+            parameter, average = parameters[name], self._buffers[shadow]
+            if isinstance(parameter, DTensor) and not isinstance(average, DTensor):
+                average = average.to(parameter.device)
+                self._buffers[shadow] = distribute_tensor(average, parameter.device_mesh, parameter.placements)
+
+    def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """Return (shadows, parameters) in the same order; of sharded ones this rank's parts, which share the layout."""
+        parameters = dict(model.named_parameters())
+        shadows = [_local(self._buffers[shadow]) for shadow in self._shadow_names.values()]
+        return shadows, [_local(parameters[name].detach()) for name in self._shadow_names]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Count one optimiser step and move the averages towards the parameters, without waiting for the device."""
+    def update(self, model: nn.Module, skipped: Tensor | None = None) -> None:
+        """Count one optimiser step and move the averages towards the parameters, without waiting for the device.
+
+        Nothing moves where `skipped`, bool (), says that the optimiser made no step.
+        """
+        made = 1 if skipped is None else (~skipped).int()
         decay = self.decay
         if self._warmup:
-            self.num_updates += 1
+            self.num_updates += made
             decay = torch.minimum(decay, (1 + self.num_updates) / (10 + self.num_updates))
         shadows, parameters = self._pairs(model)
         if not shadows:
             return
         difference = torch._foreach_sub(shadows, parameters)
-        torch._foreach_mul_(difference, 1 - decay)
+        torch._foreach_mul_(difference, (1 - decay) * made)
         torch._foreach_sub_(shadows, difference)
 
     @torch.no_grad()
@@ -85,3 +99,8 @@ class ExponentialMovingAverage(nn.Module):
         count = state_dict.get(f"{prefix}num_updates")
         if count is not None:
             self._warmup = int(count) >= 0
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Give the part that this rank holds; it shares the memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

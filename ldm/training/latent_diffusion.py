@@ -11,7 +11,7 @@ Legend: x image (B, C, H, W) in [-1, 1], z scaled latent (B, c, h, w), t step (B
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from itertools import islice
 from typing import Any
@@ -33,8 +33,8 @@ from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.latent_scale import LatentScale, unit_variance_scale
 from ldm.training.meters import QuartileMeans
 from ldm.training.module import TrainingModule
-from ldm.training.optimization import Optimization
-from ldm.training.randomness import MEASURE, VALIDATION, Draws, spread_timesteps
+from ldm.training.optimization import Optimization, clip_gradients
+from ldm.training.randomness import MEASURE, Draws, spread_timesteps
 
 _log = logging.getLogger(__name__)
 _FITTING_STD = (0.7, 1.4)
@@ -123,7 +123,7 @@ class LatentDiffusion(TrainingModule):
     @torch.no_grad()
     def encode_images(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Encode images (B, C, H, W) to scaled latents (B, c, h, w); `noise` draws for a KL posterior."""
-        return self.scale_factor * self.first_stage_model.encode(x, noise)
+        return self.scale_factor * self.first_stage_model.encode(x, noise).float()
 
     def decode_latents(self, z: Tensor, snap: bool = True) -> Tensor:
         """Decode scaled latents (B, c, h, w) to images; `snap` quantises first where the autoencoder has a codebook."""
@@ -134,9 +134,14 @@ class LatentDiffusion(TrainingModule):
         """Give the scaled latents of a batch, from its cached "moments" or from its images."""
         if "moments" in batch:
             return self.scale_factor * self.first_stage_model.latent_from_moments(batch["moments"].float(), noise)
-        if self.image_key not in batch:
-            raise UserError(f"batch: there is no '{self.image_key}'; the data set gives {', '.join(sorted(batch))}")
-        return self.encode_images(batch[self.image_key], noise)
+        return self.encode_images(self._source(batch), noise)
+
+    def _source(self, batch: Batch) -> Tensor:
+        """Give what a batch has to be encoded: its cached "moments" or its images."""
+        key = "moments" if "moments" in batch else self.image_key
+        if key not in batch:
+            raise UserError(f"batch: there is no '{key}'; the data set gives {', '.join(sorted(batch))}")
+        return batch[key]
 
     def condition(self, batch: Batch, drop: Any = None) -> Conditioning | None:
         """Embed what the conditioner reads from a batch; `drop` marks samples that get the null conditioning."""
@@ -181,10 +186,10 @@ class LatentDiffusion(TrainingModule):
         return {name: value.detach() for name, value in logs.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Draw everything from (seed, rank, step, batch), also the dropout masks, and return the loss."""
-        draws = self.keyed_draws(batch_idx)
+        """Draw everything by (seed, number of the sample) and return the loss."""
+        draws = self.keyed_draws(len(self._source(batch)))
         z = self.latents(batch, draws.normal)  # (B, c, h, w)
-        drop = None if self.cond_stage_model is None else self.cond_stage_model.draw_drop(len(z), draws.host)
+        drop = None if self.cond_stage_model is None else self.cond_stage_model.draw_drop(len(z), draws.uniform)
         t, noise = draws.timesteps(len(z), self.num_steps), draws.normal(z.shape)
         loss, logs = self.loss(z, self.condition(batch, drop), t, noise)
         self.record(logs)
@@ -192,17 +197,17 @@ class LatentDiffusion(TrainingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss at fixed steps and noise, with the raw weights and with the averaged ones (suffix _ema)."""
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the same of the data set `test`."""
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: Batch, batch_idx: int, split: str) -> None:
-        position = self.position(batch_idx)
-        draws = Draws.keyed(self.device, VALIDATION, position)
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        numbers = self.evaluation_numbers(len(self._source(batch)))
+        draws = self.evaluation_draws(numbers)
         z = self.latents(batch, draws.normal)
-        t, noise = spread_timesteps(position * len(z), len(z), self.num_steps).to(self.device), draws.normal(z.shape)
+        t, noise = spread_timesteps(numbers, self.num_steps).to(self.device), draws.normal(z.shape)
         conditioning = self.condition(batch)
         self._log_terms(self.terms(z, conditioning, t, noise), t, split, "")
         if self.model_ema is not None:
@@ -260,7 +265,7 @@ class LatentDiffusion(TrainingModule):
         """Clip as the trainer says, else by the norm given in `optimization`."""
         if gradient_clip_val is None:
             gradient_clip_val = self.optimization.gradient_clip
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # --- the latent scale ------------------------------------------------------------------------------------------
 
@@ -269,28 +274,37 @@ class LatentDiffusion(TrainingModule):
         if self.trainer.ckpt_path is not None or isinstance(self.first_stage_model, IdentityAutoencoder):
             return
         self.trainer.fit_loop.setup_data()
-        batches = islice(iter(self.trainer.train_dataloader), self.latent_scale.num_batches)
-        batches = (self.transfer_batch_to_device(batch, self.device, 0) for batch in batches)
-        draws = Draws.keyed(self.device, self.seed, self.global_rank, MEASURE)
+        # In global batches: another number of ranks, or accumulation, measures the same samples.
+        num_batches = self.latent_scale.num_batches * self.trainer.accumulate_grad_batches
+        latents = self._first_latents(islice(iter(self.trainer.train_dataloader), num_batches))
         if not self._scale_is_known:
-            self.measure_scale(batches, draws.normal)
+            self._scale_to_unit(latents)
             _log.info("latent scale: %.5g, measured", float(self.scale_factor))
             return
-        std = 1 / float(self._unit_scale(batches, draws.normal))
+        std = 1 / float(unit_variance_scale(latents, self._sum_over_ranks))
         level = logging.INFO if _FITTING_STD[0] <= std <= _FITTING_STD[1] else logging.WARNING
         _log.log(level, "scaled latents have standard deviation %.3g (diffusion expects about 1)", std)
 
+    def _first_latents(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        first = 0
+        for batch in batches:
+            count = len(self._source(batch))
+            draws = Draws.of_samples(self.device, self.numbers(first, count), self.seed, MEASURE)
+            first += count * self.world_size
+            yield self.latents(self.transfer_batch_to_device(batch, self.device, 0), draws.normal)
+
     def measure_scale(self, batches: Iterable[Batch], noise: Noise | None = None) -> None:
         """Set the latent scale to 1 / std of the latents of these batches, over all ranks."""
+        self._scale_to_unit(self.latents(batch, noise) for batch in batches)
+
+    def _scale_to_unit(self, latents: Iterator[Tensor]) -> None:
+        """Set the scale by latents that are encoded as they are asked for, with scale 1."""
         self.scale_factor.fill_(1.0)
-        self.scale_factor.copy_(self._unit_scale(batches, noise))
+        self.scale_factor.copy_(unit_variance_scale(latents, self._sum_over_ranks))
         self._scale_is_known = True
 
-    def _unit_scale(self, batches: Iterable[Batch], noise: Noise | None) -> Tensor:
-        return unit_variance_scale((self.latents(batch, noise) for batch in batches), self._sum_over_ranks)
-
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        if self._trainer is None or self.trainer.world_size == 1:
+        if self.world_size == 1:
             return value
         return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
 

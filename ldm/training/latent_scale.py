@@ -39,10 +39,14 @@ class LatentScale:
 
 
 def unit_variance_scale(latents: Iterable[Tensor], sum_over_ranks: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Return 1 / std (unbiased, float32 scalar) over all entries of all latents and, if summed, of all ranks."""
+    """Return 1 / std (unbiased, float32 scalar) over all entries of all latents and, if summed, of all ranks.
+
+    Samples that are not finite are left out, as training leaves them out. UserError if nothing varies.
+    """
     moments = None
     for z in latents:
-        flat = z.detach().cpu().double().flatten()
+        flat = z.detach().cpu().double().flatten(1)  # (B, c * h * w)
+        flat = flat[flat.isfinite().all(1)].flatten()
         batch = torch.stack([flat.sum(), flat.square().sum(), flat.new_tensor(flat.numel())])
         moments = batch if moments is None else moments + batch
     if moments is None:

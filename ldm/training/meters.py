@@ -7,21 +7,22 @@ from torch import Tensor
 
 
 class Means:
-    """Average scalar tensors by name."""
+    """Average scalar tensors by name; values that are not finite are left out, as their steps are."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Tensor] = {}
 
     def add(self, logs: dict[str, Tensor]) -> None:
         """Add one value per name."""
         for name, value in logs.items():
             value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            counts = value.isfinite()
+            self._sums[name] = self._sums.get(name, 0.0) + torch.where(counts, value, 0.0)
+            self._counts[name] = self._counts.get(name, 0.0) + counts.float()
 
     def take(self) -> dict[str, Tensor]:
-        """Return the means since the last call and start anew."""
+        """Return the means since the last call, nan of what was never finite, and start anew."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means

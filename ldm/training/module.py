@@ -1,4 +1,4 @@
-"""What both stages share while they train: keyed randomness, the weight average, and means in the log."""
+"""What both stages share while they train: draws by sample number, the weight average, the guard, means in the log."""
 
 from __future__ import annotations
 
@@ -6,28 +6,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.guard import StepGuard
 from ldm.training.meters import Means
-from ldm.training.randomness import Draws, seed_from
+from ldm.training.randomness import VALIDATION, Draws, seed_from
+
+_SCALE_SEARCH = 24  # a gradient scaler begins at 2^16 and finds its scale by halving it at steps that it leaves out
 
 
 class TrainingModule(pl.LightningModule):
     """Train with one optimiser, so that `global_step` counts optimiser steps and drives every schedule and interval.
 
-    `learning_rate` and `seed` are attributes that whoever starts the training sets. A subclass sets `model_ema` (or
-    None) and says in `averaged` which module it averages.
+    `learning_rate`, `seed` and `guard` are attributes that whoever starts the training sets. A subclass sets
+    `model_ema` (or None) and says in `averaged` which module it averages. `seen` counts the training samples of all
+    ranks.
     """
 
     model_ema: ExponentialMovingAverage | None
 
     def __init__(self, learning_rate: float) -> None:
         super().__init__()
-        self.learning_rate, self.seed = learning_rate, 0
-        self._train_means, self._logged_step = Means(), 0
+        self.learning_rate, self.seed, self.seen = learning_rate, 0, 0
+        self.guard = StepGuard()
+        self._train_means, self._logged_step, self._evaluated = Means(), 0, 0
 
     @property
     def averaged(self) -> nn.Module:
@@ -35,9 +42,19 @@ class TrainingModule(pl.LightningModule):
         raise NotImplementedError
 
     @property
+    def has_scaler(self) -> bool:
+        """Tell whether a gradient scaler is at work (16-mixed)."""
+        return self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    @property
     def may_fuse(self) -> bool:
         """Tell whether the optimiser may be fused: not where a gradient scaler needs the gradients before the step."""
-        return self._trainer is None or getattr(self.trainer.precision_plugin, "scaler", None) is None
+        return not self.has_scaler
+
+    @property
+    def world_size(self) -> int:
+        """Count the processes that train together."""
+        return 1 if self._trainer is None else self.trainer.world_size
 
     @contextmanager
     def ema_scope(self) -> Iterator[None]:
@@ -48,19 +65,75 @@ class TrainingModule(pl.LightningModule):
         with self.model_ema.applied_to(self.averaged):
             yield
 
-    def keyed_draws(self, batch_idx: int) -> Draws:
-        """Start the draws of a training batch, dropout masks included, as a function of (seed, rank, step, batch)."""
-        key = (self.seed, self.global_rank, self.global_step, batch_idx)
-        torch.manual_seed(seed_from(*key))
-        return Draws.keyed(self.device, *key)
-
-    def position(self, batch_idx: int) -> int:
-        """Number the batches of an evaluation through all ranks."""
-        return batch_idx * self.trainer.world_size + self.global_rank
-
     def networks(self) -> list[nn.Module]:
         """List the parts worth compiling."""
         raise NotImplementedError
+
+    # --- which samples ---------------------------------------------------------------------------------------------
+
+    def numbers(self, first: int, count: int) -> np.ndarray:
+        """Number `count` samples of this rank where all ranks together are at number `first`."""
+        return first + self.global_rank + self.world_size * np.arange(count)
+
+    def keyed_draws(self, count: int) -> Draws:
+        """Start the draws of the next `count` training samples of this rank, and count those of all ranks as seen.
+
+        Dropout masks inside the networks are drawn for a whole batch: they differ with rank and number of ranks.
+        """
+        torch.manual_seed(seed_from(self.seed, self.global_rank, self.seen))
+        draws = Draws.of_samples(self.device, self.numbers(self.seen, count), self.seed)
+        self.seen += count * self.world_size
+        return draws
+
+    def evaluation_numbers(self, count: int) -> np.ndarray:
+        """Number the next `count` samples of this rank within the data set that is evaluated."""
+        numbers = self.numbers(self._evaluated, count)
+        self._evaluated += count * self.world_size
+        return numbers
+
+    def evaluation_draws(self, numbers: np.ndarray) -> Draws:
+        """Start the draws of evaluated samples, the same at every evaluation of every run."""
+        return Draws.of_samples(self.device, numbers, VALIDATION)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin the data set."""
+        self._evaluated = 0
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients; a loss that is not finite makes all of them nan, which every rank then gets to know."""
+        super().backward(loss * (loss.detach() * 0 + 1), *args, **kwargs)
+
+    def on_train_start(self) -> None:
+        """Protect running statistics from what a bad batch does to them; schedules and averages change otherwise."""
+        parts = [part for part in self.modules() if part.training and part not in (self, self.model_ema)]
+        self.guard.protect([buffer for part in parts for buffer in part.buffers(recurse=False)])
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave the step out if its gradients are not finite."""
+        self.guard.look(optimizer)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the average: once per optimiser step, however many batches were accumulated."""
+        super().optimizer_step(*args, **kwargs)
+        skipped = self.guard.settle()
+        if self.model_ema is not None:
+            self.model_ema.update(self.averaged, skipped)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save how far the run is."""
+        checkpoint["samples_seen"], checkpoint["step_guard"] = self.seen, self.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there; checkpoints that do not say it begin anew."""
+        self.seen = checkpoint.get("samples_seen", 0)
+        if "step_guard" in checkpoint:
+            self.guard.load_state_dict(checkpoint["step_guard"])
+
+    # --- the log ---------------------------------------------------------------------------------------------------
 
     def interval_logs(self) -> dict[str, Tensor]:
         """Give what is logged beside the means since the last time; every rank asks at the same steps."""
@@ -76,12 +149,11 @@ class TrainingModule(pl.LightningModule):
         if step == self._logged_step or step % self.trainer.log_every_n_steps:
             return  # not due, or in the middle of an accumulation
         self._logged_step = step
+        self.guard.check_limit(tolerated=_SCALE_SEARCH if self.has_scaler else 0)
         means = self._train_means.take() | self.interval_logs()
-        for name, value in means.items():
-            if not torch.isfinite(value):
-                raise FloatingPointError(f"train/{name} is no longer finite at step {step}")
         logs = {f"train/{name}": value for name, value in means.items()}
         logs["lr_abs"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+        logs["skipped_steps"] = self.guard.num_skipped.float()
         self.log_dict(logs | self._step_count(), batch_size=1)
 
     def log_means(self, logs: dict[str, Tensor], batch_size: int) -> None:
@@ -92,9 +164,3 @@ class TrainingModule(pl.LightningModule):
     def _step_count(self) -> dict[str, float]:
         """Say where the loggers draw a value; Lightning's own count is one behind."""
         return {"step": float(self.global_step), "epoch": float(self.current_epoch)}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then move the average: once per optimiser step, however many batches were accumulated."""
-        super().optimizer_step(*args, **kwargs)
-        if self.model_ema is not None:
-            self.model_ema.update(self.averaged)

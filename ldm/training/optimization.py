@@ -40,3 +40,15 @@ def scheduler(optimizer: Optimizer, multiplier: Multiplier | None) -> LambdaLR |
     if multiplier is None:
         return None
     return LambdaLR(optimizer, lambda step: multiplier(step))  # of an object, LambdaLR would pickle the fields
+
+
+def clip_gradients(optimizer: Optimizer, largest: float | None, algorithm: str | None = None) -> None:
+    """Clip each group's gradients on its own: their common norm, or with "value" each entry; None or 0 clips nothing.
+
+    Done here since Lightning refuses to clip for a fused optimiser under bf16-mixed, where nothing forbids it.
+    """
+    if not largest:
+        return
+    clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+    for group in optimizer.param_groups:
+        clip(group["params"], largest)

@@ -1,14 +1,21 @@
-"""Random draws as pure functions of a key, usually (seed, rank, step, batch): ranks differ and a rerun repeats."""
+"""Random draws as pure functions of a key and of the number of a sample, whatever batch, rank or process it is in.
+
+In training samples are numbered through the whole run: sample i of a batch of rank r is number seen + i * world + r.
+So a rerun repeats itself, no two samples share their draws, and another number of ranks, another batch size or
+accumulation draws the same for each sample.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _GOLDEN_RATIO = 0.6180339887498949
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's: 2^64 times the golden ratio
 VALIDATION = 1  # marks the keys of validation draws, so that they never meet those of training
 PREVIEW = 2
 MEASURE = 3
@@ -19,32 +26,73 @@ def seed_from(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-@dataclass(frozen=True)
 class Draws:
-    """Draw on a device, from `generator`; `host` is an independent generator for those who draw on the CPU."""
+    """Draw for the samples of a batch, each from streams of its own: call k gives sample n a function of (key, n, k).
 
-    generator: torch.Generator
-    host: torch.Generator
+    Shapes begin with the batch. `normal` draws on the device; `uniform` and `timesteps` are the same on every device.
+    """
+
+    def __init__(self, device: torch.device, numbers: Iterable[int] | None, key: tuple[int, ...]) -> None:
+        self.device, self._key, self._calls = device, key, 0
+        self._numbers = None if numbers is None else np.array(list(numbers), dtype=np.uint64)  # (B,)
 
     @classmethod
     def keyed(cls, device: torch.device, *key: int) -> Draws:
-        """Start a new stream of draws for a key of non-negative integers."""
-        on_device, on_host = seed_from(*key, 0), seed_from(*key, 1)
-        return cls(torch.Generator(device).manual_seed(on_device), torch.Generator().manual_seed(on_host))
+        """Draw for samples numbered from 0 in every batch, e.g. pictures that are to stay comparable."""
+        return cls(device, None, key)
+
+    @classmethod
+    def of_samples(cls, device: torch.device, numbers: Iterable[int], *key: int) -> Draws:
+        """Draw for the samples of these numbers, one of the batch each; key: non-negative integers."""
+        return cls(device, numbers, key)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw float32 standard normals."""
-        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+        """Draw float32 standard normals (B, ...)."""
+        drawn = torch.empty(shape, device=self.device)
+        generator = _generator(self.device)
+        # On the CPU torch takes 32 bits of a seed: of N samples about N^2 / 2^33 pairs share their noise.
+        for row, seed in zip(drawn.view(len(drawn), -1).unbind(), self._seeds(len(drawn)).tolist(), strict=True):
+            row.normal_(generator=generator.manual_seed(seed))
+        return drawn
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw float32 uniforms (B, ...) from [0, 1), on the CPU."""
+        entries = np.arange(int(np.prod(shape[1:])), dtype=np.uint64) * _GAMMA
+        bits = _scrambled(self._seeds(shape[0])[:, None] + entries) >> np.uint64(40)
+        return torch.from_numpy(bits.astype(np.float32) / np.float32(2**24)).view(shape)
 
     def timesteps(self, count: int, num_steps: int) -> Tensor:
-        """Draw `count` steps uniformly from 0 .. num_steps - 1."""
-        return torch.randint(num_steps, (count,), generator=self.generator, device=self.generator.device)
+        """Draw a step for each of `count` samples uniformly from 0 .. num_steps - 1: (B,)."""
+        steps = self._seeds(count) % np.uint64(num_steps)
+        return torch.from_numpy(steps.astype(np.int64)).to(self.device, non_blocking=True)
+
+    def _seeds(self, count: int) -> np.ndarray:
+        """Give each sample a seed for the next call: uint64 (B,)."""
+        base = np.uint64(seed_from(*self._key, self._calls))
+        self._calls += 1
+        numbers = np.arange(count, dtype=np.uint64) if self._numbers is None else self._numbers
+        if len(numbers) != count:
+            raise ValueError(f"draws for {count} samples were asked of those for {len(numbers)}")
+        return _scrambled(base + numbers * _GAMMA)
 
 
-def spread_timesteps(first: int, count: int, num_steps: int) -> Tensor:
-    """Return the steps of samples first .. first + count - 1 in a fixed order that covers 0 .. num_steps - 1 evenly.
+@lru_cache
+def _generator(device: torch.device) -> torch.Generator:
+    """Keep one generator a device, which is seeded anew before each use: making one costs more than a draw."""
+    return torch.Generator(device)
+
+
+def _scrambled(bits: np.ndarray) -> np.ndarray:
+    """Scramble uint64 by the bijection of SplitMix64 (Steele, Lea and Flood 2014)."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def spread_timesteps(numbers: np.ndarray, num_steps: int) -> Tensor:
+    """Return the steps of samples (B,) in a fixed order that covers 0 .. num_steps - 1 evenly.
 
     Multiples of the golden ratio modulo 1: any run of consecutive samples is close to evenly spaced. On the CPU.
     """
-    position = (torch.arange(first, first + count, dtype=torch.float64) + 0.5) * _GOLDEN_RATIO % 1.0
+    position = (torch.from_numpy(numbers).double() + 0.5) * _GOLDEN_RATIO % 1.0
     return (position * num_steps).long().clamp(max=num_steps - 1)

@@ -1,5 +1,7 @@
 """The value object, several conditioners together, and the network that takes them."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -70,13 +72,17 @@ def joint(**options) -> JointConditioner:
     return JointConditioner(label=label, picture=ImageConditioner("x", drop_rate=0.1), **options)
 
 
+def uniform():
+    return partial(torch.rand, generator=torch.Generator().manual_seed(0))
+
+
 def test_joint_drops_independently_or_together():
     n = 4000
-    drop = joint().draw_drop(n, torch.Generator().manual_seed(0)).float()
+    drop = joint().draw_drop(n, uniform()).float()
     assert drop.shape == (n, 2)
     torch.testing.assert_close(drop.mean(0), torch.tensor([0.2, 0.1]), atol=0.03, rtol=0)
     assert abs(drop.prod(1).mean() - 0.02) < 0.01
-    together = joint(drop_rate=0.5).draw_drop(n, torch.Generator().manual_seed(0)).float()
+    together = joint(drop_rate=0.5).draw_drop(n, uniform()).float()
     assert together.prod(1).mean() > 0.45
 
 

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from functools import partial
 
 import pytest
 import torch
@@ -122,13 +123,17 @@ def test_different_conditions_differ(cls, clip_folder):
     assert not torch.allclose(value[0], value[1])
 
 
+def uniform():
+    return partial(torch.rand, generator=torch.Generator().manual_seed(0))
+
+
 def test_drop_is_drawn_per_sample_at_the_rate(cls, clip_folder):
     conditioner, _ = make(cls, clip_folder, drop_rate=0.3)
     n = 4000
-    drop = conditioner.draw_drop(n, torch.Generator().manual_seed(0))
+    drop = conditioner.draw_drop(n, uniform())
     assert drop.shape == (n,) and drop.dtype == torch.bool
     assert abs(drop.float().mean() - 0.3) < 4 * (0.3 * 0.7 / n) ** 0.5
-    assert torch.equal(drop, conditioner.draw_drop(n, torch.Generator().manual_seed(0)))
+    assert torch.equal(drop, conditioner.draw_drop(n, uniform()))
 
 
 def test_missing_key_names_the_key_and_what_there_is(cls, clip_folder):

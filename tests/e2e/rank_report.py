@@ -27,7 +27,7 @@ class RankReport(pl.Callback):
         report = {
             "digest": hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
             "captions": self.captions,
-            "draws": pl_module.keyed_draws(0).normal((4,)).tolist(),
+            "draws": pl_module.keyed_draws(4).normal((4,)).tolist(),
             "step": trainer.global_step,
             "find_unused": getattr(trainer.strategy.model, "find_unused_parameters", False),
         }

@@ -11,6 +11,7 @@ from ldm.training.checkpoints import Checkpoints
 from ldm.training.lr_schedules import WarmUpLinear
 from ldm.training.metrics_csv import MetricsCsv
 from ldm.training.optimization import Optimization
+from ldm.training.randomness import Draws
 
 
 @pytest.fixture
@@ -79,12 +80,14 @@ def test_guidance_of_scale_one_is_the_conditional_prediction(batch: dict) -> Non
     torch.testing.assert_close(model.guided(conditioning, 1.0)(x_t, t).eps, cond(x_t, t).eps)
 
 
-def test_training_draws_depend_on_rank_step_and_seed_and_repeat(batch: dict) -> None:
+def test_training_draws_depend_on_samples_seen_and_seed_and_repeat(batch: dict) -> None:
     model = latent_diffusion()
     first = model.training_step(batch, 0)
+    assert model.seen == 2
+    assert not torch.equal(first, model.training_step(batch, 0))
+    model.seen = 0
     assert torch.equal(first, model.training_step(batch, 0))
-    assert not torch.equal(first, model.training_step(batch, 1))
-    model.seed = 5
+    model.seen, model.seed = 0, 5
     assert not torch.equal(first, model.training_step(batch, 0))
 
 
@@ -146,17 +149,7 @@ def test_validation_loss_is_reproducible(tmp_path: Path) -> None:
     assert values[0] == values[1]
 
 
-def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    model = latent_diffusion(ema_decay=None)
-    with torch.no_grad():
-        model.model.diffusion_model.time_embed[0].weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="no longer finite"):
-        fit(model, tmp_path, 2)
-
-
 def test_dropped_conditions_follow_the_rate() -> None:
     conditioner = latent_diffusion().cond_stage_model
-    rate = conditioner.draw_drop(4000, torch.Generator().manual_seed(0)).float().mean()
+    rate = conditioner.draw_drop(4000, Draws.keyed(torch.device("cpu"), 0).uniform).float().mean()
     assert abs(float(rate) - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
-
-

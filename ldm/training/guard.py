@@ -1,0 +1,84 @@
+"""Steps whose gradients are not finite are left out: one bad batch must not end a run of weeks, nor spoil its weights.
+
+The decision is made from the gradients after their exchange, so all ranks make the same, and on the device, so no step
+waits for it: torch's fused optimisers take the flag as a tensor. How often it happened is read only when it is logged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from ldm.errors import UserError
+
+
+class StepGuard:
+    """Keep weights, optimiser state and the given buffers as they are where a gradient is inf or nan, and count it.
+
+    More than `limit` such steps in a row are an error (0: the first one is), found when `check_limit` is called.
+    """
+
+    def __init__(self, limit: int = 10) -> None:
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            raise UserError(f"lightning.max_skipped_steps: {limit!r} is no number of steps; give 0 or more")
+        self.limit = limit
+        self._skips = torch.zeros((), dtype=torch.bool)
+        self._counts = torch.zeros(3, dtype=torch.int64)  # skipped steps: in all, in a row, most in a row
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def num_skipped(self) -> Tensor:
+        """Count the steps left out, on the device."""
+        return self._counts[0]
+
+    def protect(self, buffers: Sequence[Tensor]) -> None:
+        """Remember buffers that a forward pass changes, e.g. running statistics, to restore them."""
+        self._kept = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def look(self, optimizer: Optimizer) -> None:
+        """Decide, from unscaled gradients, about the step that the optimiser is going to make."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        largest = get_total_norm([p.grad for p in parameters if p.grad is not None], math.inf)
+        if isinstance(largest, DTensor):
+            largest = largest.full_tensor()
+        self._skips = ~largest.isfinite()
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = self._skips.float()
+        elif self._skips:  # waits for the device
+            for parameter in parameters:
+                parameter.grad = None
+
+    def settle(self) -> Tensor:
+        """Count after the step and restore the buffers; tell whether the step was left out: bool (), on the device."""
+        total, row, most = self._counts.to(self._skips.device).unbind()
+        row = (row + 1) * self._skips
+        self._counts = torch.stack([total + self._skips, row, torch.maximum(most, row)])
+        for buffer, kept in self._kept:
+            kept.copy_(torch.where(self._skips, kept, buffer))
+            buffer.copy_(kept)
+        return self._skips
+
+    def check_limit(self, tolerated: int = 0) -> None:
+        """Raise UserError if too many steps in a row were left out; `tolerated`: so many more are allowed."""
+        most = int(self._counts[2])
+        if most > self.limit + tolerated:
+            raise UserError(
+                f"training: the gradients of {most} steps in a row were not finite, so nothing was learned from them; "
+                "lower the learning rate, clip the gradients (lightning.trainer.gradient_clip_val), use "
+                "--precision bf16-mixed or 32, or look for bad data"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Give the counts as numbers."""
+        total, row, _ = self._counts.tolist()
+        return {"skipped": total, "in_a_row": row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from counts."""
+        self._counts = torch.tensor([state["skipped"], state["in_a_row"], state["in_a_row"]])
