@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ldm.autoencoder.regularizers import float32_or_wider, measure_perplexity
 from ldm.errors import UserError
+from ldm.networks.synchronized import num_ranks, sum_over_ranks
 
 Logs = dict[str, Tensor]
 
@@ -46,7 +47,9 @@ class Adversary:
 
     factor multiplies both sides' adversarial terms, weight only the autoencoder's. conditional: D also sees `cond`.
     max_weight bounds the balance lambda / weight. warmup: steps that D trains before disc_start, while the autoencoder
-    does not see it yet (0 as published: it then meets an untrained D).
+    does not see it yet (0 as published: it then meets an untrained D). ramp: steps from disc_start on in which the
+    weight grows from weight / ramp to weight (0: at once). synchronized: the gradients of the balance are averaged over
+    the ranks first, as with one rank and all of the batch; else each rank weighs by its own share.
     """
 
     loss: Literal["hinge", "vanilla"] = "hinge"
@@ -55,8 +58,13 @@ class Adversary:
     conditional: bool = False
     max_weight: float = 1e4
     warmup: int = 0
+    ramp: int = 0
+    synchronized: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("warmup", "ramp"):
+            if getattr(self, name) < 0:
+                raise UserError(f"Adversary.{name}: {getattr(self, name)} steps; give 0 or more")
         if self.loss not in _DISCRIMINATOR_LOSSES:
             raise UserError(f"Adversary.loss: {self.loss!r}; allowed are {', '.join(_DISCRIMINATOR_LOSSES)}")
 
@@ -119,7 +127,7 @@ class AdversarialLoss(nn.Module):
             logs |= self.own_logs(perceptual.detach().mean(), regularization.detach(), indices)
             if self.discriminator is not None:
                 g_loss = -self._logits(x_rec, cond).mean()
-                factor = self.disc_factor(step)
+                factor = self.disc_factor(step) * self._ramp(step)
                 d_weight = nll.new_zeros(())
                 is_on = self.adversary.factor > 0 or self.balances_without_factor
                 if is_on and split == "train" and torch.is_grad_enabled() and x_rec.requires_grad:
@@ -151,6 +159,11 @@ class AdversarialLoss(nn.Module):
         """Return the factor of the adversarial terms after `step` steps: 0 before disc_start."""
         return float(self.adversary.factor) if step >= self.disc_start else 0.0
 
+    def _ramp(self, step: int) -> float:
+        """Return the share of its weight that the adversarial term has at a step from disc_start on."""
+        ramp = self.adversary.ramp
+        return min(1.0, (step - self.disc_start + 1) / ramp) if ramp else 1.0
+
     def _errors(self, x: Tensor, x_rec: Tensor) -> tuple[Tensor, Tensor]:
         """Return the error of each element (B, C, H, W), which includes the perceptual distance, and that distance."""
         error = (x - x_rec).abs() if self.pixel_loss == "l1" else (x - x_rec).square()
@@ -167,8 +180,9 @@ class AdversarialLoss(nn.Module):
 
     def _balance(self, nll: Tensor, g_loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tensor) -> Tensor:
         """Return lambda; x_rec is the decoder's output in float32."""
-        nll_norm = _gradient_norm(nll, output, x_rec, last_layer)
-        g_norm = _gradient_norm(g_loss, output, x_rec, last_layer)
+        over_ranks = self.adversary.synchronized
+        nll_norm = _gradient_norm(nll, output, x_rec, last_layer, over_ranks)
+        g_norm = _gradient_norm(g_loss, output, x_rec, last_layer, over_ranks)
         return (nll_norm / (g_norm + 1e-4)).clamp(0.0, self.adversary.max_weight) * self.adversary.weight
 
 
@@ -208,7 +222,8 @@ class KLLoss(AdversarialLoss):
 class VQLoss(AdversarialLoss):
     """Train a vector-quantised autoencoder: all terms are means over elements.
 
-    codebook_weight multiplies the quantiser's loss. With num_codes, perplexity and usage of the codebook are logged.
+    codebook_weight multiplies the quantiser's loss. With num_codes, perplexity and usage of the codebook in this batch
+    are logged where its indices are given.
     """
 
     balances_without_factor = True
@@ -241,11 +256,12 @@ class VQLoss(AdversarialLoss):
         return logs
 
 
-def _gradient_norm(loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tensor) -> Tensor:
-    """Return |d loss / d last_layer|, detached, where output -> x_rec is a cast to float32."""
+def _gradient_norm(loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tensor, over_ranks: bool) -> Tensor:
+    """Return |d loss / d last_layer|, detached, where output -> x_rec is a cast to float32; over_ranks: of the mean."""
     (gradient,) = torch.autograd.grad(loss, x_rec, retain_graph=True)
     norm = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
     # Unit length on the way back through the last layer, where half precision would lose 1e-7 and overflow at 1e5.
     unit = (gradient / norm).to(output.dtype)
     (gradient,) = torch.autograd.grad(output, last_layer, unit, retain_graph=True)
-    return float32_or_wider(gradient).norm() * norm
+    gradient = float32_or_wider(gradient)
+    return (sum_over_ranks(gradient * norm) / num_ranks()).norm() if over_ranks else gradient.norm() * norm

@@ -101,12 +101,22 @@ def normal_kl(mean1: Tensor, logvar1: Tensor, mean2: Tensor | float, logvar2: Te
     return 0.5 * (-1.0 + logvar2 - logvar1 + torch.exp(logvar1 - logvar2) + distance)
 
 
+def count_codes(indices: Tensor, num_codes: int) -> Tensor:
+    """Return how often each code occurs: (num_codes,), int64."""
+    flat = indices.flatten()
+    counts = torch.zeros(num_codes, dtype=torch.int64, device=flat.device)
+    return counts.index_add_(0, flat, torch.ones_like(flat, dtype=torch.int64))
+
+
+def perplexity_of(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return exp(entropy) of counts (num_codes,), scalar in 1..num_codes, and how many are not 0 (int64)."""
+    share = counts / counts.sum()
+    return torch.exp(-(share * torch.log(share + 1e-10)).sum()), (counts > 0).sum()
+
+
 def measure_perplexity(indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Return exp(entropy) of how often each code occurs (scalar, 1..num_codes), and how many codes occur (int64)."""
-    flat = indices.flatten()
-    counts = torch.zeros(num_codes, device=flat.device).index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
-    share = counts / flat.numel()
-    return torch.exp(-(share * torch.log(share + 1e-10)).sum()), (counts > 0).sum()
+    return perplexity_of(count_codes(indices, num_codes))
 
 
 class KL(nn.Module):
@@ -182,7 +192,10 @@ class VectorQuantizer(VectorQuantizer2):
         super().__init__(num_codes, dim, beta, remap, unknown_index, sane_index_shape, legacy)
 
     def forward(self, z: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor, Info]:
-        """Map (B, dim, H, W) to z_q with straight-through gradient, the loss and {"indices", "perplexity", "usage"}."""
+        """Map (B, dim, H, W) to z_q with straight-through gradient, the loss and info.
+
+        Info holds perplexity and usage in this batch, indices (as remapped), codes (flat, as they are) and z.
+        """
         codes = self.nearest(z)
         entries = self._entries(codes, z)
         wide_z, wide_entries = float32_or_wider(z), float32_or_wider(entries)
@@ -191,6 +204,7 @@ class VectorQuantizer(VectorQuantizer2):
         loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
         perplexity, usage = measure_perplexity(codes, self.n_e)
         info = {"indices": self._public_indices(codes, z.shape), "perplexity": perplexity, "usage": usage}
+        info |= {"codes": codes, "z": wide_z.detach()}
         return _straight_through(z, entries), loss, info
 
     def latent(self, h: Tensor, noise: Noise | None = None) -> Tensor:

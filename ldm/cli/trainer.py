@@ -21,6 +21,7 @@ _CHECKPOINTS = "ldm.training.checkpoints.Checkpoints"
 _CALLBACKS = {
     "image_logger": "ldm.training.callbacks.ImageLogger",
     "progress": "ldm.training.progress.Progress",
+    "diagnosis": "ldm.training.diagnosis.Diagnosis",
 }
 
 

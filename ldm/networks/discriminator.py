@@ -6,14 +6,18 @@ Each output says how real one overlapping patch of the image is; with 3 layers a
 from functools import partial
 
 from taming.modules.discriminator.model import NLayerDiscriminator
+from taming.modules.util import ActNorm
 from torch import Tensor, nn
+
+from ldm.networks.synchronized import SynchronizedActNorm, SynchronizedBatchNorm2d
 
 
 class PatchDiscriminator(NLayerDiscriminator):
     """Judge patches of an image; parameters are named `main.*` and initialised N(0, 0.02) as in the released models.
 
     num_layers strided convolutions of width * (1, 2, 4, 8, 8, ...) channels; ActNorm instead of BatchNorm if actnorm.
-    init_std None leaves torch's own initial values.
+    init_std None leaves torch's own initial values. synchronized: BatchNorm sees the batches of all ranks instead of
+    each rank's own, as the original has it.
     """
 
     def __init__(
@@ -23,8 +27,14 @@ class PatchDiscriminator(NLayerDiscriminator):
         num_layers: int = 3,
         actnorm: bool = False,
         init_std: float | None = 0.02,
+        synchronized: bool = False,
     ) -> None:
         super().__init__(in_channels, width, num_layers, actnorm)
+        for place, layer in enumerate(self.main):
+            if isinstance(layer, ActNorm):
+                self.main[place] = SynchronizedActNorm(layer.loc.shape[1])
+            elif synchronized and isinstance(layer, nn.BatchNorm2d):
+                self.main[place] = SynchronizedBatchNorm2d(layer.num_features)
         if init_std is not None:
             self.apply(partial(_init_normal, std=init_std))
 

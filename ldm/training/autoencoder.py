@@ -24,7 +24,9 @@ from torch.optim import Adam, Optimizer
 
 from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.losses import AdversarialLoss
+from ldm.autoencoder.regularizers import Info, VectorQuantizer
 from ldm.errors import UserError
+from ldm.training.codebook import CodebookUpkeep, CodeCounts
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.module import TrainingModule
 from ldm.training.optimization import Multiplier, clip_gradients, scheduler
@@ -32,6 +34,7 @@ from ldm.training.randomness import Draws, seed_from
 
 Batch = Mapping[str, Any]
 _RESIZE_MULTIPLE = 16
+_COUNTED = ("train", "val", "val_ema", "test", "test_ema")
 _FULL_SIZE_STEPS = 5  # the first batches have the largest size, so that too little memory shows at once
 
 
@@ -40,7 +43,8 @@ class AutoencoderTraining(TrainingModule):
 
     `ema_decay` None keeps no average; `lr_schedule` multiplies both learning rates per step, `generator_lr_factor` that
     of the autoencoder only; `learn_logvar` also trains the output variance of the loss; `resize_range` (low, high)
-    resizes each batch to a random square size between them.
+    resizes each batch to a random square size between them; `codebook` moves the codes of a VectorQuantizer otherwise
+    than by gradients alone.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class AutoencoderTraining(TrainingModule):
         learn_logvar: bool = False,
         resize_range: tuple[int, int] | None = None,
         image_key: str = "image",
+        codebook: CodebookUpkeep | None = None,
     ) -> None:
         super().__init__(learning_rate=4.5e-6)
         self.lr_schedule, self.betas, self.generator_lr_factor = lr_schedule, tuple(betas), generator_lr_factor
@@ -62,6 +67,13 @@ class AutoencoderTraining(TrainingModule):
         for name, child in autoencoder.named_children():
             self.add_module(name, child)
         self.loss = loss
+        quantizer = autoencoder.quantize
+        if codebook is not None and not isinstance(quantizer, VectorQuantizer):
+            raise UserError(f"model.params.codebook: {type(quantizer).__name__} has no codebook; leave it out")
+        self.codebook = codebook
+        self._counts: dict[str, CodeCounts] = {}
+        if isinstance(quantizer, VectorQuantizer):
+            self._counts = {name: CodeCounts(quantizer.n_e) for name in _COUNTED}
         self.model_ema = None
         if ema_decay is not None:
             self.model_ema = ExponentialMovingAverage(self, ema_decay)
@@ -84,11 +96,17 @@ class AutoencoderTraining(TrainingModule):
     # --- optimisation ----------------------------------------------------------------------------------------------
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        """List the trained parameters of the autoencoder, with the output variance if it is learned."""
+        """List what gradients train of the autoencoder, with the output variance if it is learned."""
         parameters = list(self.autoencoder.parameters())
+        if self.codebook is not None and self.codebook.replaces_gradient:
+            parameters = [parameter for parameter in parameters if parameter is not self._codes]
         if self.learn_logvar:
             parameters.append(self.loss.logvar)
         return parameters
+
+    @property
+    def _codes(self) -> nn.Parameter:
+        return self.autoencoder.quantize.embedding.weight
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """List the parameters of the discriminator; empty where the loss has none."""
@@ -127,6 +145,12 @@ class AutoencoderTraining(TrainingModule):
         """Clip autoencoder and discriminator each on its own."""
         clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the codebook."""
+        super().optimizer_step(*args, **kwargs)
+        if self.codebook is not None:
+            self.codebook.update(self._codes, self.seed, self.global_step + 1)
+
     def networks(self) -> list[nn.Module]:
         """List the parts worth compiling."""
         return [self.autoencoder.encoder, self.autoencoder.decoder]
@@ -146,24 +170,32 @@ class AutoencoderTraining(TrainingModule):
         self.record(logs)
         return loss
 
-    def losses(self, x: Tensor, draws: Draws, split: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Give generator plus discriminator loss for images x (B, C, H, W), their logs, and the reconstruction."""
+    def losses(self, x: Tensor, draws: Draws, split: str, suffix: str = "") -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Give generator plus discriminator loss for images x (B, C, H, W), their logs, and the reconstruction.
+
+        Codes in use are counted for the logs of `split` + `suffix`.
+        """
         reconstruction, regularization, info = self.autoencoder(x, draws.normal)
+        self._observe(info, split + suffix)
         step, discriminator = self.global_step, self.discriminator_parameters()
+        last_layer = self.autoencoder.last_layer
         with _constant(discriminator):
-            loss, logs = self.loss.generator(
-                x,
-                reconstruction,
-                regularization,
-                step,
-                self.autoencoder.last_layer,
-                indices=info.get("indices"),
-                split=split,
-            )
+            loss, logs = self.loss.generator(x, reconstruction, regularization, step, last_layer, split=split)
         if discriminator:
             extra, more = self.loss.discriminator_loss(x, reconstruction.detach(), step, split=split)
             loss, logs = loss + extra, logs | more
         return loss, logs, reconstruction
+
+    def _observe(self, info: Info, name: str) -> None:
+        """Note which codes a batch chose, where there are codes."""
+        if self._counts:
+            self._counts[name].add(info["codes"])
+        if self.codebook is not None and name == "train":
+            self.codebook.observe(info["z"], info["codes"])
+
+    def interval_logs(self) -> dict[str, Tensor]:
+        """Give perplexity and usage of the codebook since the last time, over all ranks."""
+        return self._counts["train"].logs(self.device) if self._counts else {}
 
     def _resized(self, x: Tensor) -> Tensor:
         """Resize a batch to a random multiple of 16 within the range; every rank takes the same size."""
@@ -184,6 +216,20 @@ class AutoencoderTraining(TrainingModule):
         """Log the same of the data set `test`."""
         self._evaluate(batch, "test")
 
+    def on_validation_epoch_end(self) -> None:
+        """Log perplexity and usage of the codebook over the whole validation set."""
+        self._log_codebook("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the same of the data set `test`."""
+        self._log_codebook("test")
+
+    def _log_codebook(self, split: str) -> None:
+        for suffix in ("",) if self.model_ema is None else ("", "_ema"):
+            if self._counts:
+                logs = self._counts[split + suffix].logs(self.device)
+                self.log_means({f"{split}/{name}{suffix}": value for name, value in logs.items()}, 1)
+
     def _evaluate(self, batch: Batch, split: str) -> None:
         x = self._images(batch)
         numbers = self.evaluation_numbers(len(x))
@@ -193,9 +239,27 @@ class AutoencoderTraining(TrainingModule):
                 self._log_losses(x, self.evaluation_draws(numbers), split, "_ema")
 
     def _log_losses(self, x: Tensor, draws: Draws, split: str, suffix: str) -> None:
-        _, logs, reconstruction = self.losses(x, draws, split)
+        _, logs, reconstruction = self.losses(x, draws, split, suffix)
         logs["psnr"] = psnr(reconstruction, x)
         self.log_means({f"{split}/{name}{suffix}": value for name, value in logs.items()}, len(x))
+
+    # --- checkpoints: what belongs to the codebook is no weight -------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the counts of all ranks since the last log, and the state of the upkeep; every rank takes part."""
+        super().on_save_checkpoint(checkpoint)
+        if self._counts:
+            upkeep = {} if self.codebook is None else self.codebook.state_dict(self.device)
+            checkpoint["codebook"] = {"counts": self._counts["train"].total(self.device), "upkeep": upkeep}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with both, where the checkpoint has them."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get("codebook")
+        if self._counts and state is not None:
+            self._counts["train"].start(state["counts"])
+            if self.codebook is not None:
+                self.codebook.load_state_dict(state["upkeep"])
 
 
 def psnr(reconstruction: Tensor, x: Tensor) -> Tensor:

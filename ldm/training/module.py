@@ -136,6 +136,10 @@ class TrainingModule(pl.LightningModule):
 
     # --- the log ---------------------------------------------------------------------------------------------------
 
+    def interval_logs(self) -> dict[str, Tensor]:
+        """Give what is logged beside the means since the last time; every rank asks at the same steps."""
+        return {}
+
     def record(self, logs: dict[str, Tensor]) -> None:
         """Add the values of one training batch to the means that are logged."""
         self._train_means.add(logs)
@@ -147,7 +151,8 @@ class TrainingModule(pl.LightningModule):
             return  # not due, or in the middle of an accumulation
         self._logged_step = step
         self.guard.check_limit(tolerated=_SCALE_SEARCH if self.has_scaler else 0)
-        logs = {f"train/{name}": value for name, value in self._train_means.take().items()}
+        means = self._train_means.take() | self.interval_logs()
+        logs = {f"train/{name}": value for name, value in means.items()}
         logs["lr_abs"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         logs["skipped_steps"] = self.guard.num_skipped.float()
         self.log_dict(logs | self._step_count(), batch_size=1)

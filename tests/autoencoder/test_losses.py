@@ -200,6 +200,29 @@ def test_warmup_trains_the_discriminator_before_it_is_met(decoded):
     assert factors == [0.0, 0.0, 1.0] and trained == [False, True, True, True]
 
 
+def test_ramp_lets_the_adversary_in_slowly(decoded):
+    x, rec, layer = decoded
+    loss = KLLoss(START, discriminator=patches(), adversary=Adversary(factor=2.0, ramp=4))
+    steps = range(START - 1, START + 6)
+    factors = [loss.generator(x, rec, torch.tensor(0.0), s, layer)[1]["disc_factor"].item() for s in steps]
+    assert factors == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    full, slow = (KLLoss(0, discriminator=loss.discriminator, adversary=Adversary(ramp=ramp)) for ramp in (0, 4))
+    terms = [each.discriminator_loss(x, rec, 0)[0] for each in (full, slow)]
+    assert terms[0] == terms[1] > 0  # the discriminator trains at full weight
+
+
+def test_a_synchronised_weight_of_one_rank_is_the_plain_one(decoded):
+    x, rec, layer = decoded
+    discriminator = patches().eval()
+    weights = [
+        VQLoss(discriminator=discriminator, adversary=Adversary(synchronized=flag))
+        .generator(x, rec, torch.tensor(0.0), 0, layer)[1]["d_weight"]
+        .item()
+        for flag in (False, True)
+    ]
+    assert weights[1] == pytest.approx(weights[0], rel=1e-5)
+
+
 # --- options -----------------------------------------------------------------------------------------------------
 
 
@@ -278,5 +301,7 @@ def test_sums_beyond_the_range_of_half_precision():
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="hinge, vanilla"):
         Adversary(loss="wasserstein")
+    with pytest.raises(UserError, match=r"Adversary\.ramp: -1 steps"):
+        Adversary(ramp=-1)
     with pytest.raises(UserError, match=r"VQLoss\.pixel_loss"):
         VQLoss(pixel_loss="huber")

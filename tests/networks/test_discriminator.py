@@ -42,3 +42,15 @@ def test_actnorm_measures_the_first_training_batch():
     assert model.state_dict()["main.3.initialized"]
     assert h.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     torch.testing.assert_close(h.std(dim=(0, 2, 3)), torch.ones(8), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("actnorm", [False, True])
+def test_synchronised_norms_keep_names_and_values(actnorm):
+    outputs, states = [], []
+    for synchronized in (False, True):
+        torch.manual_seed(0)
+        model = PatchDiscriminator(width=4, num_layers=2, actnorm=actnorm, synchronized=synchronized)
+        outputs.append(model(torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32).sin()))
+        states.append(model.state_dict())
+    assert torch.equal(*outputs) and states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.autoencoder.autoencoder import Autoencoder
-from ldm.autoencoder.losses import KLLoss
-from ldm.autoencoder.regularizers import KL
+from ldm.autoencoder.losses import Adversary, KLLoss, VQLoss
+from ldm.autoencoder.regularizers import KL, Regularizer, VectorQuantizer
 from ldm.conditioning.labels import ClassConditioner
 from ldm.diffusion.schedule import Schedule
 from ldm.networks.discriminator import PatchDiscriminator
@@ -43,10 +43,10 @@ def loader(length: int = 8, batch_size: int = 2) -> DataLoader:
     return DataLoader(Noise(length), batch_size)
 
 
-def autoencoder(seed: int = 0) -> Autoencoder:
+def autoencoder(seed: int = 0, regularizer: Regularizer | None = None) -> Autoencoder:
     torch.manual_seed(seed)
     architecture = Architecture(channels=32, channel_mult=(1, 1), num_res_blocks=1, z_channels=2, resolution=SIZE)
-    return Autoencoder(architecture, KL(), embed_dim=2)
+    return Autoencoder(architecture, KL() if regularizer is None else regularizer, embed_dim=2)
 
 
 def latent_diffusion(seed: int = 0, **options: Any) -> LatentDiffusion:
@@ -63,6 +63,12 @@ def autoencoder_training(seed: int = 0, disc_start: int = 1, with_discriminator:
     discriminator = PatchDiscriminator(width=4, num_layers=1) if with_discriminator else None
     loss = KLLoss(disc_start=disc_start, kl_weight=1e-6, discriminator=discriminator)
     return AutoencoderTraining(first_stage, loss, **options)
+
+
+def vq_training(seed: int = 0, num_codes: int = 16, adversary: Adversary | None = None, **options: Any):
+    first_stage = autoencoder(seed, VectorQuantizer(num_codes, 2))
+    discriminator = PatchDiscriminator(width=4, num_layers=1)
+    return AutoencoderTraining(first_stage, VQLoss(0, discriminator=discriminator, adversary=adversary), **options)
 
 
 def fit(model: pl.LightningModule, folder: Path, steps: int, batch_size: int = 2, **options: Any) -> pl.Trainer:
