@@ -55,8 +55,9 @@ class CodebookUpkeep:
     """Move the codes once per optimiser step, equally on all ranks.
 
     decay: codes are the moving average, with this decay per step, of the latents that chose them; no gradient moves
-    them then, and their term in the loss is a constant. restart_every: at every so many steps, codes that were not
-    chosen since the last time take the place of latents drawn at random from the batch. At least one of both is given.
+    them then, and their term in the loss is a constant. This wakes no code that is never chosen. restart_every: at
+    every so many steps, codes that were not chosen since the last time take the place of latents drawn at random from
+    the batch. At least one of both is given.
     Every rank has equally many samples. The state belongs beside that of the optimiser, not among the weights.
     """
 

@@ -27,8 +27,8 @@ AT_CAP = (
 )
 COLLAPSED = (
     "the codebook collapses: for %d logged intervals less than 10%% of its codes were in use (train/codebook_usage); "
-    "give the unused new places or let codes follow an average (model.params.codebook: "
-    "ldm.training.codebook.CodebookUpkeep with restart_every, decay), or take fewer codes"
+    "give the unused new places (model.params.codebook: ldm.training.codebook.CodebookUpkeep with restart_every), "
+    "or take fewer codes"
 )
 
 
