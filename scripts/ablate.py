@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from ldm.cli.ablation import tables
-from ldm.cli.ablation.jobs import Place, Workspace
 from ldm.cli.ablation.plan import Programs, StudyPlan, plan
 from ldm.cli.ablation.report import write_report
 from ldm.cli.ablation.resolving import resolve
 from ldm.cli.ablation.runner import Runner
 from ldm.cli.ablation.study import Study, read
+from ldm.cli.ablation.workspace import Place, Workspace
 from ldm.cli.common import main_guard
 from ldm.errors import UserError
 

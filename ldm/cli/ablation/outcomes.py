@@ -1,4 +1,4 @@
-"""What scripts/evaluate.py leaves in a folder: result.json with the figures, and a sheet of pictures."""
+"""What scripts/evaluate.py leaves in a folder: evaluation.json with the figures, and a sheet of pictures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ldm.errors import UserError
 
-RESULT = "result.json"
-PICTURES = "pictures.png"
+RESULT = "evaluation.json"
+PICTURES = "samples.png"
 
 
 @dataclass(frozen=True)

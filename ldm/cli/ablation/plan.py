@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ldm.cli.ablation.jobs import PACE_STEPS, Evaluation, Job, Training
+from ldm.cli.ablation.jobs import Evaluation, Training
 from ldm.cli.ablation.resolving import FirstStage, Resolved
 from ldm.cli.ablation.study import Budget, Judgement, Study
+from ldm.cli.ablation.workspace import PACE_STEPS, Job
 from ldm.errors import UserError
 
 FIRST_STAGE_SEED = 23  # first stages are trained once, whatever the seeds of the study

@@ -1,4 +1,4 @@
-"""From a trial to the configs of its two trainings, checked as `main.py --dry-run` checks them, and what they amount to.
+"""From a trial to the configs of its trainings, checked as `main.py --dry-run` does, and what they amount to.
 
 Trainings are named by what is in them: two trials that differ only in how they are sampled share a training, and trials
 that differ only behind the first stage share that.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,17 +70,18 @@ class Resolved:
 
 def resolve(study: Study) -> list[Resolved]:
     """Resolve and check every trial of a study; nothing is written. UserError names the trial that cannot be."""
-    resolved = []
+    resolved: list[Resolved] = []
+    measured: dict[str, Facts] = {}  # many trials may share a training
     for trial in study.trials():
         try:
-            resolved.append(_resolve(study, trial))
+            resolved.append(_resolve(study, trial, measured))
         except UserError as error:
             raise UserError(f"{study.name}, {trial}: {error}") from error
     _check_parameters(study, resolved)
     return resolved
 
 
-def _resolve(study: Study, trial: Trial) -> Resolved:
+def _resolve(study: Study, trial: Trial, measured: dict[str, Facts]) -> Resolved:
     first_stage, latent = trial.point.first_stage, _load(trial.point.latent, "latent")
     stage = None
     if first_stage.pixels:
@@ -92,11 +94,13 @@ def _resolve(study: Study, trial: Trial) -> Resolved:
         latent["model"]["params"]["autoencoder"] = {key: node[key] for key in ("target", "params")}
         _plan(content, trial.seed)
     kept = {name: value for name, value in trial.labels.items() if _trains(study, name)}
-    label = "".join(f"-{name}{value}" for name, value in kept.items())
-    digest = _digest(
-        latent, trial.seed, [study.budget.kind, study.budget.amount, study.budget.points], stage and stage.name
-    )
-    return Resolved(trial, f"{study.name}{label}-seed{trial.seed}-{digest}", latent, stage, _facts(trial, latent))
+    label = "".join(f"-{name}{re.sub(r'[^A-Za-z0-9.]+', '_', str(value))}" for name, value in kept.items())
+    budget = [study.budget.kind, study.budget.amount, study.budget.points]
+    digest = _digest(latent, trial.seed, budget, stage and stage.name)
+    name = f"{study.name}{label}-seed{trial.seed}-{digest}"
+    if name not in measured:
+        measured[name] = _facts(trial, latent)
+    return Resolved(trial, name, latent, stage, measured[name])
 
 
 def _trains(study: Study, axis: str) -> bool:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ldm.cli.ablation.jobs import Job, Place, Workspace
+from ldm.cli.ablation.workspace import Job, Place, Workspace
 from ldm.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@
     first_stage   {base: YAML, set: {dotted.key: value}, checkpoint: FILE}; a checkpoint is used in place of a training;
                   `none` diffuses pixels; left out, the latent config's own autoencoder stays as it is
     latent        {base: YAML, set: {dotted.key: value}}
-    sample        {scale, eta} of the evaluation
+    sample        {scale, eta, sampler, H, W} of the evaluation
     axes          name -> {value: {first_stage, latent, sample}}, laid over the above,
                   or name -> {key: latent.DOTTED.KEY, values: [...]} where only one key changes
     seeds         of the latent trainings; first stages are trained once
@@ -36,7 +36,7 @@ from ldm.targets import nearest
 BUDGETS = ("steps", "samples", "minutes")
 _PARTS = ("first_stage", "latent", "sample")
 _RECIPE = ("base", "set", "checkpoint")
-_SAMPLE = ("scale", "eta")
+_SAMPLE = ("scale", "eta", "sampler", "H", "W")
 PIXELS = "none"
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from ldm.cli.ablation.jobs import Evaluation, Workspace
+from ldm.cli.ablation.jobs import Evaluation
 from ldm.cli.ablation.outcomes import Outcome, read
 from ldm.cli.ablation.plan import Entry, StudyPlan
+from ldm.cli.ablation.workspace import Workspace
 
 Row = dict[str, Any]
 _TRAINING_PASSES = 3  # a backward pass costs about two forward passes
+DEVIATION = "_std"
 _GIGA, _PETA = 1e9, 1e15
 
 
@@ -85,6 +87,13 @@ def _timed(name: str, seconds: float | None, unit: float) -> Row:
     return {} if seconds is None else {name: seconds / unit}
 
 
+def figures(plan: StudyPlan, workspace: Workspace) -> list[str]:
+    """List the figures by which trials were judged at the end, without deviations."""
+    found = [outcome(workspace, job) for entry in plan.entries for job in entry.final.values()]
+    names = [name for one in found if one is not None for name in one.values]
+    return [name for name in dict.fromkeys(names) if DEVIATION not in name]
+
+
 def progress(plan: StudyPlan, workspace: Workspace) -> list[Row]:
     """Give Figure 6: how good every trial is along its training."""
     rows = []
@@ -122,9 +131,9 @@ def _averaged(rows: Sequence[Row], deviations: bool) -> Row:
     averaged: Row = {}
     for name in dict.fromkeys(name for row in rows for name in row if name != "seed"):
         values = [row[name] for row in rows if name in row]
-        if not all(isinstance(value, float) for value in values):
+        if len(set(values)) == 1 or not all(isinstance(value, float) for value in values):
             averaged[name] = values[0]
-        elif deviations and len(values) > 1:
+        elif deviations:
             averaged[name] = f"{fmean(values):.4g} ± {pstdev(values):.2g}"
         else:
             averaged[name] = fmean(values)
