@@ -17,7 +17,7 @@ import yaml
 
 from ldm.errors import UserError
 
-PACE_STEPS = 60  # of the short training; the second half is timed
+PACE_STEPS = 120  # of the short training; the second half is timed
 NUMBERED = "step={:09}.ckpt"
 
 

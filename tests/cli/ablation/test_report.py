@@ -97,9 +97,9 @@ def test_progress_counts_what_was_trained(whole, finished):
     found = [
         row for row in rows(report_folder(whole, finished) / "progress.csv") if row["f"] == "4" and row["seed"] == "1"
     ]
-    steps = int(7 * 60 / SECONDS_OF_A_STEP / 4)  # of a quarter of seven minutes
+    steps = int(6 * 60 / SECONDS_OF_A_STEP / 4)  # of a quarter of six minutes
     assert [int(row["step"]) for row in found] == [steps, 2 * steps, 3 * steps, 4 * steps]
-    assert [float(row["minutes"]) for row in found] == pytest.approx([1.75, 3.5, 5.25, 7.0])
+    assert [float(row["minutes"]) for row in found] == pytest.approx([1.5, 3.0, 4.5, 6.0])
     assert [int(row["samples"]) for row in found] == [32 * int(row["step"]) for row in found]
 
 
