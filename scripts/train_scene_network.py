@@ -1,4 +1,4 @@
-"""Train the feature network that ships with the project, on generated scenes; about ten minutes on one CPU core.
+"""Train the feature network that ships with the project, on generated scenes; about five minutes on one CPU core.
 
     python scripts/train_scene_network.py
 
@@ -26,7 +26,7 @@ _log = logging.getLogger("ldm.scene_network")
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, judge and write the network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--scenes", type=int, default=20000)
     parser.add_argument("--out", type=Path, default=SCENE_WEIGHTS)
     options = parser.parse_args(argv)

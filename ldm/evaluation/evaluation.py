@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,26 @@ class Judges:
     pictures: Mapping[str, PictureMetric] = field(default_factory=dict)
     keep: int = 64
 
-    def check(self, count: int, reference: Referenced | None) -> None:
-        """Raise UserError, before anything is drawn, for what will be too few or absent in the end."""
+    def check(self, count: int) -> None:
+        """Raise UserError, before anything is read or drawn, if so many samples are too few, or nothing is asked."""
         if not self.sets and not self.pictures:
             raise UserError("evaluation: no metrics; name some")
-        available = {"samples": count}
-        if reference is not None and reference.reference.features is not None:
-            available["pictures of the reference"] = reference.reference.count
         for name, metric in self.sets.items():
             if self.extractor is None:
                 raise UserError(f"{name}: is measured on features; name an extractor")
-            if metric.needs_reference and reference is None:
+            if count < metric.minimum:
+                raise UserError(f"{name}: needs {metric.minimum} samples or more, there are {count}")
+
+    def check_reference(self, reference: Referenced | None) -> None:
+        """Raise UserError for a reference that is absent, or has too few pictures."""
+        for name, metric in self.sets.items():
+            if not metric.needs_reference:
+                continue
+            if reference is None:
                 raise UserError(f"{name}: needs a reference; name a data set, a folder or an .npz file")
-            for what, number in available.items():
-                if number < metric.minimum:
-                    raise UserError(f"{name}: needs {metric.minimum} {what} or more, there are {number}")
+            number = reference.reference.count
+            if number is not None and number < metric.minimum:
+                raise UserError(f"{name}: needs {metric.minimum} pictures of reference or more, there are {number}")
 
     def record(self) -> dict[str, Any]:
         """Describe what is measured, as far as figures depend on it."""
@@ -72,8 +77,8 @@ class Judges:
             seen["extractor"] = {
                 "name": self.extractor.name, "sha256": self.extractor.hash, "resize": self.extractor.resize
             }  # fmt: skip
-        metrics = {**self.sets, **self.pictures}
-        seen["metrics"] = {name: asdict(metric) if is_dataclass(metric) else {} for name, metric in metrics.items()}
+        seen["metrics"] = {name: asdict(metric) for name, metric in self.sets.items()}
+        seen["metrics"] |= {name: {} for name in self.pictures}  # what else they depend on is part of the name
         return seen
 
 
@@ -220,7 +225,8 @@ def _evaluate(
     reference: Referenced | None,
     folder: Path,
 ) -> Result:
-    judges.check(count, reference)
+    judges.check(count)
+    judges.check_reference(reference)
     started = time.monotonic()
     settings = {**settings, **judges.record(), "reference": None if reference is None else reference.record}
     columns = Parts(folder, count, part_size, {"n": count, **settings}).run(lambda part: _look(draw, judges, part))
@@ -249,7 +255,7 @@ def _set_values(columns: Columns, judges: Judges, reference: Referenced | None) 
     return {f"{name}[{judges.extractor.name}]": value for part in found for name, value in part.items()}
 
 
-def _picture_values(columns: Columns, names: Sequence[str] | Mapping[str, Any]) -> Values:
+def _picture_values(columns: Columns, names: Iterable[str]) -> Values:
     values = {}
     for name in names:
         figures = columns[_FIGURE + name].double()

@@ -11,10 +11,11 @@ All are computed by torch-fidelity's own functions. Features are float32 (N, d) 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -82,7 +83,7 @@ def _fidelity(module: str) -> Any:
 class Reference:
     """What samples are held against: moments, and where they are known all features (M, d) of `count` pictures."""
 
-    count: int
+    count: int | None
     pooled: Moments
     spatial: Moments | None = None
     features: Tensor | None = None
@@ -101,22 +102,24 @@ class Reference:
         return self.features
 
 
-class SetMetric(Protocol):
-    """A figure of a whole set of samples; `minimum`: so many samples, and pictures of a reference, it needs."""
+class SetMetric(ABC):
+    """A figure of a whole set of samples."""
 
-    minimum: int
-    needs_reference: bool
+    needs_reference: ClassVar[bool] = True
 
+    @property
+    def minimum(self) -> int:
+        """Say how many samples, and pictures of a reference, it needs."""
+        return 2
+
+    @abstractmethod
     def __call__(self, samples: Features, reference: Reference | None) -> Values:
         """Give figures by name, without the extractor's."""
 
 
 @dataclass(frozen=True)
-class Frechet:
+class Frechet(SetMetric):
     """Fréchet distance; FID with Inception."""
-
-    minimum: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = True
 
     def __call__(self, samples: Features, reference: Reference) -> Values:
         """Compare the moments."""
@@ -124,11 +127,8 @@ class Frechet:
 
 
 @dataclass(frozen=True)
-class SpatialFrechet:
+class SpatialFrechet(SetMetric):
     """Fréchet distance of features that know places; sFID with Inception."""
-
-    minimum: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = True
 
     def __call__(self, samples: Features, reference: Reference) -> Values:
         """Compare the moments."""
@@ -139,12 +139,11 @@ class SpatialFrechet:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(SetMetric):
     """Kernel distance, mean and deviation over `subsets` random subsets of `size`; KID with Inception and 1000."""
 
     subsets: int = 100
     size: int = 1000
-    needs_reference: ClassVar[bool] = True
 
     @property
     def minimum(self) -> int:
@@ -159,7 +158,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class InceptionScore:
+class InceptionScore(SetMetric):
     """Inception score, mean and deviation over `splits` parts; of the samples alone."""
 
     splits: int = 10
@@ -179,11 +178,10 @@ class InceptionScore:
 
 
 @dataclass(frozen=True)
-class PrecisionRecall:
+class PrecisionRecall(SetMetric):
     """Precision and recall by balls around the pictures that reach to the k-th neighbour."""
 
     neighbourhood: int = 3
-    needs_reference: ClassVar[bool] = True
 
     @property
     def minimum(self) -> int:

@@ -72,7 +72,7 @@ def read_npz(path: Path) -> Referenced:
                 raise UserError(f"{path}: holds {', '.join(sorted(names))}; a reference has mu and sigma")
             pooled = _moments(path, arrays["mu"], arrays["sigma"])
             spatial = _moments(path, arrays["mu_s"], arrays["sigma_s"]) if {"mu_s", "sigma_s"} <= names else None
-            count = int(arrays["count"]) if "count" in names else None
+            count = int(arrays["count"]) or None if "count" in names else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: is no .npz file of plain arrays ({error})") from error
     with path.open("rb") as file:
@@ -88,7 +88,11 @@ def _moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> Moments:
 
 def write_npz(path: Path, reference: Reference) -> None:
     """Write moments as ADM does, with the number of pictures. UserError if the place cannot be written."""
-    arrays = {"mu": reference.pooled.mean, "sigma": reference.pooled.covariance, "count": np.array(reference.count)}
+    arrays = {
+        "mu": reference.pooled.mean,
+        "sigma": reference.pooled.covariance,
+        "count": np.array(reference.count or 0),
+    }
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
     if rank_and_world()[0] == 0:

@@ -48,19 +48,21 @@ class SceneNetwork(nn.Module):
             _stage(below, width, 1 if below == 3 else 2) for below, width in zip(ins, _WIDTHS, strict=True)
         )
         self.squeeze = nn.ModuleList([nn.Conv2d(_WIDTHS[-2], 8, 1), nn.Conv2d(_WIDTHS[-1], 16, 1)])
-        self.features = nn.Sequential(nn.Linear(8 * 64 + 16 * 16, 128), nn.SiLU(), nn.Linear(128, NUM_FEATURES))
+        self.features = nn.Sequential(
+            nn.Linear(3 * 16 + 8 * 64 + 16 * 16, 128), nn.SiLU(), nn.Linear(128, NUM_FEATURES)
+        )
         self.kind = nn.Linear(NUM_FEATURES, NUM_KINDS)
         self.place = nn.Linear(NUM_FEATURES, NUM_KINDS * _PLACE)
         self.defect = nn.Linear(NUM_FEATURES, len(DEFECTS))
 
     def forward(self, x: Tensor) -> Seen:
         """Look at pictures."""
-        maps = []
+        maps, colours = [], F.adaptive_avg_pool2d(x, 4).flatten(1)  # the stages' normalisation hides mean colours
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
         parts = [squeeze(h).flatten(1) for squeeze, h in zip(self.squeeze, maps[-2:], strict=True)]
-        features = self.features(torch.cat(parts, dim=1))  # (B, 64)
+        features = self.features(torch.cat([colours, *parts], dim=1))  # (B, 64)
         return Seen(features, self.kind(F.silu(features)), maps[-2])
 
     def loss(self, x: Tensor, kinds: Tensor, places: Tensor, defects: Tensor) -> Tensor:
