@@ -101,11 +101,12 @@ def _entry(study: Study, resolved: Resolved, programs: Programs) -> Entry:
         training = replace(training, pace=pace.name)
     sample = resolved.trial.point.sample
     words = tuple(word for name, value in sample.items() for word in (f"--{name}", str(value)))
-    name = f"{training.name}-{hashlib.sha256(json.dumps([sample, _json(judgement)]).encode()).hexdigest()[:6]}"
+    common = _words(judgement, judgement.metrics)
+    name = f"{training.name}-{_digest(sample, common)}"
 
     def judged(steps: int, part: tuple[int, int] | None) -> Evaluation:
         where = "end" if part is None else f"part{part[0]}of{part[1]}"
-        given = (*_words(judgement, judgement.metrics), "--steps", str(steps), *words)
+        given = (*common, "--steps", str(steps), *words)
         return Evaluation(programs.evaluate, f"{name}-{where}-steps{steps}", training.name, given, part)
 
     return Entry(
@@ -124,12 +125,12 @@ def _weights(stage: FirstStage) -> dict[str, str]:
 
 def _first_stage(stage: FirstStage, judgement: Judgement, programs: Programs) -> Evaluation:
     given = _words(judgement, judgement.first_stage_metrics)
-    return Evaluation(programs.evaluate, f"{stage.name}-{'-'.join(given[1::2])[:40]}", stage.name, given)
+    return Evaluation(programs.evaluate, f"{stage.name}-judged-{_digest(given)}", stage.name, given)
 
 
 def _words(judgement: Judgement, metrics: Sequence[str]) -> tuple[str, ...]:
     return ("--n", str(judgement.num_samples), "--extractor", judgement.extractor, "--metrics", *metrics)
 
 
-def _json(judgement: Judgement) -> list[str]:
-    return [judgement.extractor, str(judgement.num_samples), *judgement.metrics]
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:6]
