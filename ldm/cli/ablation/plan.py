@@ -113,7 +113,7 @@ def _entry(study: Study, resolved: Resolved, programs: Programs) -> Entry:
         resolved,
         training,
         pace,
-        None if stage is None or stage.checkpoint is not None else _first_stage(stage, judgement, programs),
+        None if stage is None else _first_stage(stage, training.name, judgement, programs),
         tuple(judged(judgement.curve_steps, (part, budget.points)) for part in range(1, budget.points)),
         {steps: judged(steps, None) for steps in sorted({*judgement.steps, judgement.curve_steps})},
     )
@@ -123,9 +123,13 @@ def _weights(stage: FirstStage) -> dict[str, str]:
     return {"first_stage": stage.name} if stage.checkpoint is None else {"checkpoint": stage.checkpoint}
 
 
-def _first_stage(stage: FirstStage, judgement: Judgement, programs: Programs) -> Evaluation:
+def _first_stage(stage: FirstStage, latent: str, judgement: Judgement, programs: Programs) -> Evaluation:
+    """Judge a first stage by its own training or, where it was given, inside the latent model that uses it."""
     given = _words(judgement, judgement.first_stage_metrics)
-    return Evaluation(programs.evaluate, f"{stage.name}-judged-{_digest(given)}", stage.name, given)
+    name = f"{stage.name}-judged-{_digest(given)}"
+    if stage.checkpoint is None:
+        return Evaluation(programs.evaluate, name, stage.name, given)
+    return Evaluation(programs.evaluate, name, latent, (*given, "--first-stage"))
 
 
 def _words(judgement: Judgement, metrics: Sequence[str]) -> tuple[str, ...]:

@@ -37,7 +37,8 @@ def first_stages(plan: StudyPlan, workspace: Workspace) -> list[Row]:
             regularizer = node["regularizer"]
             codes = regularizer.get("params", {}).get("num_codes", regularizer["target"].rpartition(".")[2])
             name = entry.resolved.first_stage.name
-            minutes = _timed("training minutes", workspace.seconds(name), 60)
+            is_trained = entry.first_stage.training == name
+            minutes = _timed("training minutes", workspace.seconds(name) if is_trained else None, 60)
             shape = {"f": entry.resolved.facts.factor, "|Z|": codes, "c": node["embed_dim"]}
             rows[name] = {**shape, **found.values, **minutes, "name": name}
     return sorted(rows.values(), key=lambda row: row["f"])
