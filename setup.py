@@ -9,6 +9,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["ldm", "ldm.*"]),
+    package_data={"ldm.evaluation": ["weights/*.safetensors"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -29,7 +30,7 @@ setup(
     extras_require={
         "demo": ["matplotlib>=3.8", "mlxtend>=0.23"],
         "data": ["lmdb>=1.4", "pyarrow>=15", "tifffile>=2023.7"],
-        "eval": ["torchmetrics>=1.4", "torch-fidelity>=0.3"],
+        "eval": ["torchmetrics>=1.4", "torch-fidelity>=0.4"],
         "superres": ["opencv-python-headless>=4.9", "scipy>=1.11"],
         "dev": [
             "pytest>=8",
@@ -44,6 +45,7 @@ setup(
             "tensorboard>=2.16",
             "opencv-python-headless>=4.9",
             "scipy>=1.11",
+            "torch-fidelity>=0.4",
         ],
     },
 )

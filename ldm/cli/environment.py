@@ -19,6 +19,7 @@ _PACKAGES = (
     "taming-transformers-rom1504",
     "lpips",
     "webdataset",
+    "torch-fidelity",
 )
 
 

@@ -41,7 +41,7 @@ class LoadedModel:
     def trained_size(self) -> tuple[int, int]:
         """Tell the (height, width) of the training pictures: the data's `size`, else the autoencoder's resolution."""
         data = (self.content.get("data") or {}).get("params") or {}
-        size = _data_size(data.get("train"))
+        size = data_size(data.get("train"))
         if size is None:
             architecture = getattr(self.model.first_stage_model, "architecture", None)
             if architecture is None:
@@ -63,10 +63,21 @@ class LoadedModel:
         return self.model.first_stage_model.factor * max(multiples, default=1)
 
 
-def _data_size(node: Any) -> int | list[int] | None:
+def read_config(options: argparse.Namespace) -> dict[str, Any]:
+    """Read the config that --run or --config names, as it stands."""
+    return _read(find_files(options.run, options.config, options.ckpt)[0])
+
+
+def is_first_stage(options: argparse.Namespace) -> bool:
+    """Tell whether --run or --config is an autoencoder, rather than a model that samples."""
+    node = {key: without_checkpoints(read_config(options)["model"].get(key)) for key in ("target", "params")}
+    return find_target(compat.translate_node(node, "model")["target"], "model") in (Autoencoder, AutoencoderTraining)
+
+
+def data_size(node: Any) -> int | list[int] | None:
     """Find the size in the node of a data set, or in that of the data set which it wraps."""
     params = (node.get("params") or {}) if isinstance(node, dict) else {}
-    return params.get("size") or (_data_size(params["dataset"]) if "dataset" in params else None)
+    return params.get("size") or (data_size(params["dataset"]) if "dataset" in params else None)
 
 
 def load_model(options: argparse.Namespace, device: torch.device) -> LoadedModel:

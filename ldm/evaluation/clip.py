@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.conditioning.tokenizers import HuggingFaceTokenizer, load_pretrained
 from ldm.errors import UserError
@@ -33,10 +33,15 @@ class ClipEmbedder:
         self.device = torch.device(device)
         self._models: dict[str, Any] = {}
 
+    @property
+    def image_model(self) -> nn.Module:
+        """Give the model of pictures."""
+        return self._model("CLIPVisionModelWithProjection", "image model")
+
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> Tensor:
         """Embed pictures (3, H, W) in [-1, 1] of any sizes, the largest square at their centre: (N, D)."""
-        model = self._model("CLIPVisionModelWithProjection", "image model")
+        model = self.image_model
         side = model.config.image_size
         squares = torch.stack([_centre_square(image, side) for image in images]).to(self.device)
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (_MEAN, _STD))

@@ -61,7 +61,7 @@ def read_curve(metrics: Path, column: str) -> tuple[list[float], list[float]]:
 
 def plot_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], path: Path) -> None:
     """Draw one panel for each entry of `panels`: title -> {label -> (steps, values)}; values on a logarithmic axis."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for label, (steps, values) in curves.items():
@@ -76,7 +76,7 @@ def plot_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
 
 def picture_sheet(images: Tensor, titles: Sequence[str], path: Path, columns: int) -> None:
     """Draw images (N, 3, H, W) in [-1, 1] side by side, each under its title."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.7 * rows), squeeze=False)
     for axis in axes.flat:
@@ -89,7 +89,7 @@ def picture_sheet(images: Tensor, titles: Sequence[str], path: Path, columns: in
     plt.close(figure)
 
 
-def _pyplot() -> ModuleType:
+def pyplot() -> ModuleType:
     """Import matplotlib, which only reports need. UserError says how to install it."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:

@@ -23,7 +23,8 @@ from ldm.sampling.ddim import DDIM
 from ldm.training.latent_diffusion import LatentDiffusion
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "ablation"]  # studies are no configs
+NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in FILES)
 OWN = sorted(Path(name).stem for name in NAMES if name.startswith("own/"))
 CPU = torch.device("cpu")
 

@@ -1,0 +1,229 @@
+"""From pictures to features in which sets of pictures are compared: Inception, DINOv2, CLIP, and a small one of ours.
+
+An extractor takes bytes, uint8 (B, 3, H, W), so that what is measured is what a file would hold. Its name goes into
+the name of every figure, its hash (of the weights) into every result. Only figures of Inception, with torch-fidelity's
+weights and resizing, may be called FID, KID or IS. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
+from ldm.evaluation.scene_network import SIDE, SceneNetwork
+
+_log = logging.getLogger(__name__)
+SCENE_WEIGHTS = Path(__file__).parent / "weights" / "scenenet.safetensors"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+DINO_SIZES = {"s": "dinov2-small", "b": "dinov2-base", "l": "dinov2-large", "g": "dinov2-giant"}
+_DINO_SIDE = 224
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
+
+
+class Features(NamedTuple):
+    """Features (B, d); where the extractor has them, logits of classes (B, K), and a piece of a map, flat (B, s)."""
+
+    pooled: Tensor
+    logits: Tensor | None = None
+    spatial: Tensor | None = None
+
+
+class Extractor(Protocol):
+    """What figures of features need: a name without brackets, how pictures are resized, a hash, and the features."""
+
+    name: str
+    resize: str
+
+    @property
+    def hash(self) -> str:
+        """Give the SHA-256 of the weights."""
+
+    def to(self, device: torch.device) -> Extractor:
+        """Move to a device and return itself."""
+
+    def __call__(self, images: Tensor) -> Features:
+        """Look at pictures, uint8 (B, 3, H, W); float32 features on the CPU."""
+
+
+class _Network:
+    """Hold the network of an extractor, made at the first use."""
+
+    name: str
+    resize: str
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Give the network in eval mode."""
+        return self._build().eval().requires_grad_(False).to(self.device)
+
+    def _build(self) -> nn.Module:
+        raise NotImplementedError
+
+    @cached_property
+    def hash(self) -> str:
+        """Give the SHA-256 of the weights' names and values."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def to(self, device: torch.device) -> Any:
+        """Move to a device and return itself."""
+        self.device = torch.device(device)
+        if "network" in vars(self):
+            self.network.to(self.device)
+        return self
+
+    def _bytes(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise TypeError(f"{self.name}: needs pictures uint8 (B, 3, H, W), not {images.dtype} {images.ndim}-d")
+        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        if images.shape[1] != 3:
+            raise UserError(f"{self.name}: pictures of {images.shape[1]} channels; features are of 1 (grey) or 3")
+        return images.to(self.device)
+
+
+class SceneNet(_Network):
+    """Features of the network that ships with the project (`ldm.evaluation.scene_network`), for toys and tests."""
+
+    name = "scenenet"
+    resize = f"antialiased bilinear to {SIDE}x{SIDE}"
+
+    def __init__(self, weights: str | Path = SCENE_WEIGHTS) -> None:
+        super().__init__()
+        self.weights = Path(weights)
+
+    def _build(self) -> nn.Module:
+        if not self.weights.is_file():
+            raise UserError(f"scenenet: no weights at {self.weights}; make them with scripts/train_scene_network.py")
+        network = SceneNetwork()
+        network.load_state_dict(load_file(self.weights))
+        return network
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Look at pictures, uint8 (B, 3, H, W)."""
+        x = self._bytes(images).float() / 127.5 - 1
+        if x.shape[2:] != (SIDE, SIDE):
+            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        seen = self.network(x)
+        coarse = F.avg_pool2d(seen.map[:, :24], 2)  # (B, 24, 4, 4)
+        return Features(seen.features.cpu(), seen.logits.cpu(), coarse.flatten(1).cpu())
+
+
+class Inception(_Network):
+    """Features of Inception v3 as ported by torch-fidelity: 2048 pooled, 1008 logits, 7x17x17 for sFID.
+
+    weights: the file that torch-fidelity publishes, by default in torch's hub cache.
+    """
+
+    resize = "bilinear to 299x299 as TensorFlow 1 does, without antialiasing"
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.weights = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE).expanduser()
+        self._spatial: list[Tensor] = []
+
+    @cached_property
+    def name(self) -> str:
+        """Give "inception" for torch-fidelity's weights alone, whose figures are FID, KID and IS."""
+        if not self.weights.is_file():
+            raise UserError(f"inception: no weights at {self.weights}; fetch {INCEPTION_URL} to there, or give a path")
+        with self.weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return "inception" if INCEPTION_FILE.endswith(f"-{digest[:8]}.pth") else f"inception-{digest[:8]}"
+
+    def _build(self) -> nn.Module:
+        _log.info("%s: weights from %s", self.name, self.weights)
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ModuleNotFoundError as error:
+            raise UserError("inception: needs torch-fidelity; pip install 'latent-diffusion[eval]'") from error
+        _check_tensors_only(self.weights)
+        names = ["2048", "logits_unbiased"]
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", names, feature_extractor_weights_path=str(self.weights)
+        )
+        # ADM's sFID: the first 7 channels of TensorFlow's mixed_6/conv, in its order (height, width, channel).
+        network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: self._spatial.append(out[:, :7]))
+        return network
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Look at pictures, uint8 (B, 3, H, W)."""
+        pooled, logits = self.network(self._bytes(images))
+        spatial = rearrange(self._spatial.pop(), "b c h w -> b (h w c)")
+        return Features(pooled.cpu(), logits.cpu(), spatial.cpu())
+
+
+def _check_tensors_only(path: Path) -> None:
+    """Refuse a file that does more than hold tensors, before torch-fidelity unpickles it without looking."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: is truncated, or holds more than weights; fetch {INCEPTION_URL} again") from error
+
+
+class Dino(_Network):
+    """Features of DINOv2 (its class token), from a local folder or the local Hugging Face cache."""
+
+    resize = f"antialiased bicubic to {_DINO_SIDE}x{_DINO_SIDE}"
+
+    def __init__(self, size: str = "l", version: str | None = None) -> None:
+        super().__init__()
+        if size not in DINO_SIZES:
+            raise UserError(f"dino: size {size!r} is not one of {', '.join(DINO_SIZES)}")
+        self.name = f"dinov2-{size}"
+        self.version = version or f"facebook/{DINO_SIZES[size]}"
+
+    def _build(self) -> nn.Module:
+        from ldm.conditioning.tokenizers import load_pretrained
+
+        return load_pretrained("Dinov2Model", self.version, "DINOv2")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Look at pictures, uint8 (B, 3, H, W)."""
+        x = self._bytes(images).float() / 255
+        x = F.interpolate(x, (_DINO_SIDE, _DINO_SIDE), mode="bicubic", antialias=True, align_corners=False)
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (_MEAN, _STD))
+        return Features(self.network(pixel_values=(x.clamp(0, 1) - mean) / std).pooler_output.float().cpu())
+
+
+class Clip(_Network):
+    """Embeddings of CLIP's image model, of norm 1; the same weights score texts (`ldm.evaluation.measures`)."""
+
+    name = "clip"
+    resize = "largest centre square, antialiased bicubic to CLIP's size"
+
+    def __init__(self, version: str = DEFAULT_CLIP) -> None:
+        super().__init__()
+        self.embedder = ClipEmbedder(version)
+
+    def _build(self) -> nn.Module:
+        return self.embedder.image_model
+
+    def to(self, device: torch.device) -> Clip:
+        """Move to a device and return itself."""
+        self.embedder.device = torch.device(device)
+        return super().to(device)
+
+    def __call__(self, images: Tensor) -> Features:
+        """Look at pictures, uint8 (B, 3, H, W)."""
+        return Features(self.embedder.embed_images(list(self._bytes(images).float() / 127.5 - 1)).cpu())

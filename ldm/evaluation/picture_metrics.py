@@ -1,0 +1,74 @@
+"""Figures of single pictures: (images (B, 3, H, W) in [-1, 1], their batch) -> one value each, (B,).
+
+Named on the command line, or by a dotted target of the same form; a class is made first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.evaluation import agreement, metrics
+from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
+from ldm.evaluation.tasks import captions_drawn
+from ldm.networks.perceptual import LPIPS
+
+Batch = Mapping[str, Any]
+
+
+def psnr(images: Tensor, batch: Batch) -> Tensor:
+    """Return the peak signal-to-noise ratio to `image` in dB."""
+    return agreement.psnr(images, batch["image"])
+
+
+def ssim(images: Tensor, batch: Batch) -> Tensor:
+    """Return the structural similarity to `image`."""
+    return metrics.ssim(images, batch["image"])
+
+
+class Lpips:
+    """LPIPS (VGG16) to `image`, the paper's PSIM; smaller is nearer."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device, self.network = torch.device(device), LPIPS().to(device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch: Batch) -> Tensor:
+        """Compare pictures."""
+        return self.network(images.to(self.device), batch["image"].to(self.device)).flatten().cpu()
+
+
+class ClipScore:
+    """100 max(cos, 0) of picture and `caption` in CLIP's space (Hessel et al. 2021, with the scale of torchmetrics)."""
+
+    def __init__(self, version: str = DEFAULT_CLIP, device: torch.device | str = "cpu") -> None:
+        self.embedder = ClipEmbedder(version, device)
+
+    def __call__(self, images: Tensor, batch: Batch) -> Tensor:
+        """Compare pictures and captions."""
+        pictures, texts = self.embedder.embed_images(list(images)), self.embedder.embed_texts(batch["caption"])
+        return 100 * (pictures * texts).sum(1).clamp(min=0).cpu()
+
+
+def layout_iou(images: Tensor, batch: Batch) -> Tensor:
+    """Return the overlap of asked and detected boxes of generated scenes."""
+    return agreement.layout_iou(images, batch["boxes"], batch["box_labels"])
+
+
+def map_iou(images: Tensor, batch: Batch) -> Tensor:
+    """Return the overlap of asked and detected shapes of generated scenes."""
+    return agreement.map_iou(images, batch["segmentation"])
+
+
+PICTURE_METRICS: dict[str, Callable[..., Any]] = {
+    "psnr": psnr,
+    "ssim": ssim,
+    "lpips": Lpips,
+    "clip_score": ClipScore,
+    "captions_drawn": captions_drawn,
+    "layout_iou": layout_iou,
+    "map_iou": map_iou,
+}

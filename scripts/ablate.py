@@ -1,0 +1,108 @@
+"""Run an ablation study: train, judge and report many models that differ in named axes.
+
+    python scripts/ablate.py configs/ablation/toy_f.yaml                     all of it; run again to go on
+    python scripts/ablate.py configs/ablation/imagenet_f.yaml --dry-run      what would be trained
+    python scripts/ablate.py STUDY --devices 0,1,2,3                         a training at a time on each GPU
+    python scripts/ablate.py STUDY --task $SLURM_ARRAY_TASK_ID --of 6        one share of it, of a job array
+    python scripts/ablate.py STUDY --report                                  the report of what is finished
+
+Everything goes to outputs/ablation/<study>/: run folders, evaluations, and for each list of seeds a report.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ldm.cli.ablation import tables
+from ldm.cli.ablation.plan import Programs, StudyPlan, plan
+from ldm.cli.ablation.report import write_report
+from ldm.cli.ablation.resolving import resolve
+from ldm.cli.ablation.runner import Runner
+from ldm.cli.ablation.study import Study, read
+from ldm.cli.ablation.workspace import Place, Workspace
+from ldm.cli.common import main_guard
+from ldm.errors import UserError
+
+_log = logging.getLogger("ldm.ablate")
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = Programs(train=ROOT / "main.py", evaluate=ROOT / "scripts" / "evaluate.py")
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    """Resolve and check the whole study before anything is trained; then run and report it."""
+    options = parse(argv)
+    study = read(options.study).changed(options.overrides)
+    if options.seeds:
+        study = replace(study, seeds=tuple(options.seeds))
+    whole = plan(study, resolve(study), PROGRAMS)
+    if options.dry_run:
+        show(whole)
+        return
+    workspace = Workspace(Path(options.out or f"outputs/ablation/{study.name}").resolve())
+    mine = whole if options.task is None else whole.part(options.task, options.of)
+    try:
+        if not options.report:
+            places = choose_places(options, study)
+            Runner(workspace, places, environment(len(places))).run(mine.jobs)
+    finally:
+        _log.info("see %s", write_report(whole, workspace))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("study", type=Path, metavar="STUDY", help="a YAML of configs/ablation")
+    add("--seeds", type=lambda text: [int(part) for part in text.split(",")], help="in place of the study's: 1,2,3")
+    add("--out", metavar="DIR", help="default outputs/ablation/<study>")
+    add("--devices", default="auto", help="auto, cpu, or GPUs by number: 0,1")
+    add("--workers", type=int, help="jobs at a time on each device (default: the study's on the CPU, else 1)")
+    add("--task", type=int, help="do share number TASK, from 0, of ...")
+    add("--of", type=int, help="... so many")
+    add("--dry-run", action="store_true", help="check the study, say what would be trained, and stop")
+    add("--report", action="store_true", help="only write the report of what is finished")
+    text = "for all trainings of a kind: latent.data.params.train.params.root=DIR, first_stage.KEY=VALUE"
+    add("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+    options = parser.parse_intermixed_args(argv)
+    if (options.task is None) != (options.of is None):
+        parser.error("--task and --of belong together")
+    return options
+
+
+def choose_places(options: argparse.Namespace, study: Study) -> list[Place]:
+    """Say where jobs run, and how many at a time."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if options.devices == "cpu" or (options.devices == "auto" and kind is None):
+        return [Place(("--accelerator", "cpu"), "cpu")] * (options.workers or study.workers)
+    numbers = ["0"] if options.devices == "auto" else options.devices.split(",")
+    if kind is None or not all(number.isdecimal() for number in numbers):
+        raise UserError(f"--devices {options.devices}: write auto, cpu, or numbers of GPUs that this machine has")
+    return [Place(("--gpus", f"{number},"), f"{kind.type}:{number}") for number in numbers] * (options.workers or 1)
+
+
+def environment(num_jobs: int) -> dict[str, str]:
+    """Share the cores of this machine out among the jobs."""
+    threads = max((os.cpu_count() or 1) // num_jobs, 1)
+    return {"OMP_NUM_THREADS": str(threads)}
+
+
+def show(whole: StudyPlan) -> None:
+    """Print a row for each trial, and the first stages."""
+    for stage in whole.first_stages:
+        steps = stage.content["lightning"]["trainer"]["max_steps"]
+        sys.stdout.write(f"first stage {stage.name}: {steps:,} steps\n")
+    for row in tables.as_text(tables.sizes(whole)):
+        sys.stdout.write("  ".join(row) + "\n")
+    budget = whole.study.budget
+    sys.stdout.write(f"{len(whole.jobs)} jobs; every latent training: {budget.amount:g} {budget.kind}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Studies are read strictly, and expand to every combination of their axes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm.cli.ablation.study import Recipe, read
+from ldm.errors import ConfigError, UserError
+
+STUDY = {
+    "title": "a study",
+    "first_stage": {"base": "first.yaml"},
+    "latent": {"base": "latent.yaml", "set": {"model.params.ema_decay": 0.9}},
+    "axes": {
+        "f": {1: {"first_stage": "none"}, 4: {"latent": {"set": {"model.params.ema_decay": 0.5}}}},
+        "scale": {"key": "sample.scale", "values": [1.0, 3.0]},
+    },
+    "seeds": [1, 2],
+    "budget": {"steps": 10},
+    "evaluation": {"metrics": ["frechet"], "extractor": "scenenet", "num_samples": 4},
+}
+
+
+def written(folder: Path, **changes) -> Path:
+    for name in ("first.yaml", "latent.yaml"):
+        (folder / name).write_text("model: {}\n")
+    path = folder / "study.yaml"
+    content = {key: value for key, value in {**STUDY, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_every_combination_of_axes_and_seeds_is_a_trial(tmp_path):
+    trials = list(read(written(tmp_path)).trials())
+    expected = [(f, scale, seed) for seed in (1, 2) for f in (1, 4) for scale in (1.0, 3.0)]
+    assert [(trial.labels["f"], trial.labels["scale"], trial.seed) for trial in trials] == expected
+    assert str(trials[0]) == "f=1, scale=1.0"
+
+
+def test_an_axis_is_laid_over_the_study_and_the_command_line_over_both(tmp_path):
+    study = read(written(tmp_path)).changed(["latent.model.params.ema_decay=0.7", "latent.model.a=[1, 2]"])
+    pixels, _, latent, guided = list(study.trials())[:4]
+    assert pixels.point.first_stage.pixels and not latent.point.first_stage.pixels
+    assert latent.point.first_stage.base == tmp_path / "first.yaml"
+    key = "model.params.ema_decay"
+    assert latent.point.latent.settings == ((key, 0.9), (key, 0.5), (key, 0.7), ("model.a", [1, 2]))
+    assert guided.point.sample == {"scale": 3.0}
+
+
+def test_another_base_starts_afresh():
+    below = Recipe(Path("a.yaml"), (("x", 1),), "weights.ckpt")
+    assert Recipe(Path("b.yaml")).over(below) == Recipe(Path("b.yaml"))
+    assert Recipe(settings=(("y", 2),)).over(below) == Recipe(Path("a.yaml"), (("x", 1), ("y", 2)), "weights.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"titel": "x"}, "titel: unknown; did you mean title"),
+        ({"axes": None}, "axes missing"),
+        ({"axes": {}}, "axes: name at least one axis"),
+        ({"axes": {"f": {}}}, "axes.f: name at least one value"),
+        ({"axes": {"f": [1, 2]}}, "axes.f: must be a mapping"),
+        ({"axes": {"f": {"key": "model.x", "values": [1]}}}, "axes.f.key: 'model.x': begin with one of"),
+        ({"axes": {"f": {"key": "latent.x", "values": [1, 1]}}}, "axes.f.values: must be a list of different values"),
+        ({"axes": {"f": {4: {"latents": {}}}}}, "axes.f.4.latents: unknown; did you mean latent"),
+        ({"axes": {"s": {"key": "sample.scal", "values": [1]}}}, "scal: unknown; did you mean scale"),
+        ({"latent": {"base": "absent.yaml"}}, "latent.base: there is no absent.yaml"),
+        ({"seeds": ["a"]}, "seeds: 'a' is no whole number"),
+        ({"seeds": 3}, "seeds: must be a list"),
+        ({"budget": {"steps": 10, "minutes": 3}}, "budget: give one of steps, samples, minutes"),
+        ({"budget": {"minutes": -1}}, "budget.minutes: -1 is no positive number"),
+        ({"budget": {"steps": 10, "points": 0}}, "budget.points: 0 is no whole number from 1 up"),
+        ({"evaluation": {"metrics": ["frechet"]}}, "evaluation: extractor, num_samples missing"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_with_their_place(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(written(tmp_path, **changes))
+    assert "study.yaml" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_and_an_override_of_nothing(tmp_path):
+    with pytest.raises(UserError, match="absent.yaml: cannot be read"):
+        read(tmp_path / "absent.yaml")
+    with pytest.raises(UserError, match="'data.x=1': write first_stage.KEY=VALUE"):
+        read(written(tmp_path)).changed(["data.x=1"])

@@ -1,0 +1,108 @@
+"""scripts/ablate.py from nothing to the report, with kills on the way: real trainings, real evaluations."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_runs import ROOT, node, script
+
+STUDY = {
+    "title": "tiny",
+    "first_stage": {"base": "first.yaml"},
+    "latent": {"base": "latent.yaml"},
+    "axes": {"f": {1: {"first_stage": "none"}, 2: {}}},
+    "seeds": [1],
+    "budget": {"steps": 4, "points": 2, "parameters": 0.0},
+    "evaluation": {
+        "metrics": ["frechet"], "extractor": "scenenet", "num_samples": 8, "steps": [2, 4], "curve_steps": 2,
+    },
+    "workers": 2,
+}  # fmt: skip
+
+
+def data_node():
+    shapes = {"size": 16, "fields": []}
+    train = node("data.shapes.Shapes", num_samples=32, **shapes)
+    validation = node("data.shapes.Shapes", num_samples=8, split="validation", **shapes)
+    return node("data.module.DataModule", batch_size=4, num_workers=0, train=train, validation=validation)
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    architecture = node(
+        "networks.encoder_decoder.Architecture",
+        channels=32, channel_mult=[1, 1], num_res_blocks=1, z_channels=3, resolution=16, attention="none",
+    )  # fmt: skip
+    regularizer = node("autoencoder.regularizers.KL")
+    autoencoder = node(
+        "autoencoder.autoencoder.Autoencoder", architecture=architecture, regularizer=regularizer, embed_dim=3
+    )
+    network = node(
+        "networks.unet.UNet",
+        in_channels=3, out_channels=3, model_channels=32, num_res_blocks=1, attention_factors=[2], channel_mult=[1, 1],
+        num_head_channels=16,
+    )  # fmt: skip
+    loss = node("autoencoder.losses.KLLoss", pixel_loss="l2")
+    pixels = node("autoencoder.autoencoder.IdentityAutoencoder")
+    schedule = node("diffusion.schedule.Schedule.linear", num_steps=20)
+    models = {
+        "first": node("training.autoencoder.AutoencoderTraining", autoencoder=autoencoder, loss=loss),
+        "latent": node(
+            "training.latent_diffusion.LatentDiffusion", network=network, autoencoder=pixels, schedule=schedule
+        ),
+    }
+    lightning = {"trainer": {"max_steps": 4, "val_check_interval": 4}, "callbacks": {"image_logger": None}}
+    for name, model in models.items():
+        content = {"model": {**model, "learning_rate": 1e-3}, "data": data_node(), "lightning": lightning}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+def test_a_dry_run_writes_nothing(study, capsys, monkeypatch):
+    monkeypatch.chdir(study.parent)
+    before = sorted(study.parent.iterdir())
+    script("ablate").main([str(study), "--dry-run"])
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in shown[-3:-1]] == [["1", "1", "3x16x16"], ["2", "1", "3x8x8"]]
+    assert shown[-1] == "10 jobs; every latent training: 4 steps"
+    assert sorted(study.parent.iterdir()) == before
+
+
+def test_a_task_without_the_size_of_its_array_is_refused(study):
+    with pytest.raises(SystemExit):
+        script("ablate").main([str(study), "--task", "0"])
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_to_the_same_jobs(study):
+    out = study.parent / "out"
+    command = [sys.executable, str(ROOT / "scripts" / "ablate.py"), str(study), "--out", str(out), "--devices", "cpu"]
+    finished: dict[str, float] = {}
+    for kills in range(3):
+        process = subprocess.Popen(command)
+        wanted, end = 3 * (kills + 1), time.monotonic() + 600
+        while len(list((out / "done").glob("*.json"))) < wanted and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        now = {path.name: path.stat().st_mtime_ns for path in (out / "done").glob("*.json")}
+        assert all(now[name] == when for name, when in finished.items())  # nothing was done twice
+        finished = now
+    subprocess.run(command, check=True)
+    assert len(list((out / "done").glob("*.json"))) == 10
+    (report,) = out.glob("report-*")
+    with (report / "progress.csv").open() as file:
+        rows = [(row["f"], row["step"]) for row in csv.DictReader(file)]
+    assert rows == [("1", "2"), ("1", "4"), ("2", "2"), ("2", "4")]
+    subprocess.run([*command, "--seeds", "2"], check=True)
+    assert len(list(out.glob("report-*"))) == 2
+    assert len(list((out / "done").glob("first-*.json"))) == 2  # trained and judged once, for both lists of seeds
