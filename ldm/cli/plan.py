@@ -1,15 +1,15 @@
 """What will be trained, worked out before anything is built: merged config, devices, global batch, learning rate.
 
-    model:      target, params, checkpoint, ignore_keys
-                learning_rate: of a step, as it is; global_batch: the one that it was chosen for
-                base_learning_rate: per sample, in place of learning_rate (CompVis configs)
-                allow_untrained_first_stage: true lets a latent model start on a first stage without weights
-    data:       target, params
-    lightning:  trainer: arguments of Lightning's Trainer
-                callbacks: by name; image_logger and progress are there unless null
-                modelcheckpoint: params of ldm.training.checkpoints.Checkpoints, or another target
-                logger: one node, or several by name, beside metrics.csv
-                channels_last, compile: true or false; cache_latents: true, or {views, half}
+model:      target, params, checkpoint, ignore_keys
+            learning_rate: of a step, as it is; global_batch: the one that it was chosen for
+            base_learning_rate: per sample, in place of learning_rate (CompVis configs)
+            allow_untrained_first_stage: true lets a latent model start on a first stage without weights
+data:       target, params
+lightning:  trainer: arguments of Lightning's Trainer
+            callbacks: by name; image_logger and progress are there unless null
+            modelcheckpoint: params of ldm.training.checkpoints.Checkpoints, or another target
+            logger: one node, or several by name, beside metrics.csv
+            channels_last, compile: true or false; cache_latents: true, or {views, half}
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Plan:
 def make_plan(arguments: Arguments) -> Plan:
     """Read and check everything that can be checked without building. Writes nothing. Raises UserError."""
     run = choose_run(arguments)
-    paths = [*run.configs(), *arguments.base]
+    paths = run.configs(arguments)
+    seed = run.seed(arguments)
     if not paths:
         raise UserError("--base: name at least one config, e.g. --base configs/ldm/txt2img.yaml")
     config = OmegaConf.to_container(configs.load(paths, arguments.overrides), resolve=True)
@@ -97,14 +98,14 @@ def make_plan(arguments: Arguments) -> Plan:
     trainer = lightning["trainer"] | arguments.trainer_options()
     devices = choose(arguments.gpus, arguments.devices, arguments.accelerator, trainer)
     _check_keys(trainer, _trainer_keys(), "lightning.trainer")
-    _seed_data(config["data"], arguments.seed)
+    _seed_data(config["data"], seed)
     batch = _global_batch(config["data"], trainer, devices)
     rate = learning_rate(config["model"], batch.total, arguments.scale_lr)
     model = {key: value for key, value in config["model"].items() if key != "base_learning_rate"}
     model |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     resolved = {"model": model, "data": config["data"], "lightning": lightning}
-    return Plan(resolved, run, devices, batch, rate, arguments.seed)
+    return Plan(resolved, run, devices, batch, rate, seed)
 
 
 def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:

@@ -26,6 +26,7 @@ from ldm.conditioning.text import TextConditioner
 from ldm.conditioning.tokenizers import TrainedTokenizer
 from ldm.config import instantiate
 from ldm.errors import UserError
+from ldm.training.checkpoints import Stopped
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.module import TrainingModule
 
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _log.error("error: %s", error)
         return 1
+    except Stopped:
+        return 0
     return 0
 
 
@@ -111,6 +114,9 @@ def train(plan: Plan, arguments: Arguments) -> None:
         except UserError:
             if is_first:
                 plan.run.discard()
+            raise
+        except Stopped as stop:
+            _log.info("%s; go on with: main.py -t -r %s", stop, plan.run.path)
             raise
         except Exception:
             _log.exception("training ended by an error")

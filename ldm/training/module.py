@@ -80,6 +80,16 @@ class TrainingModule(pl.LightningModule):
         logs["lr_abs"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log_dict(logs | self._step_count(), batch_size=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the means that are not logged yet."""
+        checkpoint["train_means"] = {"means": self._train_means.state_dict(), "logged_step": self._logged_step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the means of the interval under way."""
+        if "train_means" in checkpoint:
+            self._train_means.load_state_dict(checkpoint["train_means"]["means"], self.device)
+            self._logged_step = checkpoint["train_means"]["logged_step"]
+
     def log_means(self, logs: dict[str, Tensor], batch_size: int) -> None:
         """Log values of one evaluated batch, to be averaged over the samples of all ranks."""
         values = {name: value.detach().float() for name, value in logs.items()}
