@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from ldm.errors import UserError
 from ldm.unpickling import UnsafeCheckpoint, audit
 
 FROZEN = "frozen"
+_SHA256 = re.compile("[0-9a-f]{64}")
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -176,8 +178,12 @@ def frozen_file(folder: Path, entry: dict[str, Any]) -> Path:
 def restore_frozen(content: dict[str, Any], path: Path) -> None:
     """Put the frozen parts back into the checkpoint that was read from `path`. Raises UserError."""
     entry = content.pop(FROZEN, None)
-    if not isinstance(entry, dict):
+    if entry is None:
         return
+    if not (
+        isinstance(entry, dict) and _SHA256.fullmatch(str(entry.get("sha256"))) and isinstance(entry.get("names"), dict)
+    ):
+        raise UserError(f"{path}: its reference to frozen parts makes no sense")
     file = frozen_file(path.parent, entry)
     if not file.is_file():
         raise UserError(f"{path}: its frozen parts are missing; copy {file.name} from its run folder beside it")
@@ -185,4 +191,6 @@ def restore_frozen(content: dict[str, Any], path: Path) -> None:
         if hashlib.file_digest(opened, "sha256").hexdigest() != entry["sha256"]:
             raise UserError(f"{path}: its frozen parts, {file.name}, were altered; copy that file again")
     tensors = load_file(file)
+    if missing := set(entry["names"].values()) - tensors.keys():
+        raise UserError(f"{path}: its frozen parts, {file.name}, lack {len(missing)} tensors; copy that file again")
     content["state_dict"] |= {name: tensors[stored] for name, stored in entry["names"].items()}

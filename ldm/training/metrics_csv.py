@@ -58,6 +58,7 @@ class MetricsCsv(Logger):
     def go_on_after(self, num_rows: int | None) -> None:
         """Keep so many rows of the file when the next is written; None keeps those of earlier steps."""
         self._kept_rows = num_rows
+        self._num_rows = len(self._read()) if num_rows is None else num_rows
 
     def settle(self) -> int:
         """Wait until the disk has all rows, and count them. Raises OSError."""
