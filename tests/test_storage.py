@@ -1,4 +1,4 @@
-"""Files of weights: hostile and broken ones refused before anything is allocated, whole ones kept, frozen parts once."""
+"""Files of weights: hostile and broken ones are refused before anything is allocated, frozen parts stored once."""
 
 import errno
 import os

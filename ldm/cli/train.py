@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ldm.cli.arguments import Arguments, parse
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _log.error("error: %s", error)
         return 1
-    except Stopped:
+    except (Stopped, SIGTERMException):  # the latter before the first step, when there is nothing new to save
         return 0
     return 0
 
@@ -115,8 +116,8 @@ def train(plan: Plan, arguments: Arguments) -> None:
             if is_first:
                 plan.run.discard()
             raise
-        except Stopped as stop:
-            _log.info("%s; go on with: main.py -t -r %s", stop, plan.run.path)
+        except (Stopped, SIGTERMException) as stop:
+            _log.info("%s; go on with: main.py -t -r %s", str(stop) or "asked to stop before a step", plan.run.path)
             raise
         except Exception:
             _log.exception("training ended by an error")
