@@ -11,6 +11,7 @@ import copy
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.distributed.checkpoint.stateful import Stateful
 
 from ldm.errors import UserError
 
@@ -36,8 +37,8 @@ def with_validation_done(state: State, trainer: pl.Trainer) -> State:
 
 
 def go_on(trainer: pl.Trainer) -> None:
-    """Let a run that stands at the end of an epoch end it, instead of asking for a batch more."""
-    if trainer.is_last_batch:
+    """Let a run that stands at the end of an epoch end it, also if its loader does not know and has a batch more."""
+    if trainer.is_last_batch and not isinstance(trainer.train_dataloader, Stateful):
         trainer.fit_loop._data_fetcher.done = True
 
 
