@@ -120,7 +120,7 @@ def _broken(name: str, config: Path, folder: Path, peace: dict[str, Any], fault:
     _wait(_start(config, run, lambda: _FAULTS[fault](run)), None)
     step, problem = _step(run), ""
     try:
-        locate(next(run.iterdir()))
+        locate(_newest(run))
     except UserError as error:
         problem = f"no good checkpoint: {error}"
     _finish(config, run)
@@ -166,11 +166,16 @@ def _finish(config: Path, logs: Path) -> None:
         raise RuntimeError(f"{logs.name}: the training ended with status {status}; see {logs.parent / 'log.txt'}")
 
 
+def _newest(logs: Path) -> Path:
+    """Find the run that goes on; one that was killed before it saved anything stays behind. ValueError for none."""
+    return max(file.parents[1] for file in logs.glob("*/checkpoints/last.ckpt"))
+
+
 def _step(logs: Path) -> int:
     """Tell from where a run would go on."""
     try:
-        return int(storage.load(locate(next(logs.iterdir())))["global_step"])
-    except (UserError, StopIteration, FileNotFoundError):
+        return int(storage.load(locate(_newest(logs)))["global_step"])
+    except (UserError, ValueError):
         return 0
 
 
@@ -207,7 +212,7 @@ def _truncate_newest(run: Path) -> None:
     """Cut the second checkpoint short while the third is written, and die: what a broken disk may leave."""
 
     def act(target: str) -> None:
-        newest = next(run.iterdir()) / "checkpoints" / "last.ckpt"
+        newest = _newest(run) / "checkpoints" / "last.ckpt"
         os.truncate(newest, newest.stat().st_size // 2)
         _die(target)
 
@@ -227,7 +232,7 @@ _FAULTS: dict[str, Callable[[Path], None]] = {
 
 def fingerprint(logs: Path) -> dict[str, Any]:
     """Give all that the end of a run consists of, under flat names."""
-    (run,) = logs.iterdir()
+    run = _newest(logs)
     folder, flat = run / "checkpoints", {}
     for file in ("last.ckpt", "best.ckpt"):
         content = storage.load(folder / file)
