@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm import storage
 from ldm.errors import UserError
 from ldm.unpickling import UnsafeCheckpoint, load_inert
 
@@ -25,35 +26,56 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
-IN_A_RUN = ("checkpoints/last.ckpt", "model.ckpt", "last.ckpt")
+IN_A_RUN = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "model.ckpt", "last.ckpt")
 EMA = "model_ema."
 _EMA_COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
-_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _EXAMPLES = 3
 
 
 def locate(path: str | Path) -> Path:
-    """Find the checkpoint that a path means: a file, or a run folder's checkpoints/last.ckpt. Raises UserError."""
+    """Find the checkpoint that a path means: a file, or the newest good one of a run folder. Raises UserError.
+
+    A newest one that is truncated or damaged is passed over with a warning, for the one before it.
+    """
     path = Path(path).expanduser()
     if path.is_file():
         return path
-    if path.is_dir():
-        for name in IN_A_RUN:
-            if (path / name).is_file():
-                return path / name
-        raise UserError(f"{path}: holds no checkpoint; expected {' or '.join(IN_A_RUN)} in it")
-    raise UserError(f"{path}: no such checkpoint; give a file, or a run folder with {IN_A_RUN[0]}")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint; give a file, or a run folder with {IN_A_RUN[0]}")
+    problems = []
+    for candidate in _candidates(path):
+        try:
+            if not _is_safetensors(candidate):
+                storage.inspect(candidate)
+        except (UserError, OSError) as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            log.warning("%s; using %s, which was saved before it", problem, candidate.name)
+        return candidate
+    if problems:
+        raise UserError(problems[0] + "; no other checkpoint beside it is good")
+    raise UserError(f"{path}: holds no checkpoint; expected {' or '.join(IN_A_RUN)} in it")
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """List the checkpoints of a run folder, newest first."""
+    numbered = sorted((folder / "checkpoints").glob("step=*.ckpt"), reverse=True)
+    named = [folder / name for name in IN_A_RUN]
+    return [file for file in [*named[:2], *numbered, *named[2:]] if file.is_file()]
 
 
 def read(path: str | Path) -> State:
     """Read the tensors of a checkpoint onto the CPU, by their names in its state dict.
 
     The path is a file or a run folder. Raises UserError if there is none, or if it is truncated, of another format, or
-    tries to do more than to hold tensors.
+    tries to do more than to hold tensors. Frozen parts stored beside it are put back.
     """
     path = locate(path)
     try:
         content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            storage.restore_frozen(content, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -82,7 +104,7 @@ def _read_safetensors(path: Path) -> State:
 
 def _read_torch(path: Path) -> Any:
     """Read a file of torch.save: first as plain tensors, else through the unpickler that runs nothing."""
-    _check_container(path)
+    storage.inspect(path)
     mmap = zipfile.is_zipfile(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -96,28 +118,6 @@ def _read_torch(path: Path) -> Any:
         raise UserError(f"{path}: refused, this file does more than hold tensors ({error})") from error
     except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: is truncated or damaged ({_first_line(error)})") from error
-
-
-def _check_container(path: Path) -> None:
-    """Accept the two containers of torch.save. A TorchScript archive, which is a program, is not among them."""
-    with path.open("rb") as file:
-        start = file.read(len(_LEGACY_MAGIC))
-    if start == _LEGACY_MAGIC:
-        return
-    if not start.startswith(b"PK\x03\x04"):
-        found = "is empty" if not start else "is not a checkpoint (neither safetensors nor written by torch.save)"
-        raise UserError(f"{path}: {found}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: is truncated; its end is missing, copy it again")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: is truncated or damaged ({error})") from error
-    if "constants.pkl" in names:
-        raise UserError(f"{path}: is a TorchScript program, not a checkpoint")
-    if "data.pkl" not in names:
-        raise UserError(f"{path}: is a zip archive, but not a checkpoint written by torch.save")
 
 
 # ---------------------------------------------------------------------------------------------------- raw or averaged

@@ -16,7 +16,8 @@ ARROWS = {
     "targets": set(),
     "unpickling": set(),
     "compat": {"targets"},
-    "checkpoint": {"unpickling"},
+    "storage": {"unpickling"},
+    "checkpoint": {"unpickling", "storage"},
     "config": {"targets", "compat", "checkpoint"},
     "diffusion": set(),
     "networks": set(),
@@ -24,7 +25,7 @@ ARROWS = {
     "autoencoder": {"networks"},
     "conditioning": {"networks"},
     "sampling": {"diffusion"},
-    "training": {"autoencoder", "conditioning", "sampling", "networks", "diffusion"},
+    "training": {"autoencoder", "conditioning", "sampling", "networks", "diffusion", "storage"},
     "evaluation": {"autoencoder", "conditioning", "sampling", "networks", "diffusion", "data"},
 }
 EVERYTHING = set(ARROWS) | {"cli"}

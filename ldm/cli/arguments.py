@@ -13,6 +13,9 @@ from ldm.targets import nearest
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+|\[\d+\])+=")
 
+_RESUME = "go on with a run folder, a checkpoint in one, or (auto) the newest run of this name, if there is one"
+_SEED = "seed of everything that is random (default: 23, or that of the run that goes on)"
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -26,7 +29,7 @@ class Arguments:
     name: str
     postfix: str
     logdir: str
-    seed: int
+    seed: int | None
     debug: bool
     scale_lr: bool | None
     dry_run: bool
@@ -81,11 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     add("-b", "--base", nargs="*", default=[], metavar="YAML", help="config files, merged left to right")
     add("-t", "--train", default=False, **flag, help="train; without it nothing is trained")
     add("--no-test", default=False, **flag, help="skip the data set `test` after training")
-    add("-r", "--resume", default="", metavar="RUN", help="go on with a run folder, or with one of its checkpoints")
+    add("-r", "--resume", default="", metavar="RUN", help=_RESUME)
     add("-n", "--name", default="", help="name of the run, behind the time")
     add("-f", "--postfix", default="", help="end of the name of the run")
     add("-l", "--logdir", default="logs", help="where run folders are made")
-    add("-s", "--seed", type=int, default=23, help="seed of everything that is random")
+    add("-s", "--seed", type=int, default=None, help=_SEED)
     add("-d", "--debug", default=False, **flag, help="start the debugger where an exception was raised")
     add("--scale_lr", default=None, **flag, help="multiply base_learning_rate by the global batch size (default true)")
     add("--dry-run", default=False, **flag, help="print what would be trained, and stop")

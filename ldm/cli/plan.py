@@ -87,7 +87,8 @@ class Plan:
 def make_plan(arguments: Arguments) -> Plan:
     """Read and check everything that can be checked without building. Writes nothing. Raises UserError."""
     run = choose_run(arguments)
-    paths = [*run.configs(), *arguments.base]
+    paths = run.configs(arguments)
+    seed = run.seed(arguments)
     if not paths:
         raise UserError("--base: name at least one config, e.g. --base configs/ldm/txt2img.yaml")
     config = OmegaConf.to_container(configs.load(paths, arguments.overrides), resolve=True)
@@ -99,14 +100,14 @@ def make_plan(arguments: Arguments) -> Plan:
     trainer = lightning["trainer"] | arguments.trainer_options()
     devices = choose(arguments.gpus, arguments.devices, arguments.accelerator, trainer)
     _check_keys(trainer, _trainer_keys(), "lightning.trainer")
-    _seed_data(config["data"], arguments.seed)
+    _seed_data(config["data"], seed)
     batch = _global_batch(config["data"], trainer, devices)
     rate = learning_rate(config["model"], batch.total, arguments.scale_lr)
     model = {key: value for key, value in config["model"].items() if key != "base_learning_rate"}
     model |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     resolved = {"model": model, "data": config["data"], "lightning": lightning}
-    return Plan(resolved, run, devices, batch, rate, arguments.seed)
+    return Plan(resolved, run, devices, batch, rate, seed)
 
 
 def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:

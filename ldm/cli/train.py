@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ldm.cli.arguments import Arguments, parse
@@ -26,6 +27,7 @@ from ldm.conditioning.text import TextConditioner
 from ldm.conditioning.tokenizers import TrainedTokenizer
 from ldm.config import instantiate
 from ldm.errors import UserError
+from ldm.training.checkpoints import Stopped
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.guard import StepGuard
 from ldm.training.module import TrainingModule
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _log.error("error: %s", error)
         return 1
+    except (Stopped, SIGTERMException):  # the latter before the first step, when there is nothing new to save
+        return 0
     return 0
 
 
@@ -112,6 +116,9 @@ def train(plan: Plan, arguments: Arguments) -> None:
         except UserError:
             if is_first:
                 plan.run.discard()
+            raise
+        except (Stopped, SIGTERMException) as stop:
+            _log.info("%s; go on with: main.py -t -r %s", str(stop) or "asked to stop before a step", plan.run.path)
             raise
         except Exception:
             _log.exception("training ended by an error")

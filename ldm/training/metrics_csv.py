@@ -1,8 +1,9 @@
-"""metrics.csv: one row per logging event; a resumed run goes on in the same file."""
+"""metrics.csv: one row per logging event; a resumed run goes on in the same file, as if it had never ended."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -12,17 +13,23 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+_LOG = logging.getLogger(__name__)
+
 
 class MetricsCsv(Logger):
     """Append each logging event to a CSV file with columns step, epoch and then every metric seen so far.
 
-    When a run is resumed, rows of steps that are trained again are dropped at the first new event.
+    When a run is resumed, rows of steps that are trained again are dropped at the first new event. Rows that cannot be
+    written, on a full disk say, wait for the next event.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self._path = Path(path)
         self._columns: list[str] | None = None
+        self._num_rows = 0
+        self._kept_rows: int | None = None
+        self._waiting: list[dict[str, str]] = []
 
     @property
     def name(self) -> str:
@@ -42,17 +49,52 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write one row."""
         row = {"step": str(step), **{name: _text(value) for name, value in metrics.items()}}
+        self._waiting.append(row)
+        try:
+            self._write()
+        except OSError as error:
+            _LOG.warning("%s: %d rows could not be written yet: %s", self._path, len(self._waiting), error)
+
+    def go_on_after(self, num_rows: int | None) -> None:
+        """Keep so many rows of the file when the next is written; None keeps those of earlier steps."""
+        self._kept_rows = num_rows
+        self._num_rows = len(self._read()) if num_rows is None else num_rows
+
+    def settle(self) -> int:
+        """Wait until the disk has all rows, and count them. Raises OSError."""
+        self._write()
+        if self._path.exists():
+            with self._path.open("rb+") as file:
+                os.fsync(file.fileno())
+        return self._num_rows
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
         if self._columns is None:
-            self._continue(int(step or 0))
-        new = [name for name in row if name not in self._columns]
+            self._continue(int(self._waiting[0]["step"]))
+        new = {name for row in self._waiting for name in row} - set(self._columns)
         if new:
             self._rewrite(self._read(), self._columns + sorted(new))
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns, restval="").writerows(self._waiting)
+        except OSError:
+            os.truncate(self._path, size)  # no half rows
+            raise
+        self._num_rows += len(self._waiting)
+        self._waiting.clear()
 
     def _continue(self, first_step: int) -> None:
-        rows = [row for row in self._read() if int(row["step"]) < first_step]
-        self._rewrite(rows, list(rows[0]) if rows else ["step", "epoch"])
+        rows = self._read()
+        columns = list(rows[0]) if rows else ["step", "epoch"]
+        if self._kept_rows is None:
+            rows = [row for row in rows if int(row["step"]) < first_step]
+        else:
+            rows = rows[: self._kept_rows]
+        self._rewrite(rows, columns if rows else ["step", "epoch"])
+        self._num_rows = len(rows)
 
     def _read(self) -> list[dict[str, str]]:
         if not self._path.exists():

@@ -157,6 +157,16 @@ class TrainingModule(pl.LightningModule):
         logs["skipped_steps"] = self.guard.num_skipped.float()
         self.log_dict(logs | self._step_count(), batch_size=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the means that are not logged yet."""
+        checkpoint["train_means"] = {"means": self._train_means.state_dict(), "logged_step": self._logged_step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the means of the interval under way."""
+        if "train_means" in checkpoint:
+            self._train_means.load_state_dict(checkpoint["train_means"]["means"], self.device)
+            self._logged_step = checkpoint["train_means"]["logged_step"]
+
     def log_means(self, logs: dict[str, Tensor], batch_size: int) -> None:
         """Add values of one evaluated batch to the means over the samples of all ranks."""
         self._evaluation_means.add(logs, batch_size)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from ldm import storage
 from ldm.cli.train import main
 
 WORDS = ("red", "green", "blue")
@@ -89,7 +90,7 @@ def latent_config(tmp_path: Path, pictures: Path) -> str:
 
 
 def content(run: Path, name: str = "last.ckpt") -> dict[str, Any]:
-    return torch.load(run / "checkpoints" / name, weights_only=True)
+    return storage.load(run / "checkpoints" / name)
 
 
 def rows(run: Path) -> list[dict[str, str]]:

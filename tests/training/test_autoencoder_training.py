@@ -106,7 +106,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     whole, first, resumed = (autoencoder_training(seed, disc_start=2, ema_decay=0.9) for seed in (0, 0, 1))
     fit(whole, tmp_path, 8)
     fit(first, tmp_path, 4, callbacks=[Checkpoints(tmp_path)])
-    fit(resumed, tmp_path, 8, ckpt_path=tmp_path / "last.ckpt")
+    fit(resumed, tmp_path, 8, callbacks=[Checkpoints(tmp_path)], ckpt_path=tmp_path / "last.ckpt")
     assert largest_difference(whole.state_dict(), resumed.state_dict()) == 0
 
 

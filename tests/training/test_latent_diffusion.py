@@ -98,7 +98,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     first = latent_diffusion(**options)
     fit(first, tmp_path, 4, callbacks=[Checkpoints(tmp_path)])
     resumed = latent_diffusion(seed=9, **options)
-    fit(resumed, tmp_path, 8, ckpt_path=tmp_path / "last.ckpt")
+    fit(resumed, tmp_path, 8, callbacks=[Checkpoints(tmp_path)], ckpt_path=tmp_path / "last.ckpt")
     assert largest_difference(whole.state_dict(), resumed.state_dict()) == 0
     assert int(resumed.model_ema.num_updates) == 8
     assert float(resumed.scale_factor) == float(first.scale_factor) != 1.0

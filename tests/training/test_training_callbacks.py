@@ -12,9 +12,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_models import autoencoder_training, fit, largest_difference, latent_diffusion
 
+from ldm import storage
 from ldm.sampling.ddim import DDIM
 from ldm.training.callbacks import ImageLogger, grid
-from ldm.training.checkpoints import Checkpoints
+from ldm.training.checkpoints import Checkpoints, Stopped
 from ldm.training.metrics_csv import MetricsCsv
 from ldm.training.progress import Progress, duration
 
@@ -25,7 +26,10 @@ def test_checkpoint_holds_plain_data_only_and_the_raw_weights(tmp_path: Path) ->
     fit(model, tmp_path, 4, callbacks=[callback], with_validation=True)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert content["global_step"] == 4
-    assert largest_difference(content["state_dict"], model.state_dict()) == 0
+    assert largest_difference(storage.load(tmp_path / "last.ckpt")["state_dict"], model.state_dict()) == 0
+    frozen = {name for name in model.state_dict() if name.startswith("first_stage_model.")}
+    assert not frozen & content["state_dict"].keys() and content["frozen"]["names"].keys() == frozen
+    assert len(list(tmp_path.glob("frozen-*.safetensors"))) == 1
     assert any(name.startswith("model_ema.") for name in content["state_dict"])
     assert torch.load(tmp_path / "step=000000002.ckpt", weights_only=True)["global_step"] == 2
     assert not list(tmp_path.glob("*.tmp"))
@@ -50,21 +54,20 @@ def test_broken_weights_never_replace_a_checkpoint(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
 
 
-@pytest.mark.parametrize(("name", "last_step"), [("SIGTERM", 2), ("SIGINT", 2), ("SIGUSR1", 4)])
-def test_signal_saves_at_the_next_step(tmp_path: Path, name: str, last_step: int) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_signal_saves_and_stops_at_the_next_step(tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
+    before = signal.getsignal(number)
 
     class Send(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *args) -> None:
             if trainer.global_step == 1:
                 os.kill(os.getpid(), number)
-            if trainer.global_step == 2:
-                assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
-    callback = Checkpoints(tmp_path)
-    trainer = fit(latent_diffusion(), tmp_path, 4, callbacks=[Send(), callback])
-    assert trainer.global_step == last_step
-    assert signal.getsignal(number) != callback._request
+    with pytest.raises(Stopped, match="saved step 2"):
+        fit(latent_diffusion(), tmp_path, 4, callbacks=[Send(), Checkpoints(tmp_path)])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert signal.getsignal(number) == before
 
 
 def test_pictures_are_written_and_change_nothing(tmp_path: Path) -> None:

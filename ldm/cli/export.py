@@ -1,0 +1,55 @@
+"""Write the weights of a run as one safetensors file, with the config inside (scripts/export.py)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from ldm import checkpoint
+from ldm.cli.models import find_files
+from ldm.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; a mistake of the user is one line and status 1."""
+    parser = argparse.ArgumentParser(prog="export.py", description="Write a run's weights as one safetensors file.")
+    parser.add_argument("--run", required=True, metavar="RUN", help="run folder, or a checkpoint in one")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write")
+    parser.add_argument("--ema", action="store_true", help="averaged weights under the raw names; default: both")
+    parser.add_argument("--half", action="store_true", help="store floating-point numbers in 16 bits")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        export(options.run, options.out, options.ema, options.half)
+    except UserError as error:
+        _log.error("error: %s", error)
+        return 1
+    return 0
+
+
+def export(run: str, out: Path, averaged: bool = False, half: bool = False) -> None:
+    """Write the newest good checkpoint of a run to a file, whole or not at all. Raises UserError."""
+    config, found = find_files(run, None, None)
+    state = checkpoint.read(found)
+    if averaged:
+        state = checkpoint.choose(state, "ema")
+    if half:
+        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    # One tensor may have two names; safetensors wants memory for each.
+    tensors = {name: value.clone().contiguous() for name, value in state.items()}
+    temporary = out.with_suffix(".tmp")
+    try:
+        save_file(tensors, temporary, {"config": config.read_text(encoding="utf-8"), "checkpoint": found.name})
+        os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: cannot be written: {error}") from error
+    _log.info("%s: %d tensors of %s", out, len(tensors), found)

@@ -1,0 +1,361 @@
+"""Kill trainings at random moments, resume them and compare with the uninterrupted run (scripts/prove_resume.py).
+
+Each training is a process of its own, forked from this one after the imports, which runs the command line of main.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import io
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from ldm import storage
+from ldm.checkpoint import locate
+from ldm.cli.train import main as train
+from ldm.errors import UserError
+
+_SIZE, _ITEMS, _BATCH, _STEPS = 8, 12, 2, 30
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one interruption: of which training, by what, when, and what differs from the peaceful run."""
+
+    training: str
+    by: str
+    after_seconds: float
+    at_step: int
+    differs: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the proof, print a table and write it; status 1 if anything differs."""
+    parser = argparse.ArgumentParser(prog="prove_resume.py", description="Kill and resume trainings, and compare.")
+    parser.add_argument("--kills", type=int, default=40, help="SIGKILLs in all, over four trainings")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--faults", action="store_true", help="also break the saving of checkpoints in four ways")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = list(_outcomes(Path(folder), options))
+    same = sum(not outcome.differs for outcome in outcomes)
+    _log.info("%d of %d ended bit-identical to the uninterrupted run", same, len(outcomes))
+    if options.out:
+        options.out.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
+    return int(same < len(outcomes))
+
+
+def _outcomes(folder: Path, options: argparse.Namespace) -> Iterator[Outcome]:
+    configs = write_configs(folder)
+    share = -(-options.kills // len(configs))
+    moments = random.Random(options.seed)
+    left = options.kills
+    for name, config in configs.items():
+        start = time.monotonic()
+        _finish(config, folder / f"{name}-peace")
+        seconds = time.monotonic() - start
+        peace = fingerprint(folder / f"{name}-peace")
+        number = min(share, left)
+        left -= number
+        for outcome in _killed(name, config, folder, peace, (number, seconds, moments)):
+            yield _told(outcome)
+        for fault in _FAULTS if options.faults else ():
+            yield _told(_broken(name, config, folder, peace, fault))
+
+
+def _told(outcome: Outcome) -> Outcome:
+    result = outcome.differs or "same"
+    _log.info("%-20s %-28s %5.2f s  step %2d  %s", *list(asdict(outcome).values())[:4], result)
+    return outcome
+
+
+def _killed(
+    name: str, config: Path, folder: Path, peace: dict[str, Any], plan: tuple[int, float, random.Random]
+) -> Iterator[Outcome]:
+    """Kill one training again and again, each time going on with what is left; a finished one is compared."""
+    kills, seconds, moments = plan
+    run, hits = folder / f"{name}-killed", []
+    while kills > 0:
+        process, wait = _start(config, run), moments.uniform(0, seconds)
+        ended = _wait(process, wait)
+        if ended is None:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            hits.append((wait, _step(run)))
+            kills -= 1
+        if ended is not None or kills == 0:
+            _finish(config, run)
+            difference = compare(fingerprint(run), peace)
+            yield from (Outcome(name, "SIGKILL", *hit, difference) for hit in hits)
+            shutil.rmtree(run)
+            hits = []
+
+
+def _broken(name: str, config: Path, folder: Path, peace: dict[str, Any], fault: str) -> Outcome:
+    """Train until a save is broken, look for a good checkpoint, and go on."""
+    run, start = folder / f"{name}-{fault}", time.monotonic()
+    _wait(_start(config, run, lambda: _FAULTS[fault](run)), None)
+    step, problem = _step(run), ""
+    try:
+        locate(_newest(run))
+    except UserError as error:
+        problem = f"no good checkpoint: {error}"
+    _finish(config, run)
+    problem = problem or compare(fingerprint(run), peace)
+    return Outcome(name, fault, round(time.monotonic() - start, 2), step, problem)
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
+
+
+def _start(config: Path, logs: Path, prepare: Callable[[], None] | None = None) -> int:
+    """Fork a process that trains as main.py does."""
+    process = os.fork()
+    if process:
+        return process
+    code = 70
+    try:
+        with (logs.parent / "log.txt").open("a") as file, contextlib.redirect_stderr(file):
+            logging.getLogger().handlers[0].setStream(file)
+            if prepare is not None:
+                prepare()
+            code = train(["-b", str(config), "-t", "-l", str(logs), "--resume", "auto"])
+    except Exception:
+        _log.exception("%s", logs.name)
+    finally:
+        os._exit(code)
+
+
+def _wait(process: int, seconds: float | None) -> int | None:
+    """Give the exit status, None if the process still runs after so many seconds."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while end is None or time.monotonic() < end:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    return None
+
+
+def _finish(config: Path, logs: Path) -> None:
+    status = _wait(_start(config, logs), None)
+    if status != 0:
+        raise RuntimeError(f"{logs.name}: the training ended with status {status}; see {logs.parent / 'log.txt'}")
+
+
+def _newest(logs: Path) -> Path:
+    """Find the run that goes on; one that was killed before it saved anything stays behind. ValueError for none."""
+    return max(file.parents[1] for file in logs.glob("*/checkpoints/last.ckpt"))
+
+
+def _step(logs: Path) -> int:
+    """Tell from where a run would go on."""
+    try:
+        return int(storage.load(locate(_newest(logs)))["global_step"])
+    except (UserError, ValueError):
+        return 0
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+def _on_call(function: str, number: int, act: Callable[[Any], None]) -> None:
+    """Let a call of os.<function> on last.ckpt do something else first."""
+    original, calls = getattr(os, function), []
+
+    def changed(*args: Any) -> Any:
+        target = os.readlink(f"/proc/self/fd/{args[0]}") if function == "fsync" else str(args[0])
+        if "last.ckpt" in target:
+            calls.append(target)
+            if len(calls) == number:
+                act(target)
+        return original(*args)
+
+    setattr(os, function, changed)
+
+
+def _fail(code: int) -> Callable[[Any], None]:
+    def act(target: str) -> None:
+        raise OSError(code, os.strerror(code), target)
+
+    return act
+
+
+def _die(target: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _truncate_newest(run: Path) -> None:
+    """Cut the second checkpoint short while the third is written, and die: what a broken disk may leave."""
+
+    def act(target: str) -> None:
+        newest = _newest(run) / "checkpoints" / "last.ckpt"
+        os.truncate(newest, newest.stat().st_size // 2)
+        _die(target)
+
+    _on_call("fsync", 3, act)
+
+
+_FAULTS: dict[str, Callable[[Path], None]] = {
+    "disk full (ENOSPC)": lambda run: _on_call("fsync", 2, _fail(errno.ENOSPC)),
+    "disk error (EIO)": lambda run: _on_call("fsync", 2, _fail(errno.EIO)),
+    "killed before the rename": lambda run: _on_call("replace", 2, _die),
+    "newest file truncated": _truncate_newest,
+}
+
+
+# --------------------------------------------------------------------------------------------------------- comparison
+
+
+def fingerprint(logs: Path) -> dict[str, Any]:
+    """Give all that the end of a run consists of, under flat names."""
+    run = _newest(logs)
+    folder, flat = run / "checkpoints", {}
+    for file in ("last.ckpt", "best.ckpt"):
+        content = storage.load(folder / file)
+        loops = content.pop("loops")["fit_loop"]
+        # Lightning's count of validation batches through an epoch, and of logging events, drive nothing of ours.
+        kept = {key: value for key, value in loops.items() if "val_loop" not in key and "epoch_loop.state" not in key}
+        flat |= dict(_flatten({**content, "loops": kept}, file))
+    return flat | {"metrics.csv": (run / "metrics.csv").read_bytes()}
+
+
+def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _flatten(child, f"{name}: {key}")
+    elif isinstance(value, (list, tuple)):
+        for index, child in enumerate(value):
+            yield from _flatten(child, f"{name}: {index}")
+    else:
+        yield name, value
+
+
+def compare(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Name what differs; empty if nothing does."""
+    names = [name for name in one.keys() | other.keys() if not _same(one.get(name), other.get(name))]
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+# ---------------------------------------------------------------------------------------------------------- trainings
+
+
+def _node(target: str, **params: Any) -> dict[str, Any]:
+    return {"target": f"ldm.{target}", "params": params}
+
+
+def write_configs(folder: Path) -> dict[str, Path]:
+    """Write pictures as a folder and as shards, and a config for each stage on each."""
+    _write_pictures(folder)
+    paths = {}
+    stages = (("autoencoder", _first_stage(), "val/rec_loss"), ("diffusion", _second_stage(), "val/loss_simple_ema"))
+    for stage, model, monitor in stages:
+        for kind in ("folder", "shards"):
+            lightning = {**_LIGHTNING, "modelcheckpoint": {"params": {**_SAVES, "monitor": monitor}}}
+            config = {"model": {"learning_rate": 1e-3, **model}, "data": _data(folder, kind), "lightning": lightning}
+            paths[f"{stage}, {kind}"] = folder / f"{stage}-{kind}.yaml"
+            paths[f"{stage}, {kind}"].write_text(yaml.safe_dump(config))
+    return paths
+
+
+_LIGHTNING = {
+    "trainer": {
+        "max_steps": _STEPS,
+        "accelerator": "cpu",
+        "log_every_n_steps": 4,  # not a multiple of the saves, so that means are under way at some of them
+        "val_check_interval": 5,
+        "num_sanity_val_steps": 1,
+    },
+    "callbacks": {"image_logger": None},
+}
+_SAVES = {"every_n_steps": 3, "keep_every_n_steps": 10, "keep_last": 2}
+
+
+def _write_pictures(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    tars = [tarfile.open(folder / f"{number}.tar", "w") for number in range(3)]
+    for number in range(_ITEMS):
+        image, buffer = Image.fromarray(rng.integers(0, 255, (_SIZE, _SIZE, 3), dtype=np.uint8)), io.BytesIO()
+        image.save(buffer, "PNG")
+        for name, content in ((f"{number:02}.png", buffer.getvalue()), (f"{number:02}.txt", b"a picture")):
+            (folder / "pictures" / name).write_bytes(content)
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tars[number % 3].addfile(member, io.BytesIO(content))
+    for tar in tars:
+        tar.close()
+
+
+def _data(folder: Path, kind: str) -> dict[str, Any]:
+    pictures = _node("data.captions.CaptionedFolder", root=str(folder / "pictures"), size=_SIZE)
+    train = pictures
+    if kind == "shards":
+        urls = str(folder / "{0..2}.tar")
+        train = _node("data.shards.Shards", urls=urls, size=_SIZE, samples_per_epoch=_ITEMS, buffer=4)
+    return _node("data.module.DataModule", batch_size=_BATCH, num_workers=0, train=train, validation=pictures)
+
+
+def _autoencoder() -> dict[str, Any]:
+    parts = {"channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "z_channels": 2, "resolution": _SIZE}
+    architecture = _node("networks.encoder_decoder.Architecture", **parts)
+    return _node(
+        "autoencoder.autoencoder.Autoencoder",
+        architecture=architecture,
+        regularizer=_node("autoencoder.regularizers.KL"),
+        embed_dim=2,
+    )
+
+
+def _first_stage() -> dict[str, Any]:
+    discriminator = _node("networks.discriminator.PatchDiscriminator", width=4, num_layers=1)
+    loss = _node("autoencoder.losses.KLLoss", kl_weight=1e-6, disc_start=8, discriminator=discriminator)
+    return _node("training.autoencoder.AutoencoderTraining", autoencoder=_autoencoder(), loss=loss, ema_decay=0.9)
+
+
+def _second_stage() -> dict[str, Any]:
+    network = {"in_channels": 2, "out_channels": 2, "model_channels": 32, "num_res_blocks": 1, "num_heads": 1}
+    network |= {"attention_factors": [1], "channel_mult": [1], "context_dim": 8}
+    tokenizer = _node("conditioning.tokenizers.TrainedTokenizer", max_length=6, vocab_size=64)
+    conditioner = _node("conditioning.text.TextConditioner", tokenizer=tokenizer, dim=8, depth=1, drop_rate=0.2)
+    warm_up = {"warm_up_steps": 5, "lr_min": 1.0, "lr_max": 1.0, "lr_start": 0.1, "max_decay_steps": 100}
+    schedule = _node("training.lr_schedules.WarmUpCosine", **warm_up)
+    node = _node(
+        "training.latent_diffusion.LatentDiffusion",
+        network=_node("networks.unet.UNet", **network),
+        autoencoder=_autoencoder(),
+        conditioner=conditioner,
+        latent_scale="measure",
+        schedule=_node("diffusion.schedule.Schedule.linear", num_steps=20),
+        optimization=_node("training.optimization.Optimization", schedule=schedule),
+    )
+    return node | {"allow_untrained_first_stage": True}

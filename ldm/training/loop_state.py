@@ -1,0 +1,69 @@
+"""Where a training stands between two steps, in the terms of Lightning's loops.
+
+Lightning saves in the middle of the hooks of a batch and, going on from there, leaves out what was still to come of
+it: a validation, the end of an epoch. The state made here says instead that the batch is done, and whether a validation
+that is due after it was made; Lightning then goes on with exactly what is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.distributed.checkpoint.stateful import Stateful
+
+from ldm.errors import UserError
+
+State = dict[str, Any]
+_BATCHES, _VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
+_COUNTS = ("ready", "started", "processed", "completed")
+# Lightning's sign of an evaluation that was broken off; it then begins with its first batch, since none is completed.
+_BROKEN_OFF = {"total": dict.fromkeys(_COUNTS, 0) | {"ready": 1, "started": 1}, "current": dict.fromkeys(_COUNTS, 0)}
+
+
+def after_batch(trainer: pl.Trainer) -> State:
+    """Give the state after the batch under way: it is done, and a validation due after it is still to come."""
+    state = copy.deepcopy(trainer.fit_loop.state_dict())
+    for counts in (state[_BATCHES]["total"], state[_BATCHES]["current"]):
+        counts["completed"] = counts["processed"]
+    state[_VALIDATION] = {**_BROKEN_OFF, "is_last_batch": False}
+    return state
+
+
+def with_validation_done(state: State, trainer: pl.Trainer) -> State:
+    """Give the same state, but a validation due after the batch was made."""
+    return {**state, _VALIDATION: copy.deepcopy(trainer.fit_loop.state_dict()[_VALIDATION])}
+
+
+def go_on(trainer: pl.Trainer) -> None:
+    """Let a run that stands at the end of an epoch end it, also if its loader does not know and has a batch more."""
+    if trainer.is_last_batch and not isinstance(trainer.train_dataloader, Stateful):
+        trainer.fit_loop._data_fetcher.done = True
+
+
+def align_logging(trainer: pl.Trainer) -> None:
+    """Let Lightning, which counts steps apart for its loggers and forgets one on going on, log at our steps."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def samples_per_batch(trainer: pl.Trainer) -> int:
+    """Count the samples of one batch over all ranks."""
+    return trainer.train_dataloader.batch_size * trainer.world_size
+
+
+def recount(trainer: pl.Trainer, saved: int) -> None:
+    """Convert progress that was counted in batches of `saved` samples to those of this run.
+
+    Raises UserError if the run stands in the middle of one.
+    """
+    now = samples_per_batch(trainer)
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    if (samples := progress.current.ready * saved) % now:
+        raise UserError(
+            f"--resume: the checkpoint was saved after {samples} samples of an epoch, which batches of {now} over all "
+            "ranks do not divide; choose data.params.batch_size, devices and accumulate_grad_batches that do"
+        )
+    for counts in (progress.total, progress.current):
+        for name in _COUNTS:
+            setattr(counts, name, getattr(counts, name) * saved // now)

@@ -1,0 +1,64 @@
+"""Run folders: which one goes on, with which seed and configs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.cli.arguments import parse
+from ldm.cli.run import choose_run
+from ldm.errors import UserError
+
+
+def a_run(logs: Path, name: str, saved: bool = True, seed: int = 7) -> Path:
+    run = logs / name
+    for folder in ("checkpoints", "configs"):
+        (run / folder).mkdir(parents=True)
+    (run / "configs" / "config.yaml").touch()
+    (run / "configs" / "environment.json").write_text(json.dumps({"seed": seed}))
+    if saved:
+        torch.save({"state_dict": {"a": torch.ones(1)}}, run / "checkpoints" / "last.ckpt")
+    return run
+
+
+def auto(logs: Path, *words: str):
+    arguments = parse(["-b", "configs/demo.yaml", "-t", "-l", str(logs), "-r", "auto", *words])
+    return choose_run(arguments), arguments
+
+
+def test_auto_takes_the_newest_run_of_the_name_that_saved_something(tmp_path: Path) -> None:
+    a_run(tmp_path, "2026-01-01T00-00-00_demo")
+    newest = a_run(tmp_path, "2026-01-03T00-00-00_demo-2")
+    a_run(tmp_path, "2026-01-04T00-00-00_demo", saved=False)
+    a_run(tmp_path, "2026-01-05T00-00-00_other_demo")
+    run, arguments = auto(tmp_path)
+    assert run.path == newest and run.checkpoint == newest / "checkpoints" / "last.ckpt"
+    assert run.configs(arguments) == [str(newest / "configs" / "config.yaml")]
+    other, _ = auto(tmp_path, "-n", "other_demo")
+    assert other.path.name == "2026-01-05T00-00-00_other_demo"
+
+
+def test_auto_starts_anew_where_there_is_nothing(tmp_path: Path) -> None:
+    run, arguments = auto(tmp_path / "absent")
+    assert run.is_new and run.configs(arguments) == ["configs/demo.yaml"] and run.seed(arguments) == 23
+    a_run(tmp_path, "2026-01-01T00-00-00_demo")
+    assert auto(tmp_path, "-f", "_x")[0].is_new
+
+
+def test_a_run_keeps_its_seed_unless_told_otherwise(tmp_path: Path) -> None:
+    path = a_run(tmp_path, "2026-01-01T00-00-00_demo", seed=7)
+    for words, seed in ((["-r", str(path)], 7), (["-r", str(path), "-s", "5"], 5), (["-s", "9"], 9), ([], 23)):
+        arguments = parse(["-t", "-l", str(tmp_path / "new"), *words])
+        assert choose_run(arguments).seed(arguments) == seed
+
+
+def test_a_truncated_newest_checkpoint_falls_back(tmp_path: Path) -> None:
+    path = a_run(tmp_path, "2026-01-01T00-00-00_demo")
+    last = path / "checkpoints" / "last.ckpt"
+    last.with_name("previous.ckpt").write_bytes(last.read_bytes())
+    last.write_bytes(last.read_bytes()[:500])
+    assert choose_run(parse(["-r", str(path)])).checkpoint == last.with_name("previous.ckpt")
+    last.with_name("previous.ckpt").unlink()
+    with pytest.raises(UserError, match="truncated"):
+        choose_run(parse(["-r", str(path)]))
