@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm import compat
 from ldm.errors import ConfigError, UserError
 from ldm.targets import find_target, missing_parameters, nearest, parameters_of
+from ldm.value_types import mismatch
 
 __all__ = ["ConfigError", "instantiate", "load", "validate"]
 
@@ -191,7 +192,7 @@ def _check_sections(config: dict[str, Any]) -> None:
 
 def _check(node: Any, path: str, provided: Sequence[str] = (), keys: Sequence[str] = OUTERMOST_KEYS) -> None:
     place = path
-    if isinstance(node, dict) and "target" in node:
+    if _is_node(node):
         _check_node(node, path, provided, keys)
         node, place = node.get("params"), _join(path, "params")
     elif isinstance(node, dict) and "params" in node and set(node) <= set(keys):
@@ -211,7 +212,9 @@ def _check_node(node: dict[str, Any], path: str, provided: Sequence[str], keys: 
     place = _join(path, "params")
     if not isinstance(params, dict):
         raise ConfigError("must map parameter names to values", place)
-    for name in params:
+    for name, value in params.items():
+        if not any(_is_node(part) for _, part in _walk(value, "")):  # what nodes make is checked when it is made
+            _check_value(value, expected.hints.get(name), _join(place, name))
         if name not in expected.names and not expected.open_ended:
             hint = nearest(str(name), expected.names) or f"; {target} takes {', '.join(expected.names) or 'nothing'}"
             raise ConfigError(f"unknown{hint}", _join(place, name))
@@ -220,6 +223,15 @@ def _check_node(node: dict[str, Any], path: str, provided: Sequence[str], keys: 
         raise missing_parameters(absent, target, place)
     if node.get("ignore_keys") and not node.get("checkpoint"):
         raise ConfigError("has no effect without checkpoint", _join(path, "ignore_keys"))
+
+
+def _check_value(value: Any, annotation: Any, place: str) -> None:
+    if annotation is not None and (problem := mismatch(value, annotation)):
+        raise ConfigError(problem, place)
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, dict) and "target" in value
 
 
 def _check_checkpoints(node: Any, path: str) -> None:
@@ -252,8 +264,12 @@ def _build(node: Any, path: str, extra: Mapping[str, Any]) -> Any:
 
 def _call(target: str, path: str, params: dict[str, Any]) -> Any:
     """Call a target; whatever goes wrong inside says which node of the YAML asked for it."""
+    function = find_target(target, path)
+    hints = parameters_of(function).hints
+    for name, value in params.items():
+        _check_value(value, hints.get(name), _join(_join(path, "params"), name))
     try:
-        return find_target(target, path)(**params)
+        return function(**params)
     except ConfigError:
         raise
     except UserError as error:

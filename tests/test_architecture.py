@@ -13,11 +13,12 @@ PACKAGE = ROOT / "ldm"
 # Each layer -> the layers that it may import, besides itself and `errors`.
 ARROWS = {
     "errors": set(),
-    "targets": set(),
+    "value_types": set(),
+    "targets": {"value_types"},
     "unpickling": set(),
     "compat": {"targets"},
     "checkpoint": {"unpickling"},
-    "config": {"targets", "compat", "checkpoint"},
+    "config": {"targets", "value_types", "compat", "checkpoint"},
     "diffusion": set(),
     "networks": set(),
     "data": set(),
@@ -32,7 +33,7 @@ ARROWS["cli"] = EVERYTHING
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_utilities", "lightning_fabric"}
 USES_LIGHTNING = {"training", "cli"}
-WITHOUT_TORCH = {"errors", "targets", "compat"}
+WITHOUT_TORCH = {"errors", "value_types", "targets", "compat"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ldm.config import instantiate
 from ldm.errors import ConfigError
 from ldm.targets import find_target, parameters_of
 from ldm.training.metrics_csv import MetricsCsv
+from ldm.training.strategies import STRATEGIES
 
 _log = logging.getLogger(__name__)
 _CHECKPOINTS = "ldm.training.checkpoints.Checkpoints"
@@ -29,6 +31,7 @@ def build_trainer(plan: Plan) -> pl.Trainer:
     options = {key: _built(value, f"lightning.trainer.{key}") for key, value in plan.lightning["trainer"].items()}
     if isinstance(options.get("val_check_interval"), int):
         options.setdefault("check_val_every_n_epoch", None)  # then the interval is counted through all epochs
+    options["strategy"] = _strategy(plan)
     options.setdefault("use_distributed_sampler", False)  # our loaders share the data out among the ranks themselves
     callbacks = [*_callbacks(plan), _checkpoints(plan)]
     return pl.Trainer(
@@ -43,6 +46,14 @@ def build_trainer(plan: Plan) -> pl.Trainer:
 
 def _built(value: Any, path: str) -> Any:
     return instantiate(value, path) if isinstance(value, dict) and "target" in value else value
+
+
+def _strategy(plan: Plan) -> Any:
+    """Build the strategy; "auto" is left to Lightning, which has one for a single device."""
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its successor is too new
+    if isinstance(plan.strategy, dict):
+        return instantiate(plan.strategy, "lightning.trainer.strategy")
+    return STRATEGIES[plan.strategy]() if plan.strategy in STRATEGIES else plan.strategy
 
 
 def _callbacks(plan: Plan) -> Iterable[pl.Callback]:

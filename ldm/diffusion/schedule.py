@@ -8,6 +8,7 @@ and stored in float32; their names are those of the published checkpoints. Step 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ class Schedule:
     posterior_mean_coef2: Tensor
 
     @classmethod
-    def from_betas(cls, betas: np.ndarray, posterior_weight: float = 0.0) -> Schedule:
+    def from_betas(cls, betas: np.ndarray | Sequence[float], posterior_weight: float = 0.0) -> Schedule:
         """Compute all tables from betas (T,) in (0, 1).
 
         `posterior_weight` v in [0, 1] mixes the two bounds of the reverse variance: (1 - v) * exact + v * beta.

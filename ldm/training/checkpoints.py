@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.errors import UserError
+from ldm.training.strategies import local_part
 
 _LOG = logging.getLogger(__name__)
 _BETTER = {"min": torch.lt, "max": torch.gt}
@@ -134,8 +135,8 @@ class Checkpoints(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, name: str) -> None:
         """Write beside the target and rename, so that no reader and no crash ever meets half a file."""
-        finite = torch.stack([parameter.detach().isfinite().all() for parameter in module.parameters()]).all()
-        if not finite:
+        finite = torch.stack([local_part(parameter).isfinite().all() for parameter in module.parameters()]).all()
+        if not trainer.strategy.reduce_boolean_decision(bool(finite)):
             raise FloatingPointError(f"weights are no longer finite at step {trainer.global_step}; nothing was saved")
         path = self.directory / name
         temporary = path.with_suffix(".tmp")
