@@ -195,10 +195,19 @@ def _check(node: Any, path: str, provided: Sequence[str] = (), keys: Sequence[st
     if _is_node(node):
         _check_node(node, path, provided, keys)
         node, place = node.get("params"), _join(path, "params")
-    elif isinstance(node, dict) and "params" in node and set(node) <= set(keys):
-        raise ConfigError("needs a target", path)
+    elif isinstance(node, dict):
+        _check_that_it_is_no_node(node, path)
     for child_place, child in _children(node, place):
         _check(child, child_place, keys=NODE_KEYS)
+
+
+def _check_that_it_is_no_node(mapping: dict[str, Any], path: str) -> None:
+    """Raise ConfigError for a mapping that was meant to be a node: a misspelt target, or params without any."""
+    for key, value in mapping.items():
+        if isinstance(value, str) and "." in value and nearest(str(key), ("target",)):
+            raise ConfigError("unknown; did you mean target?", _join(path, key))
+    if isinstance(mapping.get("params"), dict):
+        raise ConfigError("needs a target", path)
 
 
 def _check_node(node: dict[str, Any], path: str, provided: Sequence[str], keys: Sequence[str]) -> None:
@@ -221,12 +230,15 @@ def _check_node(node: dict[str, Any], path: str, provided: Sequence[str], keys: 
     absent = [name for name in expected.required if name not in params and name not in provided]
     if absent:
         raise missing_parameters(absent, target, place)
+    for key, kind in (("checkpoint", str | None), ("ignore_keys", list[str] | None)):
+        _check_value(node.get(key), kind, _join(path, key))
     if node.get("ignore_keys") and not node.get("checkpoint"):
         raise ConfigError("has no effect without checkpoint", _join(path, "ignore_keys"))
 
 
 def _check_value(value: Any, annotation: Any, place: str) -> None:
-    if annotation is not None and (problem := mismatch(value, annotation)):
+    name = place.rpartition(".")[2]
+    if annotation is not None and (problem := mismatch(value, annotation, name)):
         raise ConfigError(problem, place)
 
 

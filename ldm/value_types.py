@@ -1,8 +1,8 @@
 """Compare values of a config with the annotations of the parameters that they are meant for.
 
 Strict where YAML surprises: true is no number, 1e-4 (which YAML reads as text) is none either, a number is no text; but
-a whole number serves as float, and a list as any sequence. Annotations that say nothing about plain values let anything
-pass.
+a whole number serves as float, and a list as any sequence. Whole numbers count something and are never negative. What a
+protocol stands for is an object, so that nothing plain serves. Annotations that say nothing let anything pass.
 """
 
 import types
@@ -12,6 +12,9 @@ from pathlib import PurePath
 from typing import Any, Literal, Union
 
 _PLAIN = (bool, int, float, str)
+_FROM_YAML = (*_PLAIN, list, dict, types.NoneType)
+_NEVER_NEGATIVE = ("weight", "rate", "factor", "std", "decay", "dropout")  # last words of names of numbers
+_LONGEST = 60
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -22,12 +25,13 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def mismatch(value: Any, annotation: Any) -> str:
-    """Say what a value should be instead, or nothing if it fits."""
+def mismatch(value: Any, annotation: Any, name: str = "") -> str:
+    """Say what a value should be instead, or nothing if it fits an annotation and the name of its parameter."""
     if fits(value, annotation):
-        return ""
+        is_negative = type(value) in (int, float) and value < 0 and name.rpartition("_")[2] in _NEVER_NEGATIVE
+        return f"{value!r} is negative" if is_negative else ""
     hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if _is_text_of_a_number(value) else ""
-    return f"{value!r} is not {_name(annotation)}{hint}"
+    return f"{_shown(value)} is not {_name(annotation)}{hint}"
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -40,12 +44,14 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation is types.NoneType:
         return value is None
     kind = origin or annotation
-    if not isinstance(kind, type) or kind is object or getattr(kind, "_is_protocol", False):
+    if not isinstance(kind, type) or kind is object:
         return True
     if kind is Callable:
         return callable(value)
+    if getattr(kind, "_is_protocol", False):
+        return not isinstance(value, _FROM_YAML)
     if kind in _PLAIN:
-        return type(value) is kind or (kind is float and type(value) is int)
+        return (type(value) is kind or (kind is float and type(value) is int)) and not (kind is int and value < 0)
     if issubclass(kind, PurePath):
         return isinstance(value, (str, kind))
     if issubclass(kind, Mapping):
@@ -77,6 +83,12 @@ def _is_text_of_a_number(value: Any) -> bool:
     return True
 
 
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, (*_FROM_YAML, tuple)) else f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def _name(annotation: Any) -> str:
     """Write an annotation as people say it."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -86,7 +98,7 @@ def _name(annotation: Any) -> str:
         return " or ".join(map(repr, arguments))
     if annotation is types.NoneType:
         return "null"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    words = {bool: "true or false", int: "a whole number, 0 or more", float: "a number", str: "a text"}
     if annotation in words:
         return words[annotation]
     name = getattr(origin or annotation, "__name__", str(annotation))

@@ -38,6 +38,7 @@ from ldm.value_types import hints_of, mismatch
 
 _log = logging.getLogger(__name__)
 _LIGHTNING_KEYS = ("trainer", "logger", "modelcheckpoint", "callbacks", "channels_last", "compile", "cache_latents")
+_MAPPINGS = ("trainer", "callbacks", "modelcheckpoint", "logger")
 _MADE_HERE = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_model_summary")
 _COUNTS = (
     "num_nodes", "max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches", "log_every_n_steps",
@@ -118,6 +119,7 @@ def make_plan(arguments: Arguments) -> Plan:
     for section in ("model", "data"):
         if section not in config:
             raise UserError(f"{', '.join(paths)}: there is no section {section}")
+    _check_mappings(config.get("lightning"))
     lightning = lightning_dialect.translate(config.get("lightning") or {})
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
     trainer = lightning["trainer"] | arguments.trainer_options()
@@ -137,6 +139,14 @@ def make_plan(arguments: Arguments) -> Plan:
     return Plan(resolved, run, devices, batch, rate, arguments.seed, launch)
 
 
+def _check_mappings(section: Any) -> None:
+    """Check the form of the section before anything looks into it."""
+    parts = {f"lightning.{key}": section.get(key) for key in _MAPPINGS} if isinstance(section, dict) else {}
+    for path, value in {"lightning": section, **parts}.items():
+        if problem := mismatch(value, dict | None):
+            raise ConfigError(problem, path)
+
+
 def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:
     for key in section:
         if key not in known:
@@ -151,7 +161,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     hints = hints_of(pl.Trainer)
     for name, value in trainer.items():
         place, is_node = f"lightning.trainer.{name}", isinstance(value, dict) and "target" in value
-        if not is_node and (problem := mismatch(value, hints.get(name, object))):
+        if not is_node and value != -1 and (problem := mismatch(value, hints.get(name, object))):
             raise ConfigError(problem, place)
         if name in _COUNTS and value is not None and value < (-1 if name in _ENDLESS else 1):
             raise ConfigError(f"{value} is less than 1", place)
@@ -195,6 +205,8 @@ def learning_rate(model: Mapping[str, Any], global_batch: int, scale: bool | Non
     if base is not None:
         return _per_sample(float(base), global_batch, scale)
     chosen_for = model.get("global_batch")
+    if chosen_for is not None and (type(chosen_for) is not int or chosen_for < 1):
+        raise ConfigError(f"{chosen_for!r} is no whole number, 1 or more", "model.global_batch")
     if chosen_for is None or chosen_for == global_batch:
         return float(absolute)
     if scale:

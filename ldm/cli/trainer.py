@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.cli.plan import Plan
 from ldm.config import instantiate
@@ -34,14 +35,18 @@ def build_trainer(plan: Plan) -> pl.Trainer:
     options["strategy"] = _strategy(plan)
     options.setdefault("use_distributed_sampler", False)  # our loaders share the data out among the ranks themselves
     callbacks = [*_callbacks(plan), _checkpoints(plan)]
-    return pl.Trainer(
-        **options,
-        callbacks=callbacks,
-        logger=[MetricsCsv(plan.run.metrics), *_loggers(plan)],
-        default_root_dir=plan.run.path,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        enable_model_summary=False,
-    )
+    loggers = [MetricsCsv(plan.run.metrics), *_loggers(plan)]
+    try:
+        return pl.Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=loggers,
+            default_root_dir=plan.run.path,
+            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+            enable_model_summary=False,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:  # what it says of its arguments
+        raise ConfigError(" ".join(str(error).split()), "lightning.trainer") from error
 
 
 def _built(value: Any, path: str) -> Any:

@@ -35,15 +35,22 @@ def _check_num_steps(num_steps: int) -> None:
         raise UserError(f"schedule: num_steps is {num_steps}; it must be at least 1")
 
 
+def _check_ends(start: float, end: float) -> None:
+    if not (0 < start < 1 and 0 < end < 1):
+        raise UserError(f"schedule: start {start} and end {end} must lie between 0 and 1")
+
+
 def linear_betas(num_steps: int, start: float, end: float) -> np.ndarray:
     """Space the square roots of the betas evenly (the "linear" of the published models). Returns (T,) float64."""
     _check_num_steps(num_steps)
+    _check_ends(start, end)
     return np.linspace(start**0.5, end**0.5, num_steps, dtype=np.float64) ** 2
 
 
 def sqrt_linear_betas(num_steps: int, start: float, end: float) -> np.ndarray:
     """Space the betas themselves evenly. Returns (T,) float64."""
     _check_num_steps(num_steps)
+    _check_ends(start, end)
     return np.linspace(start, end, num_steps, dtype=np.float64)
 
 
