@@ -1,8 +1,8 @@
 """Compare values of a config with the annotations of the parameters that they are meant for.
 
 Strict where YAML surprises: true is no number, 1e-4 (which YAML reads as text) is none either, a number is no text; but
-a whole number serves as float, and a list as any sequence. Whole numbers count something and are never negative. What a
-protocol stands for is an object, so that nothing plain serves. Annotations that say nothing let anything pass.
+a whole number serves as float, and a list as any sequence. Whole numbers count something and are never negative. Where
+an object is meant nothing plain serves, but an object of any class does. Annotations that say nothing let all pass.
 """
 
 import types
@@ -13,7 +13,8 @@ from typing import Any, Literal, Union
 
 _PLAIN = (bool, int, float, str)
 _FROM_YAML = (*_PLAIN, list, dict, types.NoneType)
-_NEVER_NEGATIVE = ("weight", "rate", "factor", "std", "decay", "dropout")  # last words of names of numbers
+# Words in names of numbers that are no counts but never negative all the same.
+_NEVER_NEGATIVE = {"weight", "rate", "factor", "std", "decay", "dropout", "share", "flip", "lr"}
 _LONGEST = 60
 
 
@@ -28,7 +29,7 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 def mismatch(value: Any, annotation: Any, name: str = "") -> str:
     """Say what a value should be instead, or nothing if it fits an annotation and the name of its parameter."""
     if fits(value, annotation):
-        is_negative = type(value) in (int, float) and value < 0 and name.rpartition("_")[2] in _NEVER_NEGATIVE
+        is_negative = type(value) in (int, float) and value < 0 and _NEVER_NEGATIVE & set(name.split("_"))
         return f"{value!r} is negative" if is_negative else ""
     hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if _is_text_of_a_number(value) else ""
     return f"{_shown(value)} is not {_name(annotation)}{hint}"
@@ -44,12 +45,10 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation is types.NoneType:
         return value is None
     kind = origin or annotation
-    if not isinstance(kind, type) or kind is object:
+    if not isinstance(kind, type) or kind in (object, Any):
         return True
     if kind is Callable:
         return callable(value)
-    if getattr(kind, "_is_protocol", False):
-        return not isinstance(value, _FROM_YAML)
     if kind in _PLAIN:
         return (type(value) is kind or (kind is float and type(value) is int)) and not (kind is int and value < 0)
     if issubclass(kind, PurePath):
@@ -58,7 +57,7 @@ def fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, Mapping) and _all_fit(value.values(), arguments[1:2])
     if kind is not str and issubclass(kind, Collection) and kind.__module__ in ("builtins", "collections.abc"):
         return _fits_sequence(value, kind, arguments)
-    return isinstance(value, kind)
+    return not isinstance(value, _FROM_YAML)  # of which class an object may be is for its constructor to say
 
 
 def _fits_sequence(value: Any, kind: type, arguments: Sequence[Any]) -> bool:

@@ -40,7 +40,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ON_CPU = ("--accelerator", "cpu", "--devices", "1")
 FREE_NAMES = ("lightning.callbacks", "lightning.logger")  # any name may stand below these
 # Where a negative number has a meaning, or only shifts something.
-NEGATIVE_IS_FINE = ("max_steps", "max_epochs", "logvar_init", "seed", "latent_scale")
+NEGATIVE_IS_FINE = ("max_steps", "max_epochs", "logvar_init", "seed", "latent_scale", "guidance_scale")
 BOTH_ARE_FINE = ("latent_scale",)  # a word or a number
 Place = tuple[Any, ...]  # keys and positions from the top
 
@@ -220,15 +220,19 @@ def is_right(config: dict[str, Any], kind: str, place: Place, plan: Plan, new: d
     return False
 
 
-@cache
-def builds_data(name: str) -> bool:
-    """Tell whether the data of a config are generated, so that they can be made here."""
-    config = yaml.safe_load((CONFIGS / name).read_text())
+def data_problem(data: dict[str, Any]) -> str:
+    """Say what is wrong with data: absent files, if nothing else; nothing where they are generated."""
     try:
-        instantiate(config["data"], "data")
-    except UserError:
-        return False
-    return True
+        instantiate(data, "data")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@cache
+def usual_problem(name: str) -> str:
+    """Say what is wrong with the data of an unchanged config on this machine: its files are elsewhere."""
+    return data_problem(yaml.safe_load((CONFIGS / name).read_text())["data"])
 
 
 @cache
@@ -245,8 +249,9 @@ def start(name: str, file: Path) -> Plan:
         with torch.device("meta"):
             instantiate(plan.model, "model")
     build_trainer(plan)
-    if builds_data(name):
-        instantiate(plan.config["data"], "data")
+    problem = data_problem(plan.config["data"])
+    if problem and problem != usual_problem(name):
+        raise UserError(problem)
     return plan
 
 

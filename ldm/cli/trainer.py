@@ -68,6 +68,8 @@ def _callbacks(plan: Plan) -> Iterable[pl.Callback]:
         node, path = configured.get(name, {}), f"lightning.callbacks.{name}"
         if node is None:
             continue
+        if not isinstance(node, dict):
+            raise ConfigError(f"{node!r} is no node; give params, or null to leave it out", path)
         node = {"target": _CALLBACKS.get(name), **node}
         if node["target"] is None:
             raise ConfigError("needs a target", path)
