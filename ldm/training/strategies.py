@@ -173,9 +173,12 @@ class FullySharded(ModelParallelStrategy):
 def shard(module: LatentDiffusion, mesh: Any) -> None:
     """Shard the trained parameters of a model over a mesh, block by block, and its averages in the same way."""
     frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
-    for block in _blocks(module):
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
+    blocks = [*_blocks(module.cond_stage_model or nn.Identity()), *_blocks(module.model)]  # in order of use
+    for part in (*blocks, module):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
+    # By itself FSDP prefetches what ran before in this process; after an evaluation that is not the same on all ranks.
+    for part, before in zip((*blocks, module), (module, *blocks), strict=True):
+        part.set_modules_to_backward_prefetch([before])
     for name in _STEPS:
         register_fsdp_forward_method(module, name)
     if module.model_ema is not None:
