@@ -230,27 +230,21 @@ def data_problem(data: dict[str, Any]) -> str:
 
 
 @cache
-def usual_problem(name: str) -> str:
-    """Say what is wrong with the data of an unchanged config on this machine: its files are elsewhere."""
-    return data_problem(yaml.safe_load((CONFIGS / name).read_text())["data"])
-
-
-@cache
-def model_section(name: str) -> str:
-    """Give the resolved model section of an unchanged config; that it builds is the subject of other tests."""
+def unchanged(name: str) -> tuple[str, str]:
+    """Give the resolved model section of a shipped config, and what is wrong with its data: its files are elsewhere."""
     plan = make_plan(parse(["--base", str(CONFIGS / name), *ON_CPU]))
-    return json.dumps(plan.model, default=str)
+    return json.dumps(plan.model, default=str), data_problem(plan.config["data"])
 
 
 def start(name: str, file: Path) -> Plan:
     """Go as far as a run can go without data, devices and weights. Raises whatever is raised."""
     plan = make_plan(parse(["--base", str(file), *ON_CPU, "--logdir", str(file.parent)]))
-    if json.dumps(plan.model, default=str) != model_section(name):
+    if json.dumps(plan.model, default=str) != unchanged(name)[0]:
         with torch.device("meta"):
             instantiate(plan.model, "model")
     build_trainer(plan)
     problem = data_problem(plan.config["data"])
-    if problem and problem != usual_problem(name):
+    if problem and problem != unchanged(name)[1]:
         raise UserError(problem)
     return plan
 

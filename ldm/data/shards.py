@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -102,7 +102,7 @@ class Shards(IterableDataset):
         size: int | Sequence[int],
         fields: Mapping[str, str] | None = None,
         crop: str = "center",
-        resize: int | str | None = "size",
+        resize: int | Literal["size", "none"] | None = "size",
         flip: float = 0.0,
         channels: int = 3,
         interpolation: str = "bicubic",
