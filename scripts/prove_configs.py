@@ -41,6 +41,7 @@ ON_CPU = ("--accelerator", "cpu", "--devices", "1")
 FREE_NAMES = ("lightning.callbacks", "lightning.logger")  # any name may stand below these
 # Where a negative number has a meaning, or only shifts something.
 NEGATIVE_IS_FINE = ("max_steps", "max_epochs", "logvar_init", "seed", "latent_scale", "guidance_scale")
+NOWHERE = "nowhere.to_be_found"
 BOTH_ARE_FINE = ("latent_scale",)  # a word or a number
 Place = tuple[Any, ...]  # keys and positions from the top
 
@@ -155,7 +156,7 @@ def _other_number(parent: Any, key: Any, value: Any, rng: random.Random) -> bool
 
 
 def _dangling(parent: Any, key: Any, value: Any, rng: random.Random) -> bool:
-    parent[key] = "${nowhere.to_be_found}"
+    parent[key] = f"${{{NOWHERE}}}"
     return True
 
 
@@ -180,9 +181,11 @@ def path_of(place: Place) -> str:
 
 
 def names_place(message: str, place: Place) -> bool:
-    """Tell whether a message names the changed key, or the node around it."""
+    """Tell whether a message names the changed key, the node around it, or the reference that leads nowhere."""
     around = [path_of(place[:length]) for length in range(1, len(place) + 1)]
-    return str(place[-1]) in message or any(f"{path}:" in message or f"{path}." in message for path in around)
+    return any(word in message for word in (str(place[-1]), NOWHERE)) or any(
+        f"{path}:" in message or f"{path}." in message for path in around
+    )
 
 
 def at(config: Any, place: Place) -> Any:
