@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm import compat
 from ldm.errors import ConfigError, UserError
 from ldm.targets import find_target, missing_parameters, nearest, parameters_of
+from ldm.value_types import mismatch
 
 __all__ = ["ConfigError", "instantiate", "load", "validate"]
 
@@ -191,13 +192,22 @@ def _check_sections(config: dict[str, Any]) -> None:
 
 def _check(node: Any, path: str, provided: Sequence[str] = (), keys: Sequence[str] = OUTERMOST_KEYS) -> None:
     place = path
-    if isinstance(node, dict) and "target" in node:
+    if _is_node(node):
         _check_node(node, path, provided, keys)
         node, place = node.get("params"), _join(path, "params")
-    elif isinstance(node, dict) and "params" in node and set(node) <= set(keys):
-        raise ConfigError("needs a target", path)
+    elif isinstance(node, dict):
+        _check_that_it_is_no_node(node, path)
     for child_place, child in _children(node, place):
         _check(child, child_place, keys=NODE_KEYS)
+
+
+def _check_that_it_is_no_node(mapping: dict[str, Any], path: str) -> None:
+    """Raise ConfigError for a mapping that was meant to be a node: a misspelt target, or params without any."""
+    for key, value in mapping.items():
+        if isinstance(value, str) and "." in value and nearest(str(key), ("target",)):
+            raise ConfigError("unknown; did you mean target?", _join(path, key))
+    if isinstance(mapping.get("params"), dict):
+        raise ConfigError("needs a target", path)
 
 
 def _check_node(node: dict[str, Any], path: str, provided: Sequence[str], keys: Sequence[str]) -> None:
@@ -211,15 +221,29 @@ def _check_node(node: dict[str, Any], path: str, provided: Sequence[str], keys: 
     place = _join(path, "params")
     if not isinstance(params, dict):
         raise ConfigError("must map parameter names to values", place)
-    for name in params:
+    for name, value in params.items():
+        if not any(_is_node(part) for _, part in _walk(value, "")):  # what nodes make is checked when it is made
+            _check_value(value, expected.hints.get(name), _join(place, name))
         if name not in expected.names and not expected.open_ended:
             hint = nearest(str(name), expected.names) or f"; {target} takes {', '.join(expected.names) or 'nothing'}"
             raise ConfigError(f"unknown{hint}", _join(place, name))
     absent = [name for name in expected.required if name not in params and name not in provided]
     if absent:
         raise missing_parameters(absent, target, place)
+    for key, kind in (("checkpoint", str | None), ("ignore_keys", list[str] | None)):
+        _check_value(node.get(key), kind, _join(path, key))
     if node.get("ignore_keys") and not node.get("checkpoint"):
         raise ConfigError("has no effect without checkpoint", _join(path, "ignore_keys"))
+
+
+def _check_value(value: Any, annotation: Any, place: str) -> None:
+    name = place.rpartition(".")[2]
+    if annotation is not None and (problem := mismatch(value, annotation, name)):
+        raise ConfigError(problem, place)
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, dict) and "target" in value
 
 
 def _check_checkpoints(node: Any, path: str) -> None:
@@ -252,8 +276,12 @@ def _build(node: Any, path: str, extra: Mapping[str, Any]) -> Any:
 
 def _call(target: str, path: str, params: dict[str, Any]) -> Any:
     """Call a target; whatever goes wrong inside says which node of the YAML asked for it."""
+    function = find_target(target, path)
+    hints = parameters_of(function).hints
+    for name, value in params.items():
+        _check_value(value, hints.get(name), _join(_join(path, "params"), name))
     try:
-        return find_target(target, path)(**params)
+        return function(**params)
     except ConfigError:
         raise
     except UserError as error:

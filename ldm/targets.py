@@ -9,11 +9,14 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from ldm.errors import ConfigError
+from ldm.value_types import hints_of
+
+_OURS = "ldm."
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -82,11 +85,15 @@ def _kind(found: Any) -> str:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters that a callable takes by name; `open_ended` if it accepts names that cannot be known."""
+    """The parameters that a callable takes by name; `open_ended` if it accepts names that cannot be known.
+
+    `hints` holds the annotations of our own callables; those of others are not always meant to be taken at their word.
+    """
 
     names: tuple[str, ...]
     required: tuple[str, ...]
     open_ended: bool
+    hints: dict[str, Any] = field(default_factory=dict)
 
 
 def parameters_of(function: Callable[..., Any]) -> Parameters:
@@ -98,15 +105,18 @@ def parameters_of(function: Callable[..., Any]) -> Parameters:
     constructors = _constructors(function) if inspect.isclass(function) else [function]
     names: dict[str, None] = {}
     required: list[str] = []
+    hints: dict[str, Any] = {}
     for constructor in constructors:
+        if (getattr(constructor, "__module__", None) or "").startswith(_OURS):
+            hints = hints_of(constructor) | hints
         try:
             parameters = list(inspect.signature(constructor).parameters.values())
         except (TypeError, ValueError):  # some builtins have no signature
-            return Parameters(tuple(names), tuple(required), True)
+            return Parameters(tuple(names), tuple(required), True, hints)
         catch_all = _collect(parameters, names, required)
         if catch_all != "kwargs":
-            return Parameters(tuple(names), tuple(required), catch_all is not None)
-    return Parameters(tuple(names), tuple(required), True)
+            return Parameters(tuple(names), tuple(required), catch_all is not None, hints)
+    return Parameters(tuple(names), tuple(required), True, hints)
 
 
 def _constructors(cls: type) -> list[Callable[..., Any]]:

@@ -13,12 +13,13 @@ PACKAGE = ROOT / "ldm"
 # Each layer -> the layers that it may import, besides itself and `errors`.
 ARROWS = {
     "errors": set(),
-    "targets": set(),
+    "value_types": set(),
+    "targets": {"value_types"},
     "unpickling": set(),
     "compat": {"targets"},
     "storage": {"unpickling"},
     "checkpoint": {"unpickling", "storage"},
-    "config": {"targets", "compat", "checkpoint"},
+    "config": {"targets", "value_types", "compat", "checkpoint"},
     "diffusion": set(),
     "networks": set(),
     "data": set(),
@@ -33,7 +34,7 @@ ARROWS["cli"] = EVERYTHING
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_utilities", "lightning_fabric"}
 USES_LIGHTNING = {"training", "cli"}
-WITHOUT_TORCH = {"errors", "targets", "compat"}
+WITHOUT_TORCH = {"errors", "value_types", "targets", "compat"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
-from ldm.errors import UserError
+from ldm.cli.launch import Launch
+from ldm.errors import ConfigError, UserError
+
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Devices:
 
     def check(self) -> None:
         """Raise UserError for devices that this machine does not have."""
-        if self.accelerator not in ("gpu", "mps"):
+        if self.accelerator in ("cpu", "tpu"):
             return
         present = _count_accelerators()
         needed = max(self.devices) + 1 if isinstance(self.devices, list) else self.devices
@@ -36,27 +39,47 @@ class Devices:
             )
 
 
-def choose(gpus: str | None, devices: str | None, accelerator: str | None, trainer: dict[str, Any]) -> Devices:
+def choose(
+    gpus: str | None,
+    devices: str | None,
+    accelerator: str | None,
+    trainer: dict[str, Any],
+    launch: Launch | None = None,
+) -> Devices:
     """Choose devices; the command line wins over the trainer section, whose device keys are removed from it.
 
+    A launcher has started one process a device: the command line must agree with it, the section gives way to it.
     Nothing said means one device: an accelerator if there is one, else the CPU. Raises UserError for forms that mean
     nothing.
     """
+    chosen = _choose(gpus, devices, accelerator, trainer)
+    if launch is None or chosen.count == launch.per_node:
+        return chosen
+    launch.check(None if gpus is None and devices is None else chosen.count, None)
+    return Devices(chosen.accelerator, launch.per_node)
+
+
+def _choose(gpus: str | None, devices: str | None, accelerator: str | None, trainer: dict[str, Any]) -> Devices:
     configured = {key: trainer.pop(key, None) for key in ("gpus", "devices", "accelerator")}
-    if gpus is None and devices is None and configured["gpus"] is not None:
-        gpus = configured["gpus"]
     if gpus is not None and devices is not None:
         raise UserError("--gpus and --devices: give one of them")
+    gpu_flag = "--gpus"
+    if gpus is None and devices is None and configured["gpus"] is not None:
+        gpus, gpu_flag = configured["gpus"], "lightning.trainer.gpus"
     if gpus is not None:
-        chosen = _parse(gpus, "--gpus", "gpu")
+        chosen = _parse(gpus, gpu_flag, "gpu")
         return Devices("cpu", 1) if chosen == 0 else Devices("gpu", chosen)
     kind = accelerator or configured["accelerator"] or "auto"
+    if kind not in _ACCELERATORS:
+        problem = f"{kind!r} is unknown; use one of {', '.join(_ACCELERATORS)}"
+        raise ConfigError(problem, "--accelerator" if accelerator else "lightning.trainer.accelerator")
     if kind == "auto":
         kind = "gpu" if _count_accelerators() else "cpu"
     wanted = devices if devices is not None else configured["devices"]
-    parsed = 1 if wanted is None else _parse(wanted, "--devices", kind)
+    flag = "--devices" if devices is not None else "lightning.trainer.devices"
+    parsed = 1 if wanted is None else _parse(wanted, flag, kind)
     if parsed == 0:
-        raise UserError("--devices: at least one device is needed; `--gpus 0` means the CPU")
+        raise UserError(f"{flag}: at least one device is needed; `--gpus 0` means the CPU")
     return Devices(kind, parsed)
 
 
@@ -65,9 +88,9 @@ def _parse(value: Any, flag: str, kind: str) -> int | list[int]:
         value = ",".join(map(str, value)) + ","
     text = str(value).strip()
     if text in ("auto", "-1"):
-        return _count_accelerators() if kind in ("gpu", "mps") else 1
+        return 1 if kind == "cpu" else _count_accelerators()
     try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
+        numbers = [] if isinstance(value, bool) else [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):

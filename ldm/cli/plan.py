@@ -6,7 +6,7 @@
                 allow_untrained_first_stage: true lets a latent model start on a first stage without weights
     data:       target, params
     lightning:  trainer: arguments of Lightning's Trainer
-                callbacks: by name; image_logger and progress are there unless null
+                callbacks: by name; image_logger, progress and diagnosis are there unless null
                 modelcheckpoint: params of ldm.training.checkpoints.Checkpoints, or another target
                 logger: one node, or several by name, beside metrics.csv
                 channels_last, compile: true or false; cache_latents: true, or {views, half}
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,16 +28,27 @@ from omegaconf import OmegaConf
 from ldm import config as configs
 from ldm.cli.arguments import Arguments
 from ldm.cli.devices import Devices, choose
+from ldm.cli.launch import Launch, check_by_hand, detect
 from ldm.cli.run import RunFolder, choose_run
 from ldm.compat import lightning as lightning_dialect
 from ldm.errors import ConfigError, UserError
 from ldm.targets import find_target, nearest, parameters_of
 from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.strategies import STRATEGIES
+from ldm.value_types import hints_of, mismatch
 
 _log = logging.getLogger(__name__)
-_LIGHTNING_KEYS = ("trainer", "logger", "modelcheckpoint", "callbacks", "channels_last", "compile", "cache_latents")
-_LIGHTNING_KEYS += ("max_skipped_steps",)
+_LIGHTNING_KEYS = (
+    "trainer", "logger", "modelcheckpoint", "callbacks", "channels_last", "compile", "cache_latents",
+    "max_skipped_steps",
+)  # fmt: skip
+_MAPPINGS = ("trainer", "callbacks", "modelcheckpoint", "logger")
 _MADE_HERE = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_model_summary")
+_COUNTS = (
+    "num_nodes", "max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches", "log_every_n_steps",
+    "check_val_every_n_epoch",
+)  # fmt: skip
+_ENDLESS = ("max_steps", "max_epochs")  # -1: without limit
 _LARGE_LEARNING_RATE = 1e-3
 _WITHOUT_WEIGHTS = "IdentityAutoencoder"
 
@@ -51,9 +63,14 @@ class GlobalBatch:
     accumulate: int
 
     @property
+    def processes(self) -> int:
+        """Count the processes, one a device."""
+        return self.devices * self.nodes
+
+    @property
     def total(self) -> int:
         """Give the product."""
-        return self.per_device * self.devices * self.nodes * self.accumulate
+        return self.per_device * self.processes * self.accumulate
 
     def __str__(self) -> str:
         return (
@@ -72,6 +89,18 @@ class Plan:
     batch: GlobalBatch
     learning_rate: float
     seed: int
+    launch: Launch | None = None
+
+    @property
+    def strategy(self) -> str | dict[str, Any]:
+        """Name how the processes share the work: as asked, else ddp for several; a node stands for another one."""
+        return self.lightning["trainer"].get("strategy") or ("ddp" if self.batch.processes > 1 else "auto")
+
+    def check_machine(self) -> None:
+        """Raise UserError if this machine cannot do it: absent devices, or no word about where the hosts meet."""
+        self.devices.check()
+        if self.launch is None:
+            check_by_hand(os.environ, self.batch.nodes)
 
     @property
     def lightning(self) -> dict[str, Any]:
@@ -95,11 +124,16 @@ def make_plan(arguments: Arguments) -> Plan:
     for section in ("model", "data"):
         if section not in config:
             raise UserError(f"{', '.join(paths)}: there is no section {section}")
+    _check_mappings(config.get("lightning"))
     lightning = lightning_dialect.translate(config.get("lightning") or {})
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
     trainer = lightning["trainer"] | arguments.trainer_options()
-    devices = choose(arguments.gpus, arguments.devices, arguments.accelerator, trainer)
-    _check_keys(trainer, _trainer_keys(), "lightning.trainer")
+    launch = detect(os.environ)
+    devices = choose(arguments.gpus, arguments.devices, arguments.accelerator, trainer, launch)
+    if launch is not None:
+        launch.check(None, arguments.num_nodes)
+        trainer["num_nodes"] = launch.nodes
+    _check_trainer(trainer)
     _seed_data(config["data"], seed)
     batch = _global_batch(config["data"], trainer, devices)
     rate = learning_rate(config["model"], batch.total, arguments.scale_lr)
@@ -107,7 +141,15 @@ def make_plan(arguments: Arguments) -> Plan:
     model |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     resolved = {"model": model, "data": config["data"], "lightning": lightning}
-    return Plan(resolved, run, devices, batch, rate, seed)
+    return Plan(resolved, run, devices, batch, rate, seed, launch)
+
+
+def _check_mappings(section: Any) -> None:
+    """Check the form of the section before anything looks into it."""
+    parts = {f"lightning.{key}": section.get(key) for key in _MAPPINGS} if isinstance(section, dict) else {}
+    for path, value in {"lightning": section, **parts}.items():
+        if problem := mismatch(value, dict | None):
+            raise ConfigError(problem, path)
 
 
 def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:
@@ -117,9 +159,23 @@ def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -
             raise ConfigError(f"unknown{hint}", f"{path}.{key}")
 
 
-def _trainer_keys() -> tuple[str, ...]:
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Check names and types of the trainer's arguments, and what Lightning would only find out much later."""
     names = inspect.signature(pl.Trainer.__init__).parameters
-    return tuple(name for name in names if name not in ("self", *_MADE_HERE))
+    _check_keys(trainer, tuple(name for name in names if name not in ("self", *_MADE_HERE)), "lightning.trainer")
+    hints = hints_of(pl.Trainer)
+    for name, value in trainer.items():
+        place, is_node = f"lightning.trainer.{name}", isinstance(value, dict) and "target" in value
+        if not is_node and value != -1 and (problem := mismatch(value, hints.get(name, object))):
+            raise ConfigError(problem, place)
+        if name in _COUNTS and value is not None and value < (-1 if name in _ENDLESS else 1):
+            raise ConfigError(f"{value} is less than 1", place)
+    strategy, precision = trainer.get("strategy") or "auto", str(trainer.get("precision", 32))
+    if isinstance(strategy, str) and strategy not in ("auto", *STRATEGIES):
+        hint = nearest(strategy, STRATEGIES) or f"; known are auto, {', '.join(STRATEGIES)}"
+        raise ConfigError(f"{strategy!r} is unknown{hint}", "lightning.trainer.strategy")
+    if strategy == "fsdp" and precision.startswith("16"):
+        raise ConfigError("16-mixed needs a gradient scaler, which fsdp has not; use bf16-mixed", "--precision")
 
 
 def _seed_data(data: dict[str, Any], seed: int) -> None:
@@ -130,10 +186,11 @@ def _seed_data(data: dict[str, Any], seed: int) -> None:
 
 def _global_batch(data: Mapping[str, Any], trainer: Mapping[str, Any], devices: Devices) -> GlobalBatch:
     per_device = (data.get("params") or {}).get("batch_size")
-    if not isinstance(per_device, int) or per_device < 1:
+    if type(per_device) is not int or per_device < 1:
         raise ConfigError("give a whole number, 1 or more", "data.params.batch_size")
-    nodes, accumulate = trainer.get("num_nodes") or 1, trainer.get("accumulate_grad_batches") or 1
-    return GlobalBatch(per_device, devices.count, int(nodes), int(accumulate))
+    return GlobalBatch(
+        per_device, devices.count, trainer.get("num_nodes", 1), trainer.get("accumulate_grad_batches", 1)
+    )
 
 
 def learning_rate(model: Mapping[str, Any], global_batch: int, scale: bool | None) -> float:
@@ -153,6 +210,8 @@ def learning_rate(model: Mapping[str, Any], global_batch: int, scale: bool | Non
     if base is not None:
         return _per_sample(float(base), global_batch, scale)
     chosen_for = model.get("global_batch")
+    if chosen_for is not None and (type(chosen_for) is not int or chosen_for < 1):
+        raise ConfigError(f"{chosen_for!r} is no whole number, 1 or more", "model.global_batch")
     if chosen_for is None or chosen_for == global_batch:
         return float(absolute)
     if scale:

@@ -87,14 +87,14 @@ def describe(plan: Plan, model: nn.Module) -> list[str]:
         *lines,
         f"learning rate: {plan.learning_rate:g}",
         f"global batch: {plan.batch}",
-        f"devices: {devices.accelerator} {devices.devices}, precision {precision}",
+        f"devices: {devices.accelerator} {devices.devices}, strategy {plan.strategy}, precision {precision}",
         f"run folder: {plan.run.path}",
     ]
 
 
 def train(plan: Plan, arguments: Arguments) -> None:
     """Build everything, then make the run folder, then train. Raises UserError before anything is written."""
-    plan.devices.check()
+    plan.check_machine()
     if untrained_first_stage(plan) and not plan.model.get("allow_untrained_first_stage"):
         raise UserError(_UNTRAINED)
     pl.seed_everything(plan.seed, workers=True, verbose=False)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.cli.plan import Plan
 from ldm.config import instantiate
 from ldm.errors import ConfigError
 from ldm.targets import find_target, parameters_of
 from ldm.training.metrics_csv import MetricsCsv
+from ldm.training.strategies import STRATEGIES
 
 _log = logging.getLogger(__name__)
 _CHECKPOINTS = "ldm.training.checkpoints.Checkpoints"
@@ -30,20 +33,33 @@ def build_trainer(plan: Plan) -> pl.Trainer:
     options = {key: _built(value, f"lightning.trainer.{key}") for key, value in plan.lightning["trainer"].items()}
     if isinstance(options.get("val_check_interval"), int):
         options.setdefault("check_val_every_n_epoch", None)  # then the interval is counted through all epochs
+    options["strategy"] = _strategy(plan)
     options.setdefault("use_distributed_sampler", False)  # our loaders share the data out among the ranks themselves
     callbacks = [*_callbacks(plan), _checkpoints(plan)]
-    return pl.Trainer(
-        **options,
-        callbacks=callbacks,
-        logger=[MetricsCsv(plan.run.metrics), *_loggers(plan)],
-        default_root_dir=plan.run.path,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        enable_model_summary=False,
-    )
+    loggers = [MetricsCsv(plan.run.metrics), *_loggers(plan)]
+    try:
+        return pl.Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=loggers,
+            default_root_dir=plan.run.path,
+            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+            enable_model_summary=False,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:  # what it says of its arguments
+        raise ConfigError(" ".join(str(error).split()), "lightning.trainer") from error
 
 
 def _built(value: Any, path: str) -> Any:
     return instantiate(value, path) if isinstance(value, dict) and "target" in value else value
+
+
+def _strategy(plan: Plan) -> Any:
+    """Build the strategy; "auto" is left to Lightning, which has one for a single device."""
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its successor is too new
+    if isinstance(plan.strategy, dict):
+        return instantiate(plan.strategy, "lightning.trainer.strategy")
+    return STRATEGIES[plan.strategy]() if plan.strategy in STRATEGIES else plan.strategy
 
 
 def _callbacks(plan: Plan) -> Iterable[pl.Callback]:
@@ -53,6 +69,8 @@ def _callbacks(plan: Plan) -> Iterable[pl.Callback]:
         node, path = configured.get(name, {}), f"lightning.callbacks.{name}"
         if node is None:
             continue
+        if not isinstance(node, dict):
+            raise ConfigError(f"{node!r} is no node; give params, or null to leave it out", path)
         node = {"target": _CALLBACKS.get(name), **node}
         if node["target"] is None:
             raise ConfigError("needs a target", path)

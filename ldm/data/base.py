@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class ImageDataset(Dataset, ABC):
         self,
         size: int | Sequence[int],
         crop: str = "center",
-        resize: int | str | None = "size",
+        resize: int | Literal["size", "none"] | None = "size",
         flip: float = 0.0,
         channels: int = 3,
         interpolation: str = "bicubic",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -106,7 +106,7 @@ class Shards(IterableDataset):
         size: int | Sequence[int],
         fields: Mapping[str, str] | None = None,
         crop: str = "center",
-        resize: int | str | None = "size",
+        resize: int | Literal["size", "none"] | None = "size",
         flip: float = 0.0,
         channels: int = 3,
         interpolation: str = "bicubic",

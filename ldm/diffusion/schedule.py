@@ -8,6 +8,7 @@ and stored in float32; their names are those of the published checkpoints. Step 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -34,15 +35,22 @@ def _check_num_steps(num_steps: int) -> None:
         raise UserError(f"schedule: num_steps is {num_steps}; it must be at least 1")
 
 
+def _check_ends(start: float, end: float) -> None:
+    if not (0 < start < 1 and 0 < end < 1):
+        raise UserError(f"schedule: start {start} and end {end} must lie between 0 and 1")
+
+
 def linear_betas(num_steps: int, start: float, end: float) -> np.ndarray:
     """Space the square roots of the betas evenly (the "linear" of the published models). Returns (T,) float64."""
     _check_num_steps(num_steps)
+    _check_ends(start, end)
     return np.linspace(start**0.5, end**0.5, num_steps, dtype=np.float64) ** 2
 
 
 def sqrt_linear_betas(num_steps: int, start: float, end: float) -> np.ndarray:
     """Space the betas themselves evenly. Returns (T,) float64."""
     _check_num_steps(num_steps)
+    _check_ends(start, end)
     return np.linspace(start, end, num_steps, dtype=np.float64)
 
 
@@ -78,7 +86,7 @@ class Schedule:
     posterior_mean_coef2: Tensor
 
     @classmethod
-    def from_betas(cls, betas: np.ndarray, posterior_weight: float = 0.0) -> Schedule:
+    def from_betas(cls, betas: np.ndarray | Sequence[float], posterior_weight: float = 0.0) -> Schedule:
         """Compute all tables from betas (T,) in (0, 1).
 
         `posterior_weight` v in [0, 1] mixes the two bounds of the reverse variance: (1 - v) * exact + v * beta.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ldm.sampling.base import Sampler
 from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
 from ldm.training.randomness import PREVIEW, Draws
+from ldm.training.strategies import whole_weights
 
 _GRID_COLUMNS = 4
 _PROJECTION_SEED = 0
@@ -82,9 +83,16 @@ class ImageLogger(pl.Callback):
     def _write(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int, split: str
     ) -> None:
-        if not trainer.is_global_zero or self._seen.get(split) == trainer.global_step:
+        if self._seen.get(split) == trainer.global_step:
             return  # once per optimiser step, not once per accumulated batch
         self._seen[split] = trainer.global_step
+        with whole_weights(trainer):
+            if trainer.is_global_zero:
+                self._draw(trainer, module, batch, batch_idx, split)
+
+    def _draw(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int, split: str
+    ) -> None:
         batch = {key: value[: self.max_images] for key, value in batch.items()}
         draws = Draws.keyed(module.device, PREVIEW)  # the same noise each time, so that progress can be seen
         with torch.no_grad(), evaluating(module), trainer.precision_plugin.forward_context():

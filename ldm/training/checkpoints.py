@@ -21,6 +21,7 @@ from ldm.errors import UserError
 from ldm.training import loop_state
 from ldm.training.metrics_csv import MetricsCsv
 from ldm.training.requests import StopRequests
+from ldm.training.strategies import local_part
 
 _LOG = logging.getLogger(__name__)
 _BETTER = {"min": torch.lt, "max": torch.gt}
@@ -199,8 +200,8 @@ class Checkpoints(pl.Callback):
 
         A failure warns and training goes on, until there were several in a row. All ranks take part, and all go on.
         """
-        finite = torch.stack([parameter.detach().isfinite().all() for parameter in module.parameters()]).all()
-        if not finite:
+        finite = torch.stack([local_part(parameter).isfinite().all() for parameter in module.parameters()]).all()
+        if not trainer.strategy.reduce_boolean_decision(bool(finite)):
             raise FloatingPointError(f"weights are no longer finite at step {trainer.global_step}; nothing was saved")
         temporary = self.directory / f"{name}.tmp"
         self._files.expect(loops, self._frozen, _metrics_of(trainer))

@@ -27,14 +27,15 @@ class Means:
         self._sums, self._counts = {}, {}
         return means
 
-    def state_dict(self) -> dict[str, dict[str, Tensor | int]]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Give what was added since the last call of `take`."""
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor | int]], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]], device: torch.device) -> None:
         """Go on from a saved state."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self._counts = dict(state["counts"])
+        self._sums, self._counts = (
+            {name: value.to(device) for name, value in state[part].items()} for part in ("sums", "counts")
+        )
 
 
 class SampleMeans:

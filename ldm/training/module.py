@@ -125,14 +125,18 @@ class TrainingModule(pl.LightningModule):
             self.model_ema.update(self.averaged, skipped)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save how far the run is."""
+        """Save how far the run is, and the means that are not logged yet."""
         checkpoint["samples_seen"], checkpoint["step_guard"] = self.seen, self.guard.state_dict()
+        checkpoint["train_means"] = {"means": self._train_means.state_dict(), "logged_step": self._logged_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from there; checkpoints that do not say it begin anew."""
         self.seen = checkpoint.get("samples_seen", 0)
         if "step_guard" in checkpoint:
             self.guard.load_state_dict(checkpoint["step_guard"])
+        if "train_means" in checkpoint:
+            self._train_means.load_state_dict(checkpoint["train_means"]["means"], self.device)
+            self._logged_step = checkpoint["train_means"]["logged_step"]
 
     # --- the log ---------------------------------------------------------------------------------------------------
 
@@ -156,16 +160,6 @@ class TrainingModule(pl.LightningModule):
         logs["lr_abs"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         logs["skipped_steps"] = self.guard.num_skipped.float()
         self.log_dict(logs | self._step_count(), batch_size=1)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the means that are not logged yet."""
-        checkpoint["train_means"] = {"means": self._train_means.state_dict(), "logged_step": self._logged_step}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the means of the interval under way."""
-        if "train_means" in checkpoint:
-            self._train_means.load_state_dict(checkpoint["train_means"]["means"], self.device)
-            self._logged_step = checkpoint["train_means"]["logged_step"]
 
     def log_means(self, logs: dict[str, Tensor], batch_size: int) -> None:
         """Add values of one evaluated batch to the means over the samples of all ranks."""

@@ -1,0 +1,108 @@
+"""Compare values of a config with the annotations of the parameters that they are meant for.
+
+Strict where YAML surprises: true is no number, 1e-4 (which YAML reads as text) is none either, a number is no text; but
+a whole number serves as float, and a list as any sequence. Whole numbers count something and are never negative. Where
+an object is meant nothing plain serves, but an object of any class does. Annotations that say nothing let all pass.
+"""
+
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Literal, Union
+
+_PLAIN = (bool, int, float, str)
+_FROM_YAML = (*_PLAIN, list, dict, types.NoneType)
+# Words in names of numbers that are no counts but never negative all the same.
+_NEVER_NEGATIVE = {"weight", "rate", "factor", "std", "decay", "dropout", "share", "flip", "lr"}
+_LONGEST = 60
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Give the annotations of the parameters of a class or function; none where they cannot be evaluated."""
+    try:
+        return typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def mismatch(value: Any, annotation: Any, name: str = "") -> str:
+    """Say what a value should be instead, or nothing if it fits an annotation and the name of its parameter."""
+    if fits(value, annotation):
+        is_negative = type(value) in (int, float) and value < 0 and _NEVER_NEGATIVE & set(name.split("_"))
+        return f"{value!r} is negative" if is_negative else ""
+    hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if _is_text_of_a_number(value) else ""
+    return f"{_shown(value)} is not {_name(annotation)}{hint}"
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Tell whether a value can be given where an annotation stands."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
+    if annotation is None or annotation is types.NoneType:
+        return value is None
+    kind = origin or annotation
+    if not isinstance(kind, type) or kind in (object, Any):
+        return True
+    if kind is Callable:
+        return callable(value)
+    if kind in _PLAIN:
+        return (type(value) is kind or (kind is float and type(value) is int)) and not (kind is int and value < 0)
+    if issubclass(kind, PurePath):
+        return isinstance(value, (str, kind))
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and _all_fit(value.values(), arguments[1:2])
+    if kind is not str and issubclass(kind, Collection) and kind.__module__ in ("builtins", "collections.abc"):
+        return _fits_sequence(value, kind, arguments)
+    return not isinstance(value, _FROM_YAML)  # of which class an object may be is for its constructor to say
+
+
+def _fits_sequence(value: Any, kind: type, arguments: Sequence[Any]) -> bool:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+        return False
+    if kind is tuple and arguments and arguments[-1] is not Ellipsis:
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
+    return _all_fit(value, arguments[:1])
+
+
+def _all_fit(values: Collection[Any], arguments: Sequence[Any]) -> bool:
+    return not arguments or all(fits(value, arguments[0]) for value in values)
+
+
+def _is_text_of_a_number(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, (*_FROM_YAML, tuple)) else f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _name(annotation: Any) -> str:
+    """Write an annotation as people say it."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(argument) for argument in arguments)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if annotation is types.NoneType:
+        return "null"
+    words = {bool: "true or false", int: "a whole number, 0 or more", float: "a number", str: "a text"}
+    if annotation in words:
+        return words[annotation]
+    name = getattr(origin or annotation, "__name__", str(annotation))
+    if origin is None or not arguments:
+        return f"a {name}"
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)} ({', '.join(map(_name, arguments))})"
+    return f"a list ({_name(arguments[0])} each)" if issubclass(origin, Collection) else f"a {name}"

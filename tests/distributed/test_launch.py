@@ -1,0 +1,198 @@
+"""Launchers and strategies through main.py: all save what one process would save, and go on from each other."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+STRATEGIES = ("ddp", "zero1", "fsdp")
+CONFIG = """
+model:
+  target: ldm.training.latent_diffusion.LatentDiffusion
+  learning_rate: 1.0e-3
+  params:
+    autoencoder: {target: ldm.autoencoder.autoencoder.IdentityAutoencoder}
+    schedule: {target: ldm.diffusion.schedule.Schedule.linear, params: {num_steps: 20}}
+    ema_decay: 0.9
+    learn_logvar: true
+    optimization: # a large eps, since Adam's sign of a gradient of nearly nothing is chance
+      target: ldm.training.optimization.Optimization
+      params: {eps: 1.0e-4, gradient_clip: 1.0, schedule: {target: ldm.training.lr_schedules.WarmUpCosine, params:
+        {warm_up_steps: 4, lr_start: 0.1, lr_max: 1.0, lr_min: 0.1, max_decay_steps: 8}}}
+    network:
+      target: ldm.networks.unet.UNet
+      params:
+        {in_channels: 3, out_channels: 3, model_channels: 32, num_res_blocks: 1, attention_factors: [1],
+         channel_mult: [1], num_heads: 1, context_dim: 8}
+    conditioner:
+      target: ldm.conditioning.text.TextConditioner
+      params:
+        {dim: 8, depth: 1, drop_rate: 0.2, tokenizer:
+          {target: ldm.conditioning.tokenizers.TrainedTokenizer, params: {max_length: 8, vocab_size: 64}}}
+data:
+  target: ldm.data.module.DataModule
+  params:
+    batch_size: 2
+    num_workers: 0
+    train: {target: ldm.data.shapes.Shapes, params: {num_samples: 32, size: 8}}
+    validation: {target: ldm.data.shapes.Shapes, params: {num_samples: 3, size: 8, split: validation}}
+lightning:
+  trainer: {accelerator: cpu, log_every_n_steps: 1, num_sanity_val_steps: 1, val_check_interval: 2}
+  callbacks:
+    image_logger: {params: {every_n_steps: 2, max_images: 1, sampler:
+      {target: ldm.sampling.ddim.DDIM, params: {steps: 2}}}}
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+
+
+def finish(words: list[str], folder: Path, **more: str) -> str:
+    done = subprocess.run(words, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def train(logs: str, *words: str) -> list[str]:
+    return ["-b", "tiny.yaml", "-t", "-l", logs, "--max_steps", "3", *words]
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    (run,) = folder.iterdir()
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def tensors(content: Any) -> Iterator[torch.Tensor]:
+    if isinstance(content, torch.Tensor):
+        yield content.double()
+    elif isinstance(content, (dict, list, tuple)):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from tensors(value)
+
+
+def distance(first: dict[str, Any], second: dict[str, Any]) -> float:
+    """Give the largest difference of weights, averages and optimiser state, whose names and shapes must be equal."""
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    ours, theirs = ([checkpoint[key] for key in ("state_dict", "optimizer_states")] for checkpoint in (first, second))
+    assert ours[1][0]["param_groups"] == theirs[1][0]["param_groups"]
+    assert first["lr_schedulers"] == second["lr_schedulers"] and first["global_step"] == second["global_step"]
+    pairs = list(zip(tensors(ours), tensors(theirs), strict=True))
+    assert all(a.shape == b.shape for a, b in pairs)
+    return max(float((a - b).abs().max()) for a, b in pairs if a.numel())
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launch")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(workplace: Path) -> Path:
+    """Train with each strategy on two ranks; go on from the run of fsdp with each, and with one process."""
+    jobs = [{"world": 2, "arguments": train(name, "--strategy", name)} for name in STRATEGIES]
+    finish([sys.executable, str(HERE / "forked_runs.py"), json.dumps(jobs)], workplace)
+    jobs = []
+    for name in STRATEGIES:
+        shutil.copytree(next((workplace / "fsdp").iterdir()), workplace / f"on-{name}" / "run")
+        words = ["-r", f"on-{name}/run", "-t", "--max_steps", "5", "--strategy", name]
+        jobs.append({"world": 2, "arguments": words})
+    shutil.copytree(next((workplace / "fsdp").iterdir()), workplace / "alone" / "run")
+    words = ["-r", "alone/run", "-t", "--max_steps", "4", "--devices", "1", "--strategy", "auto"]
+    jobs.append({"world": 1, "arguments": words})
+    finish([sys.executable, str(HERE / "forked_runs.py"), json.dumps(jobs)], workplace)
+    return workplace
+
+
+def test_sharing_the_optimiser_changes_nothing(runs: Path) -> None:
+    assert distance(checkpoint(runs / "ddp"), checkpoint(runs / "zero1")) == 0
+
+
+def test_sharding_everything_changes_the_order_of_sums_only(runs: Path) -> None:
+    assert distance(checkpoint(runs / "ddp"), checkpoint(runs / "fsdp")) < 1e-6
+
+
+def test_each_strategy_goes_on_from_the_checkpoint_of_sharded_training(runs: Path) -> None:
+    ends = [checkpoint(runs / f"on-{name}") for name in STRATEGIES]
+    assert [end["global_step"] for end in ends] == [5, 5, 5]
+    assert distance(ends[0], ends[1]) == 0
+    assert distance(ends[0], ends[2]) < 1e-6
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_sharded_training(runs: Path) -> None:
+    assert checkpoint(runs / "alone")["global_step"] == 4
+
+
+def test_sharded_training_validates_and_draws_like_the_others(runs: Path) -> None:
+    for name in ("ddp", "fsdp"):
+        (run,) = (runs / name).iterdir()
+        header, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+        values = [
+            float(row[header.index("val/loss_simple_ema")]) for row in rows if row[header.index("val/loss_simple_ema")]
+        ]
+        assert values == pytest.approx([values[0]], rel=1e-4) and list((run / "images" / "train").glob("*gs-000002*"))
+
+
+@pytest.mark.slow
+def test_torchrun_decides_the_number_of_processes(workplace: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    printed = finish([*launcher, str(ROOT / "main.py"), *train("torchrun")], workplace)
+    assert "global batch: 4 = 2 per device x 2 devices x 1 nodes x 1 accumulated" in printed
+    assert "strategy ddp" in printed
+    assert checkpoint(workplace / "torchrun")["global_step"] == 3  # one run folder, written by the first rank
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[str, str]]:
+    """Make two network namespaces that see each other: 10.77.0.1 and 10.77.0.2."""
+    names = (f"ldm-a-{os.getpid()}", f"ldm-b-{os.getpid()}")
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "ldm0", "netns", names[0], "type", "veth", "peer", "name", "ldm0", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "ldm0")
+            for device in ("lo", "ldm0"):
+                ip("-n", name, "link", "set", device, "up")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces cannot be made here: {error}")
+    else:
+        yield names
+    finally:
+        if shutil.which("ip"):
+            for name in names:
+                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_hosts_meet_without_a_launcher(workplace: Path, hosts: tuple[str, str]) -> None:
+    words = [sys.executable, str(ROOT / "main.py"), *train("hosts", "--num_nodes", "2", "--devices", "1")]
+    meeting = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29511", "GLOO_SOCKET_IFNAME": "ldm0"}
+    processes = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", host, *words],
+            cwd=workplace, env=environment(**meeting, NODE_RANK=str(rank)), stderr=subprocess.PIPE, text=True,
+        )
+        for rank, host in enumerate(hosts)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "global batch: 4 = 2 per device x 1 devices x 2 nodes" in printed[0]
+    assert checkpoint(workplace / "hosts")["global_step"] == 3
+    assert yaml.safe_load(next((workplace / "hosts").rglob("config.yaml")).read_text())["model"]["global_batch"] == 4
