@@ -32,7 +32,7 @@ from ldm.sampling.base import Sampler, Step
 PictureMetric = Callable[[Tensor, Mapping[str, Any]], Tensor]
 Draw = Callable[[range], tuple[Tensor, Mapping[str, Any]]]
 PUBLISHED_COUNT = 50_000
-_FIGURE = "figure."  # of each picture, in the parts
+_FIGURE, _SECONDS = "figure.", "seconds"  # of each picture, and of the part, in the parts
 _NAMES = {"frechet": "FID", "spatial_frechet": "sFID", "kernel": "KID", "inception_score": "IS"}
 
 
@@ -115,13 +115,16 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Hold figures by name with the extractor in brackets, what they depend on, and the pictures kept (K, C, H, W)."""
+    """Hold figures by name with the extractor in brackets, what they depend on, and the pictures kept (K, C, H, W).
+
+    seconds: of drawing and of looking, all parts and ranks together, and of this call.
+    """
 
     values: Values
     count: int
     settings: Mapping[str, Any]
     images: Tensor
-    seconds: float
+    seconds: Mapping[str, float]
 
     def labels(self) -> dict[str, str]:
         """Say what each figure may be called: FID only by Inception, and FID-50k only of 50,000 samples."""
@@ -130,7 +133,7 @@ class Result:
     def content(self, made: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Give the result as plain values; `made`: when and by what, the only part that differs between repetitions."""
         figures = {"values": dict(self.values), "labels": self.labels(), "n": self.count}
-        return {**figures, **self.settings, "made": {**(made or {}), "seconds": round(self.seconds, 3)}}
+        return {**figures, **self.settings, "made": {**(made or {}), **self.seconds}}
 
     def to_json(self, made: Mapping[str, Any] | None = None) -> str:
         """Give `content` as text."""
@@ -231,20 +234,27 @@ def _evaluate(
     settings = {**settings, **judges.record(), "reference": None if reference is None else reference.record}
     columns = Parts(folder, count, part_size, {"n": count, **settings}).run(lambda part: _look(draw, judges, part))
     values = _set_values(columns, judges, reference) | _picture_values(columns, judges.pictures)
-    return Result(values, count, settings, columns["images"], time.monotonic() - started)
+    draw_seconds, look_seconds = columns[_SECONDS].sum(0).tolist()
+    seconds = {"seconds": time.monotonic() - started, "draw_seconds": draw_seconds, "look_seconds": look_seconds}
+    seconds = {name: round(value, 3) for name, value in seconds.items()}
+    return Result(values, count, settings, columns["images"], seconds)
 
 
 @torch.no_grad()
 def _look(draw: Draw, judges: Judges, positions: range) -> Columns:
     """Draw a part; keep what the figures need of it."""
+    started = time.monotonic()
     images, batch = draw(positions)
-    columns = {"images": images[: max(0, judges.keep - positions.start)].cpu()}
+    images = images.cpu()  # here, so that the accelerator's work counts as drawing
+    drawn = time.monotonic()
+    columns = {"images": images[: max(0, judges.keep - positions.start)]}
     if judges.sets:
         columns |= columns_of(judges.extractor(images))
-    shown = from_bytes(images.cpu())
+    shown = from_bytes(images)
     for name, metric in judges.pictures.items():
         columns[_FIGURE + name] = metric(shown, batch).float()
-    return columns
+    seconds = [drawn - started, time.monotonic() - drawn]
+    return {**columns, _SECONDS: torch.tensor([seconds])}  # (1, 2)
 
 
 def _set_values(columns: Columns, judges: Judges, reference: Referenced | None) -> Values:

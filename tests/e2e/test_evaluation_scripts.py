@@ -1,0 +1,130 @@
+"""scripts/evaluate.py and compare.py on tiny random models: each kind of thing to measure, two ranks, mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from tiny_runs import ROOT, autoencoder_node, diffusion_node, fails, node, noise, save, script, write_run
+
+pytest.importorskip("torch_fidelity")
+evaluate, compare = script("evaluate").main, script("compare").main
+
+
+def scenes(count, **options):
+    return node("data.shapes.Shapes", num_samples=count, size=16, **options)
+
+
+def with_data(run, **options):
+    file = run / "configs" / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    sets = {"train": scenes(30, **options), "validation": scenes(24, split="validation", **options)}
+    content["data"] = node("data.module.DataModule", batch_size=4, **sets)
+    file.write_text(yaml.safe_dump(content))
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    classes = node("conditioning.labels.ClassConditioner", num_classes=19, embed_dim=16, null_label=18)
+    loss = node("autoencoder.losses.KLLoss", disc_start=0)
+    training = node("training.autoencoder.AutoencoderTraining", autoencoder=autoencoder_node(), loss=loss)
+    return {
+        "none": with_data(write_run(root / "none", diffusion_node())),
+        "class": with_data(write_run(root / "class", diffusion_node(classes, context_dim=16))),
+        "autoencoder": with_data(write_run(root / "autoencoder", training)),
+    }
+
+
+def arguments(run, out, *more):
+    settings = ["--run", run, "--out", out, "--device", "cpu", "--steps", 2, "--batch-size", 5, *more]
+    return list(map(str, settings))
+
+
+def result(out):
+    content = json.loads((out / "evaluation.json").read_text())
+    return content, content.pop("made")
+
+
+def test_samples_with_neighbours_and_exported_reference(runs, tmp_path):
+    out, exported = tmp_path / "out", tmp_path / "reference.npz"
+    more = ("--n", 12, "--metrics", "frechet", "kernel:size=6", "--neighbours", "--export-reference", exported)
+    evaluate(arguments(runs["none"], out, *more))
+    content, made = result(out)
+    assert set(content["values"]) == {"frechet[scenenet]", "kernel[scenenet]", "kernel_std[scenenet]"}
+    assert (content["n"], content["seeds"], content["guidance"]) == (12, [0, 11], 1.0)
+    assert content["sampler"] | {"name": "DDIM", "steps": 2, "eta": 0.0} == content["sampler"]
+    assert content["model"]["weights"] == "ema" and len(content["model"]["checkpoint_sha256"]) == 64
+    assert content["reference"]["count"] == 24 and len(content["reference"]["sha256"]) == 64
+    assert set(content["neighbours"]["ratio"]) == {"pixels", "scenenet"}
+    assert made["seconds"] > 0 and made["draw_seconds"] > 0 and "torch-fidelity" in made["versions"]
+    assert (out / "samples.png").is_file() and (out / "neighbours.png").is_file()
+    imported = ("--n", 12, "--metrics", "frechet", "--reference", exported)
+    evaluate(arguments(runs["none"], tmp_path / "imported", *imported))
+    value = result(tmp_path / "imported")[0]["values"]["frechet[scenenet]"]
+    assert value == pytest.approx(content["values"]["frechet[scenenet]"])
+
+
+def test_two_ranks_give_the_figures_of_one(runs, tmp_path):
+    more = ("--n", 12, "--metrics", "frechet", "precision_recall", "--conditions", "balanced")
+    evaluate(arguments(runs["class"], tmp_path / "one", *more))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+    command = [*launcher, ROOT / "scripts" / "evaluate.py", *arguments(runs["class"], tmp_path / "two" / "out", *more)]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    subprocess.run(list(map(str, command)), check=True, env=environment, timeout=120, capture_output=True)
+    assert result(tmp_path / "two" / "out")[0] == result(tmp_path / "one")[0]
+
+
+def test_a_first_stage_and_that_of_a_diffusion_model(runs, tmp_path):
+    metrics = ("--metrics", "frechet", "psnr", "ssim", "inception_score:splits=2", "--n", 10)
+    evaluate(arguments(runs["autoencoder"], tmp_path / "a", *metrics))
+    evaluate(arguments(runs["none"], tmp_path / "b", "--first-stage", *metrics))
+    first, second = (result(tmp_path / name)[0] for name in "ab")
+    assert first["kind"] == second["kind"] == "reconstructions" and first["n"] == 10
+    assert {"frechet[scenenet]", "psnr", "psnr_std", "ssim"} <= set(first["values"]) == set(second["values"])
+
+
+def test_a_folder_of_pictures_and_a_comparison(runs, tmp_path, capsys, caplog):
+    for name, seed in (("a", 0), ("b", 10)):
+        for index in range(6):
+            save(tmp_path / name / f"{index}.png", noise(16, 16, seed=seed + index))
+        words = ["--images", tmp_path / name, "--reference", tmp_path / "a", "--device", "cpu"]
+        evaluate(list(map(str, [*words, "--metrics", "frechet", "--out", tmp_path / f"{name}.out"])))
+    results = [str(tmp_path / f"{name}.out" / "evaluation.json") for name in "ab"]
+    assert abs(result(tmp_path / "a.out")[0]["values"]["frechet[scenenet]"]) < 1e-3
+    caplog.clear()
+    compare(results)
+    assert "frechet[scenenet]" in caplog.text and "differs: pictures" in caplog.text
+    save(tmp_path / "b" / "6.png", noise(16, 18))
+    words = ["--images", tmp_path / "b", "--reference", tmp_path / "a", "--metrics", "frechet", "--out", tmp_path / "c"]
+    assert "pictures of several sizes" in fails(capsys, evaluate, *words)
+    evaluate(arguments(runs["none"], tmp_path / "d", "--n", 6, "--metrics", "frechet"))
+    assert "cannot be compared" in fails(capsys, compare, results[0], tmp_path / "d" / "evaluation.json")
+    assert "cannot be read" in fails(capsys, compare, results[0], runs["none"] / "configs" / "config.yaml")
+
+
+def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
+    for words, message in (
+        (("--metrics", "freshet"), "--metrics freshet: unknown; did you mean frechet?"),
+        (("--metrics", "kernel:sise=3"), "sise is unknown; kernel takes subsets, size"),
+        (("--metrics", "kernel:size=0"), "0 is not a positive number"),
+        (("--metrics", "psnr:a=3"), "psnr takes no options"),
+        (("--metrics", "kernel", "--n", 12), "kernel: needs 1000 samples or more, there are 12"),
+        (("--extractor", "inseption"), "did you mean inception?"),
+        (("--extractor", "inception:weights=no.pth"), "inception: no weights at no.pth; fetch https://"),
+        (("--reference", "nowhere"), "--reference nowhere: is none of train, validation, test"),
+        (("--reference", "test"), "data.params.test: the config has none"),
+        (("--n", 0), "--n 0: use 1 or more"),
+        (("data.params.validation.params.sise=3",), "unknown; did you mean size?"),
+        (("model.params.x=3",), "overrides are data.key=value"),
+    ):
+        assert message in fails(capsys, evaluate, *arguments(runs["none"], tmp_path / "out", *words))
+    assert not (tmp_path / "out").exists()
+    fixed = arguments(runs["none"], tmp_path / "out", "--conditions", "balanced", "--n", 10, "--metrics", "frechet")
+    evaluate(fixed)  # there are no classes to balance: nothing is conditioned
+    assert result(tmp_path / "out")[0]["conditions"] == "none"
+    assert "holds another evaluation" in fails(capsys, evaluate, *fixed, "--steps", "3")

@@ -1,0 +1,224 @@
+"""Evaluations: the same result however they are cut, stopped or continued; references by content; conditions."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.data.shapes import Shapes
+from ldm.errors import UserError
+from ldm.evaluation.comparison import compare
+from ldm.evaluation.conditions import BalancedClasses, DataConditions, UniformClasses
+from ldm.evaluation.evaluation import Judges, evaluate_autoencoder, evaluate_pictures, label
+from ldm.evaluation.extractors import SceneNet
+from ldm.evaluation.measures import Frechet, InceptionScore, Kernel
+from ldm.evaluation.memorisation import nearest_neighbours
+from ldm.evaluation.picture_metrics import Lpips, psnr, ssim
+from ldm.evaluation.picture_sets import PictureSet, from_bytes, to_bytes
+from ldm.evaluation.references import Referenced, data_reference, read_npz, write_npz
+
+pytest.importorskip("torch_fidelity")
+
+
+def shapes(count, seed=0, **options):
+    return PictureSet(Shapes(count, 32, seed=seed, **options), f"shapes {seed}")
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return SceneNet()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, extractor):
+    return data_reference(shapes(40, 1), extractor, tmp_path_factory.mktemp("cache"))
+
+
+def without_time(result):
+    content = json.loads(result.to_json())
+    del content["made"]
+    return content
+
+
+class Stops(Exception):
+    """Stand for a machine that is taken away."""
+
+
+def test_an_interrupted_evaluation_gives_the_same_result_and_repeats_nothing(tmp_path, extractor, reference):
+    judges = Judges({"frechet": Frechet(), "inception_score": InceptionScore(2)}, extractor, keep=5)
+    whole = evaluate_pictures(shapes(20), judges, reference, tmp_path / "whole", batch_size=6)
+    seen = []
+
+    def until_the_second(count):
+        seen.append(count)
+        if len(seen) == 2:
+            raise Stops
+
+    with pytest.raises(Stops):
+        evaluate_pictures(shapes(20), judges, reference, tmp_path / "cut", 6, until_the_second)
+    cut_off = tmp_path / "cut" / "parts" / "000001.safetensors"
+    cut_off.write_bytes((tmp_path / "whole" / "parts" / "000001.safetensors").read_bytes()[:-50])
+    again = []
+    resumed = evaluate_pictures(shapes(20), judges, reference, tmp_path / "cut", 9, again.append)
+    assert again == [6, 6, 2]  # the first part is kept, with the size of parts of the beginning
+    assert without_time(resumed) == without_time(whole)
+    assert torch.equal(resumed.images, to_bytes(shapes(20).batch(range(5))["image"]))
+
+
+def test_a_folder_of_another_evaluation_is_refused_and_left_alone(tmp_path, extractor, reference):
+    judges = Judges({"frechet": Frechet()}, extractor)
+    evaluate_pictures(shapes(8), judges, reference, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds another evaluation, nothing was changed; it differs in n: 8, 9"):
+        evaluate_pictures(shapes(9), judges, reference, tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_too_few_pictures_are_refused_before_any_is_read(tmp_path, extractor, reference):
+    for judges, given, message in (
+        (Judges({"kernel": Kernel(2, 30)}, extractor), reference, "kernel: needs 30 samples or more, there are 20"),
+        (Judges({"frechet": Frechet()}, extractor), None, "frechet: needs a reference"),
+        (Judges({"frechet": Frechet()}), reference, "frechet: is measured on features"),
+        (Judges(), reference, "no metrics"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_pictures(shapes(20), judges, given, tmp_path)
+    with pytest.raises(UserError, match="needs 50 pictures of reference or more, there are 40"):
+        evaluate_pictures(shapes(60), Judges({"kernel": Kernel(2, 50)}, extractor), reference, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixed_sizes_are_named():
+    dataset = [{"image": torch.zeros(3, 8, 8)}, {"image": torch.zeros(3, 8, 9)}]
+    with pytest.raises(UserError, match=r"photos: pictures of several sizes \(3x8x8, 3x8x9\)"):
+        PictureSet(dataset, "photos").batch(range(2))
+    with pytest.raises(UserError, match="photos: has no pictures"):
+        PictureSet([], "photos")
+
+
+def test_bytes_come_back_as_they_were():
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_bytes(from_bytes(values)), values)
+
+
+def test_references_are_kept_by_content_and_travel_as_npz(tmp_path, extractor):
+    first = data_reference(shapes(20), extractor, tmp_path)
+    asked = []
+    again = data_reference(shapes(20), extractor, tmp_path, asked.append)
+    assert not asked and again.record == first.record
+    other = data_reference(shapes(20, 5), extractor, tmp_path)
+    assert other.record["sha256"] != first.record["sha256"]
+    write_npz(tmp_path / "reference.npz", first.reference)
+    imported = read_npz(tmp_path / "reference.npz")
+    features = extractor(to_bytes(shapes(20, 7).batch(range(20))["image"]))
+    assert Frechet()(features, imported.reference) == Frechet()(features, first.reference)
+    assert imported.record["count"] == 20
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(64), sigma=np.eye(64))
+    assert read_npz(tmp_path / "adm.npz").reference.count is None
+    np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(4))
+    with pytest.raises(UserError, match="do not fit together"):
+        read_npz(tmp_path / "bad.npz")
+    (tmp_path / "text.npz").write_text("no")
+    with pytest.raises(UserError, match="is no .npz file"):
+        read_npz(tmp_path / "text.npz")
+
+
+class Halved(torch.nn.Module):
+    """Lose half of the contrast."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(0.5))
+
+    def encode_mode(self, x):
+        return x * self.factor
+
+    def decode(self, z):
+        return z
+
+
+def test_reconstructions_have_mean_and_deviation_of_each_picture(tmp_path):
+    judges = Judges(pictures={"psnr": psnr, "ssim": ssim})
+    pictures = shapes(10)
+    result = evaluate_autoencoder(Halved(), pictures, judges, None, tmp_path, {"weights": "raw"}, batch_size=4)
+    x = from_bytes(to_bytes(pictures.batch(range(10))["image"]))
+    each = psnr(from_bytes(to_bytes(x / 2)), {"image": x})
+    assert result.values["psnr"] == pytest.approx(each.mean().item(), abs=1e-4)
+    assert result.values["psnr_std"] == pytest.approx(each.std(correction=0).item(), abs=1e-4)
+    assert set(result.values) == {"psnr", "psnr_std", "ssim", "ssim_std"} and result.count == 10
+
+
+def test_psnr_is_that_of_torchmetrics():
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 4, 3, 16, 16) * 2 - 1
+    theirs = [functional.peak_signal_noise_ratio(a, b, data_range=2.0) for a, b in zip(x, y, strict=True)]
+    torch.testing.assert_close(psnr(x, {"image": y}), torch.stack(theirs))
+
+
+def test_lpips_gives_one_distance_a_picture():
+    metric = Lpips()
+    metric.network.random_features = True  # the published weights are not in a test's reach
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert metric(x, {"image": x}).tolist() == [0, 0]
+    assert (metric(x, {"image": x.flip(0)}) > 0).all()
+
+
+def test_only_inception_has_fid_and_only_fifty_thousand_fid_50k():
+    assert label("frechet[inception]", 50_000) == "FID-50k"
+    assert label("frechet[inception]", 49_999) == "FID of 49,999 samples"
+    assert label("kernel_std[inception]", 1000) == "deviation of KID of 1,000 samples"
+    for name in ("frechet[scenenet]", "frechet[inception-12345678]", "psnr"):
+        assert "FID" not in label(name, 50_000) and "50k" not in label(name, 50_000)
+
+
+def test_conditions_depend_on_the_position_alone():
+    balanced = BalancedClasses("class_label", (0, 1, 2))
+    assert balanced(range(2, 8))["class_label"].tolist() == [2, 0, 1, 2, 0, 1]
+    uniform = UniformClasses("class_label", tuple(range(50)))
+    assert uniform(range(10))["class_label"][4:].tolist() == uniform(range(4, 10))["class_label"].tolist()
+    data = DataConditions(shapes(4))
+    assert data([1, 5])["caption"][0] == data([1, 5])["caption"][1]  # it starts anew
+
+
+def test_copies_of_the_training_set_are_found_out(extractor):
+    train, held_out = shapes(30, 1), shapes(12, 2)
+    copies = to_bytes(train.batch(range(12))["image"])
+    found = nearest_neighbours(copies, train, held_out, extractor)
+    assert torch.equal(found["pixels"].pictures, copies) and torch.equal(found["scenenet"].pictures, copies)
+    assert found["pixels"].ratio < 0.01 and found["scenenet"].ratio < 0.01
+    fresh = nearest_neighbours(to_bytes(shapes(12, 3).batch(range(12))["image"]), train, held_out, extractor)
+    assert 0.6 < fresh["pixels"].ratio < 1.6 and 0.6 < fresh["scenenet"].ratio < 1.6
+
+
+def test_a_comparison_refuses_what_was_measured_differently(tmp_path, extractor, reference):
+    judges = Judges({"frechet": Frechet()}, extractor)
+    first = evaluate_pictures(shapes(8), judges, reference, tmp_path / "a").content()
+    second = evaluate_pictures(shapes(8, 9), judges, reference, tmp_path / "b").content()
+    found = compare(first, second)
+    assert set(found.figures) == {"frechet[scenenet]"} and not found.alone
+    assert [line.partition(":")[0] for line in found.settings] == ["pictures", "sha256"]
+    moved = Referenced(reference.reference, {**reference.record, "source": "another path"})
+    compare(first, evaluate_pictures(shapes(8, 9), judges, moved, tmp_path / "c").content())
+    for changed, message in (
+        ({"n": 9}, "n: 8, 9"),
+        ({"pixels": "truncated"}, "pixels: uint8"),
+        ({"extractor": {**first["extractor"], "sha256": "0"}}, "extractor.sha256"),
+        ({"reference": {**first["reference"], "sha256": "0"}}, "reference.sha256"),
+        ({"values": {"psnr": 1.0}}, "no figure in common"),
+        ({"metrics": {"frechet": {"of": 2}}}, "metrics.frechet.of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare(first, {**second, **changed})
+    made = {**first, "kind": "samples", "conditions": "data (a, 8 items)"}
+    with pytest.raises(UserError, match="conditions: data, balanced"):
+        compare(made, {**second, "kind": "samples", "conditions": "balanced"})
+    with pytest.raises(UserError, match="kind: reconstructions, samples"):
+        compare(made, {**second, "kind": "reconstructions"})
+
+
+def test_a_full_disk_is_one_line(tmp_path, extractor, reference):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        evaluate_pictures(shapes(4), Judges({"frechet": Frechet()}, extractor), reference, tmp_path / "file" / "out")
