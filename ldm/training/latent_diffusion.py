@@ -288,7 +288,7 @@ class LatentDiffusion(TrainingModule):
         first = 0
         for batch in batches:
             count = len(self._source(batch))
-            draws = Draws.of_samples(self.device, self.numbers(first, count), self.seed, MEASURE)
+            draws = Draws.of_samples(self.device, self.numbers(first, count), MEASURE, self.seed)
             first += count * self.world_size
             yield self.latents(self.transfer_batch_to_device(batch, self.device, 0), draws.normal)
 

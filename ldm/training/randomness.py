@@ -16,7 +16,8 @@ from torch import Tensor
 
 _GOLDEN_RATIO = 0.6180339887498949
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's: 2^64 times the golden ratio
-VALIDATION = 1  # marks the keys of validation draws, so that they never meet those of training
+TRAINING = 0  # these mark the keys of draws, so that those of one kind never meet those of another
+VALIDATION = 1
 PREVIEW = 2
 MEASURE = 3
 
