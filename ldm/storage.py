@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -109,7 +110,10 @@ def link(path: Path, name: Path) -> None:
     """Keep a file under a second name; files here are never written in place, so a link is a copy."""
     aside = name.with_suffix(".link")
     aside.unlink(missing_ok=True)
-    aside.hardlink_to(path)
+    try:
+        aside.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, aside)
     os.replace(aside, name)
 
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import multiprocessing
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -84,16 +85,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Share the cores out among processes that train at the same time; after a failure none is started any more."""
+    """Share the cores out among processes that train at the same time; a failure, SIGTERM or Ctrl-C stops them all.
+
+    Trainings that are stopped have saved where they stand.
+    """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (max(1, torch.get_num_threads() // jobs),))
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield pool
-    except UserError as error:
-        _log.error("%s; waiting for what is still being trained", error)
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def train_first_stage(stage: str, options: argparse.Namespace) -> str:

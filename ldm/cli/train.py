@@ -129,7 +129,8 @@ def train(plan: Plan, arguments: Arguments) -> None:
 
 def fit(trainer: pl.Trainer, model: TrainingModule, data: Any, plan: Plan, arguments: Arguments) -> None:
     """Train, and evaluate on the data set `test` if there is one."""
-    trainer.fit(model, data.train_loader(), data.validation_loader(), ckpt_path=plan.run.checkpoint, weights_only=True)
+    train, validation = data.train_loader(plan.batch.accumulate), data.validation_loader()
+    trainer.fit(model, train, validation, ckpt_path=plan.run.checkpoint, weights_only=True)
     if not arguments.no_test and data.test is not None:
         trainer.test(model, data.test_loader(), verbose=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
@@ -41,12 +42,15 @@ class Loader(DataLoader):
     An iteration starts when its first batch is asked for, with the epoch, rank and world of that moment, and gives the
     epoch that was set, as often as it is iterated. `state_dict` holds epoch and number of samples given by all ranks,
     from which another loader goes on, also with another number of processes or workers. Of a stream whose length is not
-    known the last batch given does not count, since Lightning asks for one in advance. What `tally` counted unreadable
-    is told when an iteration ends, if it grew. Raises UserError for evaluation on more ranks than there are samples.
+    known the last batch given does not count, since Lightning asks for one in advance. `accumulate` batches make a
+    step: of an epoch of known length a rest that makes none is left out, as with one large batch. What `tally` counted
+    unreadable is told when an iteration ends, if it grew. Raises UserError for evaluation on more ranks than there are
+    samples.
     """
 
-    def __init__(self, *args: Any, tally: Tally | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, accumulate: int = 1, tally: Tally | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._accumulate = accumulate if self.drop_last else 1
         self._tally, self._told = tally, 0
         self._given = (0, 0)  # epoch and batches of the iteration under way
 
@@ -89,16 +93,20 @@ class Loader(DataLoader):
     def __len__(self) -> int:
         if isinstance(self.sampler, DrawSampler):
             self._check_size(self.sampler.num_items, rank_and_world()[1])
-        return super().__len__()
+        return self._count_batches()
+
+    def _count_batches(self) -> int:
+        return super().__len__() // self._accumulate * self._accumulate
 
     def _check_size(self, num_items: int, world: int) -> None:
         if self.sampler.evaluation and 0 < num_items < world:
             raise UserError(
                 f"data: {num_items} items cannot be shared out among {world} processes; evaluate on fewer, or give more"
             )
-        if num_items > 0 and super().__len__() == 0:
+        if num_items > 0 and self._count_batches() == 0:
+            several = f"{self._accumulate} batches" if self._accumulate > 1 else "one batch"
             raise UserError(
-                f"data: {num_items} items do not fill one batch of {self.batch_size} on {world} processes; lower "
+                f"data: {num_items} items do not fill {several} of {self.batch_size} on {world} processes; lower "
                 "data.params.batch_size, or raise `repeats` of the data set"
             )
 
@@ -112,8 +120,9 @@ class Loader(DataLoader):
             self.sampler.check()
         ahead, is_empty = int(not self._length_is_known), True
         epoch, given = self._given = self._start()
+        limit = max(0, len(self) - given) if self._accumulate > 1 and self._length_is_known else None
         try:
-            for batch in super().__iter__():
+            for batch in islice(super().__iter__(), limit):
                 given += 1
                 self._given = epoch, given - ahead
                 if batch:

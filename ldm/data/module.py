@@ -65,9 +65,9 @@ class DataModule:
             if (tally := _tally(dataset)) is not None:
                 tally.max_bad_fraction = max_bad_fraction
 
-    def train_loader(self) -> Loader:
-        """Make the loader of the training set. UserError if there is none."""
-        return self._loader(self._train_set(), self.shuffle, self.drop_last)
+    def train_loader(self, accumulate: int = 1) -> Loader:
+        """Make the loader of the training set, for steps of `accumulate` batches. UserError if there is none."""
+        return self._loader(self._train_set(), self.shuffle, self.drop_last, accumulate=accumulate)
 
     def validation_loader(self) -> Loader | None:
         """Make the loader of the validation set, if there is one."""
@@ -107,7 +107,12 @@ class DataModule:
         return self.train
 
     def _loader(
-        self, dataset: Dataset, shuffle: bool = False, drop_last: bool = False, evaluation: bool = False
+        self,
+        dataset: Dataset,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        evaluation: bool = False,
+        accumulate: int = 1,
     ) -> Loader:
         options: dict[str, Any] = {"num_workers": self._workers(dataset), "tally": _tally(dataset)}
         if isinstance(dataset, Shards):
@@ -122,6 +127,7 @@ class DataModule:
             persistent_workers=options["num_workers"] > 0,
             pin_memory=torch.accelerator.is_available(),
             collate_fn=collate,
+            accumulate=accumulate,
             **options,
         )
 

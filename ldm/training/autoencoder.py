@@ -217,18 +217,13 @@ class AutoencoderTraining(TrainingModule):
         self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        """Log perplexity and usage of the codebook over the whole validation set."""
-        self._log_codebook("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the same of the data set `test`."""
-        self._log_codebook("test")
-
-    def _log_codebook(self, split: str) -> None:
+        """Log the means, and perplexity and usage of the codebook, over the whole data set."""
+        split = "test" if self.trainer.testing else "val"
         for suffix in ("",) if self.model_ema is None else ("", "_ema"):
             if self._counts:
                 logs = self._counts[split + suffix].logs(self.device)
                 self.log_means({f"{split}/{name}{suffix}": value for name, value in logs.items()}, 1)
+        super().on_validation_epoch_end()
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         x = self._images(batch)

@@ -202,7 +202,10 @@ class Checkpoints(pl.Callback):
         """
         finite = torch.stack([local_part(parameter).isfinite().all() for parameter in module.parameters()]).all()
         if not trainer.strategy.reduce_boolean_decision(bool(finite)):
-            raise FloatingPointError(f"weights are no longer finite at step {trainer.global_step}; nothing was saved")
+            raise UserError(
+                f"{self.directory}: at step {trainer.global_step} weights are not finite any more; nothing was saved; "
+                "go on from what is there with a lower learning rate"
+            )
         temporary = self.directory / f"{name}.tmp"
         self._files.expect(loops, self._frozen, _metrics_of(trainer))
         trainer.save_checkpoint(temporary)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
@@ -28,6 +29,13 @@ AUTOENCODER = node(
     "autoencoder.autoencoder.Autoencoder",
     architecture=ARCHITECTURE, regularizer=node("autoencoder.regularizers.KL"), embed_dim=2,
 )  # fmt: skip
+
+
+class Failing(pl.Callback):
+    """Stands for a mistake in the program."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        raise ZeroDivisionError
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +187,8 @@ def test_nothing_is_trained_without_being_asked(latent_config: str, caplog: Any)
 
 
 def test_errors_of_the_program_keep_their_type_and_are_logged(latent_config: str, tmp_path: Path) -> None:
-    words = ["model.allow_untrained_first_stage=true", "model.learning_rate=1.0e+30"]
-    with pytest.raises(FloatingPointError):
+    words = ["model.allow_untrained_first_stage=true", f"lightning.callbacks.failing.target={__name__}.Failing"]
+    with pytest.raises(ZeroDivisionError):
         main(["-b", latent_config, "-t", "-l", str(tmp_path / "logs"), *words])
     (run,) = (tmp_path / "logs").iterdir()
     assert "Traceback" in (run / "train.log").read_text()

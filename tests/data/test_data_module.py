@@ -77,6 +77,15 @@ def test_train_is_shuffled_and_drops_the_rest_validation_is_whole():
     assert labels(DataModule(4, Numbers(6), shuffle=False, drop_last=False).train_loader()) == [[0, 1, 2, 3], [4, 5]]
 
 
+def test_accumulated_batches_see_what_one_large_batch_sees():
+    large, loader = DataModule(4, Numbers(14)).train_loader(), DataModule(2, Numbers(14)).train_loader(accumulate=2)
+    assert len(loader) == 6 and sum(labels(loader), []) == sum(labels(large), [])
+    loader.load_state_dict({"epoch": 0, "samples": 8})
+    assert sum(labels(loader), []) == labels(large)[2]
+    with pytest.raises(UserError, match="3 items do not fill 2 batches of 2"):
+        len(DataModule(2, Numbers(3)).train_loader(accumulate=2))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_augmentations_do_not_depend_on_workers_and_change_per_epoch(tmp_path, num_workers):
     write_pictures(tmp_path, 6)

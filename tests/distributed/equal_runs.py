@@ -22,11 +22,12 @@ from torch.distributed.tensor import DTensor
 from training_models import Noise, autoencoder_training, latent_diffusion
 
 from ldm.data.module import DataModule
+from ldm.training.checkpoints import Checkpoints
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.lr_schedules import WarmUpLinear
 from ldm.training.optimization import Optimization
 
-GLOBAL_BATCH, STEPS, TRAINING, VALIDATION = 4, 4, 13, 5  # the fourth step is in the second epoch
+GLOBAL_BATCH, STEPS, TRAINING, VALIDATION = 4, 4, 15, 5  # the fourth step is in the second epoch
 RUNS = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1))  # (processes, batches accumulated)
 
 
@@ -82,19 +83,29 @@ CASES: dict[str, tuple[Callable[[], pl.LightningModule], type[Noise], str]] = {
 }
 
 
-def fit(case: str, world: int, accumulate: int, folder: Path) -> None:
+def fit(case: str, world: int, accumulate: int, folder: Path, part: str = "") -> None:
+    """Train a case; part "begun": its first half, by one process; "resumed": from where that ended."""
     make, dataset, precision = CASES[case]
+    name = f"{case}{part}-{world}-{accumulate}"
+    callbacks: list[pl.Callback] = [Report(folder / name)]
+    if part:
+        (folder / name).mkdir(exist_ok=True)
+        callbacks.append(Checkpoints(folder / name))
     data = DataModule(GLOBAL_BATCH // world // accumulate, dataset(TRAINING), Noise(VALIDATION), num_workers=0, seed=3)
     strategy = DDPStrategy(process_group_backend="gloo", broadcast_buffers=False, gradient_as_bucket_view=True)
     trainer = pl.Trainer(
-        max_steps=STEPS, accelerator="cpu", devices=world, strategy="auto" if world == 1 else strategy,
+        max_steps=STEPS // 2 if part == "begun" else STEPS,
+        accelerator="cpu", devices=world, strategy="auto" if world == 1 else strategy,
         precision=precision, accumulate_grad_batches=accumulate, num_sanity_val_steps=0, use_distributed_sampler=False,
         default_root_dir=folder, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        logger=False, log_every_n_steps=1, callbacks=[Report(folder / f"{case}-{world}-{accumulate}")],
+        logger=False, log_every_n_steps=1, callbacks=callbacks,
     )  # fmt: skip
     model = make()
+    if precision == "64-true":
+        model.double()  # Lightning would do so after it has loaded a checkpoint
     model.learning_rate = 1e-3
-    trainer.fit(model, data.train_loader(), data.validation_loader())
+    checkpoint = folder / f"{case}begun-1-1" / "last.ckpt" if part == "resumed" else None
+    trainer.fit(model, data.train_loader(accumulate), data.validation_loader(), ckpt_path=checkpoint, weights_only=True)
 
 
 def average_sharded(folder: Path) -> None:
@@ -132,6 +143,11 @@ def train(world: int, folder: Path) -> None:
             for case in CASES:
                 if case != "marked" or accumulate == 1:
                     fit(case, world, accumulate, folder)
+    for case in ("diffusion", "autoencoder"):
+        if world == 1:
+            fit(case, 1, 1, folder, "begun")
+        for accumulate in (1, 2) if world < 4 else (1,):
+            fit(case, world, accumulate, folder, "resumed")
     if world == 2:
         average_sharded(folder)
 

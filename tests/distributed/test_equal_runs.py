@@ -42,7 +42,20 @@ def learned(report: dict[str, Any]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("case", ["diffusion", "autoencoder"])
 @pytest.mark.parametrize(("world", "accumulate"), MANY)
 def test_ranks_and_accumulation_equal_one_large_batch(case: str, world: int, accumulate: int, reports: Reports) -> None:
-    (alone,), together = reports[case, 1, 1], reports[case, world, accumulate]
+    assert_equal(case, reports[case, 1, 1][0], reports[case, world, accumulate], world)
+
+
+@pytest.mark.parametrize("case", ["diffusion", "autoencoder"])
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), *MANY])
+def test_another_number_of_ranks_goes_on_in_mid_epoch(case: str, world: int, accumulate: int, reports: Reports) -> None:
+    alone, resumed = reports[case, 1, 1][0], reports[f"{case}resumed", world, accumulate]
+    assert_equal(case, alone, resumed, world)
+    if (world, accumulate) == (1, 1):
+        assert all(torch.equal(value, learned(alone)[name]) for name, value in learned(resumed[0]).items())
+
+
+def assert_equal(case: str, alone: dict[str, Any], together: list[dict[str, Any]], world: int) -> None:
+    """Compare what was learned by one process and by several."""
     assert len(together) == world
     expected, moved = learned(alone), 0.0
     for name, value in learned(together[0]).items():

@@ -113,7 +113,7 @@ def test_resumed_upkeep_equals_uninterrupted_upkeep(tmp_path: Path) -> None:
     whole, first, resumed = model(0), model(0), model(1)
     trainer = fit(whole, tmp_path, 8)
     fit(first, tmp_path, 4, callbacks=[Checkpoints(tmp_path)])
-    again = fit(resumed, tmp_path, 8, ckpt_path=tmp_path / "last.ckpt")
+    again = fit(resumed, tmp_path, 8, callbacks=[Checkpoints(tmp_path)], ckpt_path=tmp_path / "last.ckpt")
     assert largest_difference(whole.state_dict(), resumed.state_dict()) == 0
     assert trainer.callback_metrics["train/perplexity"] == again.callback_metrics["train/perplexity"]
 
