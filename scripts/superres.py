@@ -4,12 +4,14 @@
     python scripts/superres.py --config bsr_sr/config.yaml --ckpt bsr_sr/model.ckpt --indir A.png --tile 512
 
 Any size will do; --tile bounds the memory. --H and --W scale the picture first, so that the output has these sides.
+--consistent corrects coarse colours and brightness to those of the given picture, where it shows what was shrunk.
 A model of pairs of equal size (configs/own/pairs.yaml) draws the picture that belongs to the given one.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 
 from torch import Tensor
 
@@ -20,6 +22,8 @@ from ldm.cli.rescaling import enlargement, input_channels, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.errors import UserError
+from ldm.evaluation.back_projection import held_to
+from ldm.evaluation.picture_sets import to_bytes
 
 _NEEDED = "super-resolution needs an ImageConditioner or a SpatialRescaler of a small picture"
 
@@ -35,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if scale.denominator > 1 or channels not in (1, loaded.channels):
         seen = f"pictures of {channels} channels at 1/{scale} of the output's sides"
         raise UserError(f"{loaded.config}: this model sees {seen}, not small pictures; {_NEEDED}")
+    if options.consistent and channels != loaded.channels:
+        raise UserError(f"--consistent: {loaded.config} sees {channels} channel and draws {loaded.channels}")
     drawings = describe(sources, loaded, conditioner, int(scale), options)
     draw_all(loaded, sampler, options, drawings, len(sources) * options.n_samples)
 
@@ -43,6 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--indir", "--image", required=True, metavar="PATH", help="a small picture, or a folder")
+    parser.add_argument("--consistent", action="store_true", help="hold samples to the given picture (back projection)")
     add_task_arguments(parser, "outputs/superres", steps=100, eta=1.0)
     return parser.parse_args(argv)
 
@@ -72,8 +79,15 @@ def describe(
                 {"image": str(source.path), "size": list(size)},
                 source.name,
                 beside=shown,
-                finish=lambda sample, size=size: cropped(sample, size),
+                finish=partial(finished, size=size, low_res=low_res if options.consistent else None),
             )
+
+
+def finished(sample: Tensor, size: tuple[int, int], low_res: Tensor | None) -> Tensor:
+    """Cut the bytes of a sample (C, H, W) to its size, held to the small picture where one is given."""
+    if low_res is not None:
+        sample = to_bytes(held_to(to_unit(sample)[None], low_res[None])[0])
+    return cropped(sample, size)
 
 
 if __name__ == "__main__":

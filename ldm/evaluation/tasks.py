@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ldm.data.shapes import PALETTE
 from ldm.data.thumbnails import thumbnail_embeddings
 from ldm.evaluation import agreement
+from ldm.evaluation.back_projection import held_to
 from ldm.evaluation.scene_detector import caption_is_drawn
 
 Batch = Mapping[str, Any]
@@ -30,8 +32,8 @@ Figures = dict[str, float]
 class Task:
     """Say what a toy model is conditioned on, and how its pictures are judged.
 
-    config: a name below configs/demo; keys: what the model is given of a batch; scale: of classifier-free
-    guidance; measures: judged with right and with shuffled conditions; references: what is reached without the model;
+    config: a name below configs/demo; keys: what the model is given of a batch; scale: of classifier-free guidance;
+    measures: judged with right and with shuffled conditions; references: what is reached without the model;
     keeps_known: pixels outside the hole (`mask` > 0) are those of the given picture.
     """
 
@@ -135,25 +137,26 @@ def digit_task(classifier: nn.Module) -> Task:
 def photo_tasks(factor: int = 4) -> dict[str, Task]:
     """List the tasks on crops of photos."""
 
-    def bicubic(batch: Batch) -> Tensor:
-        return agreement.enlarged(batch["low_res"], factor)
-
     def relative_sharpness(images: Tensor, batch: Batch) -> Tensor:
         return agreement.sharpness(images) / agreement.sharpness(batch["image"])
 
+    def held(measure: Measure) -> Measure:
+        return lambda images, batch: measure(held_to(images, batch["low_res"]), batch)
+
+    measures: dict[str, Measure] = {
+        "PSNR, dB": lambda x, b: agreement.psnr(x, b["image"]),
+        "consistency with the small picture, dB": lambda x, b: agreement.psnr(
+            agreement.shrunk(x, factor), b["low_res"]
+        ),
+        "sharpness, 1 is real": relative_sharpness,
+    }
     return {
         "superres": Task(
             f"super-resolution x{factor}", "superres_photos", ("low_res",),
+            measures | {f"{name}, held to the small picture": held(measure) for name, measure in measures.items()},
             {
-                "PSNR, dB": lambda x, b: agreement.psnr(x, b["image"]),
-                "consistency with the small picture, dB": lambda x, b: agreement.psnr(
-                    agreement.shrunk(x, factor), b["low_res"]
-                ),
-                "sharpness, 1 is real": relative_sharpness,
-            },
-            {
-                "PSNR of bicubic enlarging, dB": lambda b: agreement.psnr(bicubic(b), b["image"]),
-                "sharpness of bicubic enlarging": lambda b: relative_sharpness(bicubic(b), b),
+                f"{name}, of bicubic enlarging": partial(_of_enlarged, measure, factor)
+                for name, measure in measures.items()
             },
         ),
         "inpainting": Task(
@@ -170,6 +173,10 @@ def photo_tasks(factor: int = 4) -> dict[str, Task]:
             keeps_known=True,
         ),
     }  # fmt: skip
+
+
+def _of_enlarged(measure: Measure, factor: int, batch: Batch) -> Tensor:
+    return measure(agreement.enlarged(batch["low_res"], factor), batch)
 
 
 def _change_outside(images: Tensor, batch: Batch) -> Tensor:

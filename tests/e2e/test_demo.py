@@ -63,7 +63,7 @@ def test_tasks_on_photos(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
     assert figures["inpainting"]["figures"]["largest change of a known pixel"]["right"] == 0
-    assert figures["superres"]["figures"]["PSNR of bicubic enlarging, dB"]["reference"] > 15
+    assert figures["superres"]["figures"]["PSNR, dB, of bicubic enlarging"]["reference"] > 15
 
 
 def test_tasks_on_photos_without_photos_are_one_clear_line(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import fails, load, noise, record, run, save, script, write_runs
 
 from ldm.cli.inputs import Source
@@ -128,6 +129,14 @@ def test_superresolution_follows_the_small_picture(runs, tmp_path):
     assert not np.array_equal(load(tmp_path / "a.png"), load(tmp_path / "b.png"))
     run(superres, runs["superres"], tmp_path, "--image", tmp_path / "in" / "a.png", "--H", 24, "--W", 20)
     assert load(tmp_path / "a-1.png").shape == (24, 20, 3)
+
+
+def test_superresolution_is_held_to_the_small_picture_when_asked(runs, tmp_path):
+    small = save(tmp_path / "in" / "a.png", noise(9, 8) // 2 + 64)
+    run(superres, runs["superres"], tmp_path, "--indir", small, "--consistent")
+    drawn, given = (Image.open(path) for path in (tmp_path / "a.png", small))
+    again = np.asarray(drawn.resize(given.size, Image.Resampling.BICUBIC), np.float32)
+    assert np.abs(again - np.asarray(given, np.float32)).mean() < 4
 
 
 def test_pictures_of_the_same_size(runs, tmp_path):

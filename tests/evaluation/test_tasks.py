@@ -51,7 +51,7 @@ def test_photos_are_judged_beside_what_needs_no_model():
     }
     tasks = photo_tasks()
     superres = tasks["superres"].figures(image, batch)
-    assert superres["PSNR, dB"]["right"] > 90 > superres["PSNR of bicubic enlarging, dB"]["reference"]
+    assert superres["PSNR, dB"]["right"] > 90 > superres["PSNR, dB, of bicubic enlarging"]["reference"]
     assert superres["sharpness, 1 is real"]["right"] == pytest.approx(1) and 0 < superres["PSNR, dB"]["shuffled"] < 20
     finished = tasks["inpainting"].finished(torch.zeros_like(image), batch)
     figures = tasks["inpainting"].figures(finished, batch)
