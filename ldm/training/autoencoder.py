@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.losses import AdversarialLoss
@@ -29,7 +29,7 @@ from ldm.errors import UserError
 from ldm.training.codebook import CodebookUpkeep, CodeCounts
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.module import TrainingModule
-from ldm.training.optimization import Multiplier, clip_gradients, scheduler
+from ldm.training.optimization import Multiplier, scheduler, stepwise
 from ldm.training.randomness import Draws, seed_from
 
 Batch = Mapping[str, Any]
@@ -131,19 +131,7 @@ class AutoencoderTraining(TrainingModule):
         if discriminator:
             groups.append({"params": discriminator, "lr": self.learning_rate})
         optimizer = Adam(groups, lr=self.learning_rate, betas=self.betas, fused=self.may_fuse)
-        steps = scheduler(optimizer, self.lr_schedule)
-        if steps is None:
-            return {"optimizer": optimizer}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip autoencoder and discriminator each on its own."""
-        clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        return stepwise(optimizer, scheduler(optimizer, self.lr_schedule))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the codebook."""

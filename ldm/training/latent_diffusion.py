@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
@@ -33,7 +32,7 @@ from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.latent_scale import LatentScale, unit_variance_scale
 from ldm.training.meters import QuartileMeans
 from ldm.training.module import TrainingModule
-from ldm.training.optimization import Optimization, clip_gradients
+from ldm.training.optimization import Optimization, stepwise
 from ldm.training.randomness import MEASURE, Draws, spread_timesteps
 
 _log = logging.getLogger(__name__)
@@ -70,6 +69,7 @@ class LatentDiffusion(TrainingModule):
         self.parameterization = parameterization or Epsilon()
         self.objective = objective or Objective()
         self.optimization = optimization or Optimization()
+        self.gradient_clip = self.optimization.gradient_clip
         self.learn_logvar, self.latent_scale = learn_logvar, LatentScale.of(latent_scale)
         self._register_tables(schedule, logvar_init)
         self._scale_is_known = not self.latent_scale.is_measured
@@ -250,21 +250,7 @@ class LatentDiffusion(TrainingModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW, fused unless a gradient scaler has to look at the gradients first, and the step schedule."""
         optimizer = self.optimization.adamw(self.optimized_parameters(), self.learning_rate, fused=self.may_fuse)
-        scheduler = self.optimization.scheduler(optimizer)
-        if scheduler is None:
-            return {"optimizer": optimizer}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as the trainer says, else by the norm given in `optimization`."""
-        if gradient_clip_val is None:
-            gradient_clip_val = self.optimization.gradient_clip
-        clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        return stepwise(optimizer, self.optimization.scheduler(optimizer))
 
     # --- the latent scale ------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.guard import StepGuard
 from ldm.training.meters import Means, SampleMeans
+from ldm.training.optimization import clip_gradients
 from ldm.training.randomness import TRAINING, VALIDATION, Draws, seed_from
 
 _SCALE_SEARCH = 24  # a gradient scaler begins at 2^16 and finds its scale by halving it at steps that it leaves out
@@ -25,10 +26,11 @@ class TrainingModule(pl.LightningModule):
 
     `learning_rate`, `seed` and `guard` are attributes that whoever starts the training sets. A subclass sets
     `model_ema` (or None) and says in `averaged` which module it averages. `seen` counts the training samples of all
-    ranks.
+    ranks. `gradient_clip` bounds the norm of each group's gradients where the trainer does not say.
     """
 
     model_ema: ExponentialMovingAverage | None
+    gradient_clip: float | None = None
 
     def __init__(self, learning_rate: float) -> None:
         super().__init__()
@@ -112,6 +114,16 @@ class TrainingModule(pl.LightningModule):
         """Protect running statistics from what a bad batch does to them; schedules and averages change otherwise."""
         parts = [part for part in self.modules() if part.training and part not in (self, self.model_ema)]
         self.guard.protect([buffer for part in parts for buffer in part.buffers(recurse=False)])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each group of parameters on its own, as the trainer says, else by the norm `gradient_clip`."""
+        largest = self.gradient_clip if gradient_clip_val is None else gradient_clip_val
+        clip_gradients(optimizer, largest, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave the step out if its gradients are not finite."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -40,6 +41,13 @@ def scheduler(optimizer: Optimizer, multiplier: Multiplier | None) -> LambdaLR |
     if multiplier is None:
         return None
     return LambdaLR(optimizer, lambda step: multiplier(step))  # of an object, LambdaLR would pickle the fields
+
+
+def stepwise(optimizer: Optimizer, steps: LambdaLR | None) -> dict[str, Any]:
+    """Put an optimiser and its schedule, which moves once a step, in the form in which Lightning takes them."""
+    if steps is None:
+        return {"optimizer": optimizer}
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "step"}}
 
 
 def clip_gradients(optimizer: Optimizer, largest: float | None, algorithm: str | None = None) -> None:

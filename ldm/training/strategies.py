@@ -182,11 +182,7 @@ def shard(module: LatentDiffusion, mesh: Any) -> None:
     for name in _STEPS:
         register_fsdp_forward_method(module, name)
     if module.model_ema is not None:
-        shadows = dict(module.model_ema.named_buffers())
-        for name, parameter in module.averaged.named_parameters():
-            shadow = name.replace(".", "")  # as published
-            if shadow in shadows:
-                setattr(module.model_ema, shadow, _like(shadows[shadow], parameter))
+        module.model_ema.shard_like(module.averaged)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
