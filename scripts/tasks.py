@@ -74,12 +74,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     stages = sorted({FIRST_STAGES[name] for name in names if name not in runs} - set(runs))
     done: dict[str, Outcome] = {}
     with processes(options.jobs) as pool:
-        trained = [pool.submit(train_first_stage, stage, options) for stage in stages]
-        runs |= {stage: future.result() for stage, future in zip(stages, trained, strict=True)}
-        for future in as_completed([pool.submit(do_task, name, runs, options) for name in names]):
-            outcome = future.result()
-            done[outcome.name] = outcome
-            write_results(folder, [done[name] for name in names if name in done])
+        ready = [name for name in names if FIRST_STAGES[name] not in stages or name in runs]
+        pending = {pool.submit(train_first_stage, stage, options): stage for stage in stages}
+        while pending or ready:
+            pending |= {pool.submit(do_task, name, runs, options): name for name in ready}
+            future = next(as_completed(pending))
+            finished, ready = pending.pop(future), []
+            if finished in stages:
+                runs[finished] = future.result()
+                ready = [name for name in names if FIRST_STAGES[name] == finished and name not in runs]
+            else:
+                done[finished] = future.result()
+                write_results(folder, [done[name] for name in names if name in done])
     _log.info("see %s", folder / "report.html")
 
 
