@@ -1,0 +1,46 @@
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from ldm.cli.sample_metrics import SampleMetrics
+from ldm.errors import UserError
+from ldm.training.metrics_csv import MetricsCsv
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from training_models import autoencoder_training, latent_diffusion, loader  # noqa: E402
+
+
+def fit(model: pl.LightningModule, folder: Path, callbacks: list[pl.Callback], validation: bool = True) -> None:
+    trainer = pl.Trainer(
+        max_steps=4, logger=[MetricsCsv(folder / "metrics.csv")], callbacks=callbacks, accelerator="cpu",
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=2,
+        default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(model, loader(), loader(6) if validation else None)
+
+
+def test_figures_are_logged_and_training_is_not_touched(tmp_path: Path) -> None:
+    watched, alone = latent_diffusion(), latent_diffusion()
+    callback = SampleMetrics(tmp_path / "images", every_n_steps=2, count=6, steps=2)
+    fit(watched, tmp_path, [callback])
+    fit(alone, tmp_path / "alone", [])
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("samples/frechet[scenenet]")]
+    assert [int(row["step"]) for row in rows] == [2, 4]
+    assert all(float(row["samples/frechet[scenenet]"]) > 0 for row in rows)
+    assert [path.name for path in (tmp_path / "sample_metrics").iterdir()] == ["references"]
+
+
+def test_what_cannot_be_measured_is_told_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="draws no samples"):
+        fit(autoencoder_training(), tmp_path, [SampleMetrics(tmp_path / "images")])
+    with pytest.raises(UserError, match="needs a validation set"):
+        fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images")], validation=False)
+    with pytest.raises(UserError, match="metrics fid: unknown"):
+        fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", metrics=["fid"])])
