@@ -1,25 +1,27 @@
-"""Measure what dependability costs: the step of a real run against the bare step of a twin, in turns, in one process.
+"""Measure what dependability costs: steps of one run, in turns with all of it and without.
 
-Ours is everything from the start of one batch to the start of the next: loader, per-sample draws, guard, average,
-signals, progress, metrics.csv and checkpoints. The bare step is draws of the whole batch, loss, backward, AdamW and
-the average, on a copy of the model with the same batch. Pictures, which are no part of a step, are off.
+With it: draws by sample number, the guard against gradients that are not finite, agreement on signals, diagnosis,
+progress, means, metrics.csv and checkpoints. Without: draws of the whole batch, and Lightning's loop alone. Model,
+data, optimiser and average are the same, and each step is compared with the one after it, so that the machine's moods
+cancel.
 
-    python scripts/benchmark_dependability.py --steps 200 --every 50
+    python scripts/benchmark_dependability.py --steps 400 --every 100
 """
 
 import argparse
 import json
 import logging
 import statistics
+import sys
 import tempfile
 import time
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import yaml
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.cli.arguments import parse
@@ -45,40 +47,78 @@ class Images(Dataset):
         return {"image": self.images[index], "caption": "a red circle above a blue square"}
 
 
+class PlainDraws:
+    """Draw for a whole batch from the global generator."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw standard normals."""
+        return torch.randn(shape, device=self.device)
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw uniforms on the CPU."""
+        return torch.rand(shape)
+
+    def timesteps(self, count: int, num_steps: int) -> Tensor:
+        """Draw steps."""
+        return torch.randint(num_steps, (count,), device=self.device)
+
+
+class InTurns(LatentDiffusion):
+    """Leave out, while `is_plain`, what makes training dependable."""
+
+    is_plain = False
+
+    def keyed_draws(self, count: int) -> Any:
+        """Draw by sample number or for the batch."""
+        return PlainDraws(self.device) if self.is_plain else super().keyed_draws(count)
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """Mark what is not finite, or not."""
+        owner = pl.LightningModule if self.is_plain else super()
+        owner.backward(*((self,) if self.is_plain else ()), *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the gradients, or not."""
+        if not self.is_plain:
+            super().on_before_optimizer_step(optimizer)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step and average, counting what is left out, or not."""
+        if self.is_plain:
+            pl.LightningModule.optimizer_step(self, *args, **kwargs)
+            self.model_ema.update(self.averaged)
+        else:
+            super().optimizer_step(*args, **kwargs)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Log, or not."""
+        if not self.is_plain:
+            super().on_train_batch_end(*args)
+
+
 class Turns(pl.Callback):
-    """Before each batch of the run, time the run's last step, then a bare step of the twin."""
+    """Switch between the two kinds of step, and time each; the last of the callbacks, so that a step has its own."""
 
     def __init__(self, warm_up: int) -> None:
-        self.warm_up, self.ours, self.bare = warm_up, [], []
-        self._began: float | None = None
+        self.warm_up = warm_up
+        self.seconds: dict[bool, list[float]] = {False: [], True: []}
+        self._all: list[pl.Callback] = []
+        self._began = 0.0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: LatentDiffusion) -> None:
-        """Copy the model, without the trainer that it belongs to."""
-        module_trainer, pl_module._trainer = pl_module._trainer, None
-        self.twin = deepcopy(pl_module)
-        pl_module._trainer = module_trainer
-        self.optimizer = self.twin.configure_optimizers()["optimizer"]
+    def on_train_start(self, trainer: pl.Trainer, pl_module: InTurns) -> None:
+        """Remember the other callbacks."""
+        self._all = list(trainer.callbacks)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: LatentDiffusion, batch: Any, batch_idx: int) -> None:
-        """Take both times."""
-        now = _clock()
-        if self._began is not None and trainer.global_step > self.warm_up:
-            self.ours.append(now - self._began)
-        self._bare_step(batch)
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: InTurns, batch: Any, batch_idx: int) -> None:
+        """Take the time of the step before and begin one of the other kind; saves fall on dependable ones."""
+        if trainer.global_step > self.warm_up:
+            self.seconds[pl_module.is_plain].append(_clock() - self._began)
+        pl_module.is_plain = trainer.global_step % 2 == 0
+        trainer.callbacks = [self] if pl_module.is_plain else self._all
         self._began = _clock()
-        if trainer.global_step >= self.warm_up:
-            self.bare.append(self._began - now)
-
-    def _bare_step(self, batch: Any) -> None:
-        twin = self.twin
-        z = twin.latents(batch, torch.randn)
-        drop = torch.rand(len(z)) < 0.1
-        t, noise = torch.randint(twin.num_steps, (len(z),), device=z.device), torch.randn_like(z)
-        loss, _ = twin.loss(z, twin.condition(batch, drop), t, noise)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        twin.model_ema.update(twin.averaged)
 
 
 def _clock() -> float:
@@ -88,10 +128,11 @@ def _clock() -> float:
 
 
 def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[str, float]:
-    """Train the model of a demo on noise and return medians and means in seconds, and their ratios."""
+    """Train the model of a demo on noise and return medians in seconds, and ratios."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["-b", str(CONFIG), "-l", folder, "--max_steps", str(steps), "lightning.trainer.limit_val_batches=0"]
         settings = [
+            f"model.target={InTurns.__module__}.InTurns",
             "model.allow_untrained_first_stage=true",
             f"lightning.modelcheckpoint.params.every_n_steps={every}",
             *overrides,
@@ -103,30 +144,30 @@ def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[
         )
         model, turns = build_model(plan, data), Turns(warm_up)
         trainer = build_trainer(plan)
-        trainer.callbacks.insert(0, turns)  # its clock starts before the others do anything
+        trainer.callbacks.append(turns)
         plan.run.create(yaml.safe_load(yaml.safe_dump(plan.config)), plan.seed)
         trainer.fit(model, data.train_loader())
-    count = min(len(turns.ours), len(turns.bare))
-    ours, bare = turns.ours[:count], turns.bare[:count]
+    pairs = list(zip(turns.seconds[False], turns.seconds[True], strict=False))
     return {
-        "steps": count,
-        "bare_median_s": statistics.median(bare),
-        "ours_median_s": statistics.median(ours),
-        "median_of_ratios": statistics.median(a / b for a, b in zip(ours, bare, strict=True)),
-        "ratio_of_sums": sum(ours) / sum(bare),  # with the checkpoints
+        "pairs": len(pairs),
+        "plain_median_s": statistics.median(plain for _, plain in pairs),
+        "dependable_median_s": statistics.median(ours for ours, _ in pairs),
+        "median_of_ratios": statistics.median(ours / plain for ours, plain in pairs),
+        "ratio_of_sums": sum(ours for ours, _ in pairs) / sum(plain for _, plain in pairs),  # with the checkpoints
     }
 
 
 def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--every", type=int, default=50, help="steps from checkpoint to checkpoint")
-    parser.add_argument("--warm-up", type=int, default=5, help="first steps, not counted")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--every", type=int, default=100, help="steps from checkpoint to checkpoint, an even number")
+    parser.add_argument("--warm-up", type=int, default=6, help="first steps, not counted")
     parser.add_argument("overrides", nargs="*", help="dotted.key=value of the config")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    print(json.dumps(measure(options.steps, options.every, options.warm_up, options.overrides), indent=1))
+    sys.stdout.write(json.dumps(measure(options.steps, options.every, options.warm_up, options.overrides), indent=1))
+    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ waits for it: torch's fused optimisers take the flag as a tensor. How often it h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -44,13 +43,14 @@ class StepGuard:
     def look(self, optimizer: Optimizer) -> None:
         """Decide, from unscaled gradients, about the step that the optimiser is going to make."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        largest = get_total_norm([p.grad for p in parameters if p.grad is not None], math.inf)
-        if isinstance(largest, DTensor):
-            largest = largest.full_tensor()
-        self._skips = ~largest.isfinite()
-        if optimizer.defaults.get("fused"):
+        # The largest entry would say the same, ten times slower on a CPU. Squares overflow from entries of 1e19 on.
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        self._skips = ~norm.isfinite()
+        if optimizer.defaults.get("fused") and self._skips.device.type != "cpu":
             optimizer.found_inf = self._skips.float()
-        elif self._skips:  # waits for the device
+        elif self._skips:  # waits for the device, where there is one
             for parameter in parameters:
                 parameter.grad = None
 

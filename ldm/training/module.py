@@ -16,7 +16,7 @@ from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.guard import StepGuard
 from ldm.training.meters import Means, SampleMeans
 from ldm.training.optimization import clip_gradients
-from ldm.training.randomness import TRAINING, VALIDATION, Draws, seed_from
+from ldm.training.randomness import TRAINING, VALIDATION, Draws, seed_device, seed_from
 
 _SCALE_SEARCH = 24  # a gradient scaler begins at 2^16 and finds its scale by halving it at steps that it leaves out
 
@@ -83,7 +83,7 @@ class TrainingModule(pl.LightningModule):
 
         Dropout masks inside the networks are drawn for a whole batch: they differ with rank and number of ranks.
         """
-        torch.manual_seed(seed_from(self.seed, self.global_rank, self.seen))
+        seed_device(self.device, seed_from(self.seed, self.global_rank, self.seen))
         draws = Draws.of_samples(self.device, self.numbers(self.seen, count), TRAINING, self.seed)
         self.seen += count * self.world_size
         return draws

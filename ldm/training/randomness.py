@@ -27,6 +27,13 @@ def seed_from(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the global generators of the CPU and of one device; `torch.manual_seed` asks for every kind there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class Draws:
     """Draw for the samples of a batch, each from streams of its own: call k gives sample n a function of (key, n, k).
 

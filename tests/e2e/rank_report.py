@@ -22,7 +22,8 @@ class RankReport(pl.Callback):
         self.captions += batch["caption"]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        tensors = [*pl_module.parameters(), *pl_module.buffers()]
+        buffers = [buffer for name, buffer in pl_module.named_buffers() if "running_" not in name]  # kept per rank
+        tensors = [*pl_module.parameters(), *buffers]
         flat = torch.cat([tensor.detach().double().flatten() for tensor in tensors])
         report = {
             "digest": hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
