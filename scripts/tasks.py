@@ -200,9 +200,9 @@ def photo_paths(name: str, photos: str | None) -> list[str]:
     """Give the overrides that say where the photos are, for the configs that read photos."""
     if not name.endswith("_photos"):
         return []
-    wrapped = "params" if name.startswith("autoencoder") else "params.dataset.params"
-    places = {"train": (f"{wrapped}.dataset.params", "train"), "validation": (wrapped, "val")}
-    return [f"data.params.{part}.{place}.root={photos}/{folder}" for part, (place, folder) in places.items()]
+    inner = "params" if name.startswith("autoencoder") else "params.dataset.params"
+    folders = {"train": "train", "validation": "val"}
+    return [f"data.params.{split}.{inner}.root={photos}/{folder}" for split, folder in folders.items()]
 
 
 def judge(name: str, task: Task, run: Path, options: argparse.Namespace) -> tuple[int, dict[str, Figures], Path]:

@@ -22,7 +22,6 @@ from ldm.data.lsun import LSUN
 from ldm.data.module import DataModule
 from ldm.data.neighbours import RetrievalFolder
 from ldm.data.parquet import Parquet
-from ldm.data.recoloring import Recolored
 from ldm.data.shapes import Shapes
 from ldm.data.shards import IndexedShards, Shards
 from ldm.data.thumbnails import ThumbnailNeighbours
@@ -72,8 +71,6 @@ def make(cls, folder):
         return cls(folder, SIZE, folder / "database.npz", num_neighbours=2, **AUGMENTED)
     if cls is Shapes:
         return cls(COUNT, SIZE)
-    if cls is Recolored:
-        return cls(Shapes(COUNT, SIZE))
     if cls is ThumbnailNeighbours:
         return cls(Shapes(COUNT, SIZE), Shapes(8, SIZE, seed=1), num_neighbours=2)
     if cls is CachedLatents:
