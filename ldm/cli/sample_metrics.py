@@ -67,6 +67,7 @@ class SampleMetrics(pl.Callback):
             raise UserError(f"sample_metrics: {type(pl_module).__name__} draws no samples; leave the callback out")
         if not trainer.val_dataloaders:
             raise UserError("sample_metrics: needs a validation set; give data.params.validation")
+        self.directory = trainer.strategy.broadcast(self.directory)  # started apart, ranks name their run folders apart
         self._judges = parts.make_judges(self.metrics, self.extractor, pl_module.device, keep=0)
         self._judges.check(self.count)
 
