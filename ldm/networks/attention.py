@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.networks.layers import NUM_GROUPS, GroupNorm32, LayerNorm32, recompute, zeroed
+from ldm.networks.layers import NUM_GROUPS, GroupNorm32, LayerNorm32, group_norm, recompute, zeroed
 
 QKVOrder: TypeAlias = Literal["legacy", "new"]
 # How queries, keys and values lie in the 3C channels of one projection ("legacy" splits the heads first), and on which
@@ -248,9 +248,9 @@ class LinearAttention(nn.Module):
 class SpatialSelfAttention(nn.Module):
     """Single-headed self-attention as wide as the feature map, residual: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, in_channels: int, norm_groups: int = NUM_GROUPS) -> None:
+    def __init__(self, in_channels: int, norm_groups: int | None = NUM_GROUPS) -> None:
         super().__init__()
-        self.norm = GroupNorm32(in_channels, 1e-6, norm_groups)
+        self.norm = group_norm(in_channels, 1e-6, norm_groups)
         self.q = nn.Conv2d(in_channels, in_channels, kernel_size=1)
         self.k = nn.Conv2d(in_channels, in_channels, kernel_size=1)
         self.v = nn.Conv2d(in_channels, in_channels, kernel_size=1)

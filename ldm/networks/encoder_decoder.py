@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.networks.attention import LinearAttention
 from ldm.networks.attention import SpatialSelfAttention as AttnBlock
-from ldm.networks.layers import NUM_GROUPS, GroupNorm32
+from ldm.networks.layers import NUM_GROUPS, group_norm
 
 GROUP_NORM_EPS = 1e-6  # released first stages; the U-Net has 1e-5
 Attention = Literal["vanilla", "linear", "none"]
@@ -30,8 +30,8 @@ class Architecture:
     channels is the width of the first level, channel_mult its multiple per level (f = 2 ** (levels - 1)), and
     attention_resolutions the sides, counted down from the nominal `resolution`, at which a level has attention; the
     actual input may have another size. norm_groups: of the group norms; as many groups as channels would take the mean,
-    and with it the colours, out of every channel, so narrow networks want fewer than the published 32. Raises UserError
-    for values that no network can have.
+    and with it the colours, out of every channel, so narrow networks want fewer than the published 32, and shallow ones
+    can do with None, no normalisation (arXiv 1707.02921). Raises UserError for values that no network can have.
     """
 
     in_channels: int = 3
@@ -45,7 +45,7 @@ class Architecture:
     attention: Attention = "vanilla"
     dropout: float = 0.0
     resample_with_conv: bool = True
-    norm_groups: int = NUM_GROUPS
+    norm_groups: int | None = NUM_GROUPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
@@ -57,7 +57,8 @@ class Architecture:
         if self.num_res_blocks < 1:
             raise UserError(f"Architecture.num_res_blocks: {self.num_res_blocks}; give at least 1")
         for width in (self.channels, *self.level_channels):
-            if width < 1 or self.norm_groups < 1 or width % self.norm_groups:
+            groups = 1 if self.norm_groups is None else self.norm_groups
+            if width < 1 or groups < 1 or width % groups:
                 raise UserError(
                     f"Architecture.channels: a level would have {width} channels; every level needs a multiple of "
                     f"norm_groups, {self.norm_groups}"
@@ -85,7 +86,7 @@ class LinAttnBlock(LinearAttention):
         super().__init__(in_channels, heads=1, head_channels=in_channels)
 
 
-def make_attention(channels: int, attention: Attention, norm_groups: int = NUM_GROUPS) -> nn.Module:
+def make_attention(channels: int, attention: Attention, norm_groups: int | None = NUM_GROUPS) -> nn.Module:
     """Return the attention block of this kind; nn.Identity for "none"."""
     if attention == "none":
         return nn.Identity()
@@ -127,15 +128,15 @@ class ResnetBlock(nn.Module):
         dropout: float = 0.0,
         temb_channels: int = 0,
         conv_shortcut: bool = False,
-        norm_groups: int = NUM_GROUPS,
+        norm_groups: int | None = NUM_GROUPS,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
-        self.norm1 = GroupNorm32(in_channels, GROUP_NORM_EPS, norm_groups)
+        self.norm1 = group_norm(in_channels, GROUP_NORM_EPS, norm_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         if temb_channels > 0:
             self.temb_proj = nn.Linear(temb_channels, out_channels)
-        self.norm2 = GroupNorm32(out_channels, GROUP_NORM_EPS, norm_groups)
+        self.norm2 = group_norm(out_channels, GROUP_NORM_EPS, norm_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = self.nin_shortcut = None  # at most one of the two published names
@@ -163,7 +164,7 @@ class Level(nn.Module):
         attention: Attention | None = None,
         dropout: float = 0.0,
         temb_channels: int = 0,
-        norm_groups: int = NUM_GROUPS,
+        norm_groups: int | None = NUM_GROUPS,
     ) -> None:
         """Take the (in, out) channels of every block; attention None means that the level has no attention at all."""
         super().__init__()
@@ -191,7 +192,7 @@ class Middle(nn.Module):
         attention: Attention,
         dropout: float = 0.0,
         temb_channels: int = 0,
-        norm_groups: int = NUM_GROUPS,
+        norm_groups: int | None = NUM_GROUPS,
     ) -> None:
         super().__init__()
         options = {"dropout": dropout, "temb_channels": temb_channels, "norm_groups": norm_groups}
@@ -222,7 +223,7 @@ class Encoder(nn.Module):
             self.down.append(level)
             width_in = width
         self.mid = Middle(widths[-1], arch.attention, arch.dropout, norm_groups=arch.norm_groups)
-        self.norm_out = GroupNorm32(widths[-1], GROUP_NORM_EPS, arch.norm_groups)
+        self.norm_out = group_norm(widths[-1], GROUP_NORM_EPS, arch.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], arch.z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -257,7 +258,7 @@ class Decoder(nn.Module):
             levels.insert(0, level)  # up[i] is level i, 0 the highest resolution, although it runs last
             width_in = widths[i]
         self.up = nn.ModuleList(levels)
-        self.norm_out = GroupNorm32(widths[0], GROUP_NORM_EPS, arch.norm_groups)
+        self.norm_out = group_norm(widths[0], GROUP_NORM_EPS, arch.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], arch.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ class GroupNorm32(nn.GroupNorm):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
+def group_norm(channels: int, eps: float = 1e-5, num_groups: int | None = NUM_GROUPS) -> nn.Module:
+    """Make a group norm; None groups: no normalisation."""
+    return nn.Identity() if num_groups is None else GroupNorm32(channels, eps, num_groups)
+
+
 class LayerNorm32(nn.LayerNorm):
     """Normalise over the last axis, with float32 statistics, in the input's dtype: (..., C) -> (..., C)."""
 

@@ -166,3 +166,15 @@ def test_impossible_architectures_are_refused(change, message):
 
 def test_lists_from_yaml_become_tuples():
     assert Architecture(**TINY | {"channel_mult": [1, 2]}) == Architecture(**TINY)
+
+
+def test_without_norms_brightness_passes_through():
+    arch = Architecture(
+        channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=2, resolution=16, norm_groups=None
+    )
+    encoder = Encoder(arch)
+    assert not any("norm" in name for name, _ in encoder.named_parameters())
+    dark, bright = (encoder(torch.full((1, 3, 16, 16), value)).mean((2, 3)) for value in (-0.5, 0.5))
+    assert (dark - bright).abs().max() > 1e-3
+    with pytest.raises(UserError, match="norm_groups, 3"):
+        Architecture(channels=8, norm_groups=3)
