@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from ldm.cli.common import choose_device, main_guard, progress
-from ldm.cli.inputs import list_pictures, read_picture, readable, to_unit
+from ldm.cli.inputs import list_pictures, read_picture, readable
+from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.evaluation.retrieval import Database
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     embedder = ClipEmbedder(options.clip, choose_device(options.device))
     paths, embeddings = [], []
     with progress(len(sources), "embedding") as bar:
-        pictures = readable(sources, lambda source: to_unit(read_picture(source.path, channels=3)))
+        pictures = readable(sources, lambda source: from_bytes(read_picture(source.path, channels=3)))
         while batch := list(islice(pictures, options.batch_size)):
             embeddings.append(embedder.embed_images([image for _, image in batch]).cpu())
             paths += [str(source.path) for source, _ in batch]

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.inputs import Source, cropped, list_masked, padded, read_mask, read_picture, readable, to_unit
+from ldm.cli.inputs import Source, cropped, list_masked, padded, read_mask, read_picture, readable
 from ldm.cli.models import LoadedModel
 from ldm.cli.sampling import Drawing, conditioners, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import FirstStageConditioner
+from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 
 _PUBLISHED = Path("models/ldm/inpainting_big")  # used where no model is given
@@ -90,7 +91,7 @@ def drawing(
 ) -> Drawing:
     """Describe one drawing of a picture of bytes (C, H, W) with a hole, bool (1, H, W)."""
     size = tuple(image.shape[1:])
-    picture = padded(to_unit(image), multiple)  # (C, H', W')
+    picture = padded(from_bytes(image), multiple)  # (C, H', W')
     mask = torch.full((1, *picture.shape[1:]), -1.0)
     mask[:, : size[0], : size[1]][hole] = 1.0
 

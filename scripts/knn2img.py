@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.inputs import list_pictures, read_picture, read_prompts, readable, to_unit
+from ldm.cli.inputs import list_pictures, read_picture, read_prompts, readable
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner, picture_size
 from ldm.conditioning.text import EmbeddingConditioner
+from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.evaluation.retrieval import Database
@@ -85,7 +86,7 @@ def embed(options: argparse.Namespace, embedder: ClipEmbedder) -> tuple[Tensor, 
         prompts = [options.prompt] if options.from_file is None else read_prompts(options.from_file)
         return embedder.embed_texts(prompts).cpu(), [{"caption": prompt} for prompt in prompts]
     sources = list_pictures(options.image, "--image")
-    read = list(readable(sources, lambda source: to_unit(read_picture(source.path, channels=3))))
+    read = list(readable(sources, lambda source: from_bytes(read_picture(source.path, channels=3))))
     embedded = torch.cat([embedder.embed_images([image]) for _, image in read])
     return embedded.cpu(), [{"image": str(source.path)} for source, _ in read]
 

@@ -27,9 +27,10 @@ from ldm.cli.common import (
     main_guard,
     progress,
 )
-from ldm.cli.inputs import cropped, list_pictures, padded, read_picture, readable, to_unit
+from ldm.cli.inputs import cropped, list_pictures, padded, read_picture, readable
 from ldm.cli.models import load_first_stage
 from ldm.cli.pictures import PictureFolder
+from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 from ldm.evaluation.agreement import psnr
 from ldm.evaluation.generate import to_uint8
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with progress(len(sources), "reconstructing") as bar:
         for source, image in readable(sources, lambda source: read_picture(source.path, channels, target)):
             folder = folder or PictureFolder(options.outdir)
-            x = to_unit(image)[None].to(device)  # (1, C, H, W)
+            x = from_bytes(image)[None].to(device)  # (1, C, H, W)
             with torch.no_grad(), autocast(options.precision, device):
                 rebuilt = cropped(model.decode(model.encode_mode(padded(x, model.factor))), x.shape[2:]).float()
             shown = to_uint8(rebuilt)[0]

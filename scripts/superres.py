@@ -16,14 +16,14 @@ from functools import partial
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable, to_unit
+from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
 from ldm.cli.models import LoadedModel
 from ldm.cli.rescaling import enlargement, input_channels, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
+from ldm.data.pixels import from_bytes, to_bytes
 from ldm.errors import UserError
 from ldm.evaluation.back_projection import held_to
-from ldm.evaluation.picture_sets import to_bytes
 
 _NEEDED = "super-resolution needs an ImageConditioner or a SpatialRescaler of a small picture"
 
@@ -70,7 +70,7 @@ def describe(
 
     for source, image in readable(sources, read):
         size = (image.shape[1] * factor, image.shape[2] * factor)
-        low_res = padded(to_unit(image), multiple)  # (C, h', w')
+        low_res = padded(from_bytes(image), multiple)  # (C, h', w')
         shown = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
         for _ in range(options.n_samples):
             yield Drawing(
@@ -86,7 +86,7 @@ def describe(
 def finished(sample: Tensor, size: tuple[int, int], low_res: Tensor | None) -> Tensor:
     """Cut the bytes of a sample (C, H, W) to its size, held to the small picture where one is given."""
     if low_res is not None:
-        sample = to_bytes(held_to(to_unit(sample)[None], low_res[None])[0])
+        sample = to_bytes(held_to(from_bytes(sample)[None], low_res[None])[0])
     return cropped(sample, size)
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import multiprocessing
-import signal
 import sys
 import time
 from argparse import Namespace
@@ -29,7 +28,7 @@ from torch import Tensor
 from ldm import config
 from ldm.cli.common import choose_device, main_guard, progress
 from ldm.cli.models import LoadedModel, load_model
-from ldm.cli.stages import train_config
+from ldm.cli.stages import stopped_by_sigterm, train_config
 from ldm.data.digits import Digits
 from ldm.data.loader import collate
 from ldm.errors import UserError
@@ -97,16 +96,15 @@ def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (max(1, torch.get_num_threads() // jobs),))
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield pool
+        with stopped_by_sigterm():
+            yield pool
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        signal.signal(signal.SIGTERM, previous)
 
 
 def train_first_stage(stage: str, options: argparse.Namespace) -> str:

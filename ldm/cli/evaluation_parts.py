@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from ldm import compat, config
 from ldm.cli.common import choose_device
-from ldm.cli.inputs import list_pictures, read_picture, to_unit
+from ldm.cli.inputs import list_pictures, read_picture
 from ldm.data.decoding import UNREADABLE
 from ldm.data.folders import ImageFolder
+from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 from ldm.evaluation.evaluation import Judges
 from ldm.evaluation.extractors import Clip, Dino, Extractor, Inception, SceneNet
@@ -120,7 +121,7 @@ class _AsTheyAre(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.sources[index].path
         try:
-            return {"image": to_unit(read_picture(path, 3))}
+            return {"image": from_bytes(read_picture(path, 3))}
         except UNREADABLE as error:
             raise UserError(f"{path}: cannot be read ({error}); repair or remove it, then start again") from error
 

@@ -1,6 +1,6 @@
 """Pictures, masks and maps from files, for the scripts that are given some.
 
-Pictures are bytes (C, H, W) here, so that what is not to change is kept exactly; `to_unit` gives the networks' range.
+Pictures are bytes (C, H, W) here, so that what is not to change is kept exactly; `from_bytes` makes them floats.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ldm.data import partners
 from ldm.data.decoding import UNREADABLE, open_image
 from ldm.data.folders import EXTENSIONS, find_files
 from ldm.data.partners import seen_indices
+from ldm.data.pixels import to_bytes
 from ldm.data.transforms import ImageTransform, View
 from ldm.errors import UserError
 
@@ -95,7 +96,7 @@ def read_picture(path: Path, channels: int, size: Size = (None, None)) -> Tensor
     image = open_image(path, channels)
     target = (size[0] or image.height, size[1] or image.width)
     transform = ImageTransform(target, crop="none", channels=channels)
-    return ((transform.show(image, View(target[1], target[0])) + 1) * 127.5).round().to(torch.uint8)  # (C, H, W)
+    return to_bytes(transform.show(image, View(target[1], target[0])))  # (C, H, W)
 
 
 def read_mask(path: Path, size: tuple[int, int], target: Size = (None, None)) -> Tensor:
@@ -134,11 +135,6 @@ def read_json(path: Path, flag: str) -> Any:
 def _scaled(image: Image.Image, size: Size) -> Image.Image:
     height, width = size[0] or image.height, size[1] or image.width
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.NEAREST)
-
-
-def to_unit(image: Tensor) -> Tensor:
-    """Turn bytes into float32 in [-1, 1]."""
-    return image.float() / 127.5 - 1
 
 
 def padded(image: Tensor, multiple: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 import logging
 import shlex
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,3 +38,13 @@ def steps_made(run: Path) -> tuple[int, int | None]:
     content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
     config = yaml.safe_load((run / "configs" / "config.yaml").read_text(encoding="utf-8"))
     return content["global_step"], config["lightning"]["trainer"].get("max_steps")
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, as clusters send it, end a block like Ctrl-C."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

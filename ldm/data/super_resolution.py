@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.degradation import Degradation, Draws
 from ldm.data.derived import DerivedDataset
+from ldm.data.pixels import from_bytes, to_bytes
 from ldm.errors import UserError
 
 __all__ = ["LowRes", "shrunk"]
@@ -48,21 +49,13 @@ class LowRes(DerivedDataset):
             return {"low_res": shrunk(image, self.factor)}
         if channels != 3:
             raise UserError(f"LowRes: the degradation needs 3 channels, not {channels}; set channels: 3 or drop it")
-        pixels = rearrange(_to_bytes(image), "c h w -> h w c").numpy()
+        pixels = rearrange(to_bytes(image), "c h w -> h w c").numpy()
         degraded = self.degradation(pixels, Draws.seeded(int(rng.integers(2**32))))  # (H / f, W / f, 3)
-        return {"low_res": _from_bytes(rearrange(torch.from_numpy(degraded), "h w c -> c h w").contiguous())}
+        return {"low_res": from_bytes(rearrange(torch.from_numpy(degraded), "h w c -> c h w").contiguous())}
 
 
 def shrunk(image: Tensor, factor: int) -> Tensor:
     """Shrink (C, H, W) in [-1, 1] by antialiased bicubic interpolation, to values of 8 bits."""
     size = [side // factor for side in image.shape[1:]]
     small = F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
-    return _from_bytes(_to_bytes(small))
-
-
-def _to_bytes(image: Tensor) -> Tensor:
-    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def _from_bytes(image: Tensor) -> Tensor:
-    return image.float() / 127.5 - 1
+    return from_bytes(to_bytes(small))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.autoencoder import Autoencoder
+from ldm.data.pixels import from_bytes, to_bytes
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Conditions, Unconditional
@@ -25,7 +26,7 @@ from ldm.evaluation.extractors import Extractor
 from ldm.evaluation.generate import GenerativeModel, Request, generate
 from ldm.evaluation.measures import SetMetric, Values
 from ldm.evaluation.parts import Columns, Parts
-from ldm.evaluation.picture_sets import ROUNDING, PictureSet, from_bytes, to_bytes
+from ldm.evaluation.picture_sets import ROUNDING, PictureSet
 from ldm.evaluation.references import Referenced, columns_of, features_of
 from ldm.sampling.base import Sampler, Step
 

@@ -8,24 +8,14 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm.data.loader import collate
+from ldm.data.pixels import to_bytes
 from ldm.data.sampler import rank_and_world
 from ldm.errors import UserError
 
 ROUNDING = "uint8, (x + 1) * 127.5 rounded to nearest and clamped"
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Turn images in [-1, 1] into bytes, rounded to nearest: pictures of bytes come back as they were."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_bytes(images: Tensor) -> Tensor:
-    """Turn bytes into images in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 class PictureSet:

@@ -263,7 +263,7 @@ class LatentDiffusion(TrainingModule):
         num_batches = self.latent_scale.num_batches * self.trainer.accumulate_grad_batches
         latents = self._first_latents(islice(iter(self.trainer.train_dataloader), num_batches))
         if not self._scale_is_known:
-            self._scale_to_unit(latents)
+            self._scale_from_bytes(latents)
             _log.info("latent scale: %.5g, measured", float(self.scale_factor))
             return
         std = 1 / float(unit_variance_scale(latents, self._sum_over_ranks))
@@ -280,9 +280,9 @@ class LatentDiffusion(TrainingModule):
 
     def measure_scale(self, batches: Iterable[Batch], noise: Noise | None = None) -> None:
         """Set the latent scale to 1 / std of the latents of these batches, over all ranks."""
-        self._scale_to_unit(self.latents(batch, noise) for batch in batches)
+        self._scale_from_bytes(self.latents(batch, noise) for batch in batches)
 
-    def _scale_to_unit(self, latents: Iterator[Tensor]) -> None:
+    def _scale_from_bytes(self, latents: Iterator[Tensor]) -> None:
         """Set the scale by latents that are encoded as they are asked for, with scale 1."""
         self.scale_factor.fill_(1.0)
         self.scale_factor.copy_(unit_variance_scale(latents, self._sum_over_ranks))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.data.pixels import from_bytes, to_bytes
 from ldm.data.shapes import Shapes
 from ldm.errors import UserError
 from ldm.evaluation.comparison import compare
@@ -15,7 +16,7 @@ from ldm.evaluation.extractors import SceneNet
 from ldm.evaluation.measures import Frechet, InceptionScore, Kernel
 from ldm.evaluation.memorisation import nearest_neighbours
 from ldm.evaluation.picture_metrics import Lpips, psnr, ssim
-from ldm.evaluation.picture_sets import PictureSet, from_bytes, to_bytes
+from ldm.evaluation.picture_sets import PictureSet
 from ldm.evaluation.references import Referenced, data_reference, read_npz, write_npz
 
 pytest.importorskip("torch_fidelity")

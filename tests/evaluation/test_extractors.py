@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from ldm.data.loader import collate
+from ldm.data.pixels import to_bytes
 from ldm.data.shapes import Shapes
 from ldm.errors import UserError
 from ldm.evaluation import scene_network
 from ldm.evaluation.extractors import SCENE_WEIGHTS, Clip, Dino, Inception, SceneNet
 from ldm.evaluation.measures import Frechet, Reference
-from ldm.evaluation.picture_sets import to_bytes
 
 
 def scenes(count, **options):

@@ -12,17 +12,15 @@ import json
 import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from ldm.cli.ablation.workspace import Job, Place, Workspace
+from ldm.cli.stages import stopped_by_sigterm
 from ldm.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -58,7 +56,7 @@ class Runner:
         """Run all jobs. UserError at the end, naming those that failed; the others are finished by then."""
         pending = [job for job in jobs if not self.is_done(job.name)]
         _log.info("%d of %d jobs are to be done", len(pending), len(jobs))
-        with _stopped_by_signals():
+        with stopped_by_sigterm():
             try:
                 while pending or self._running:
                     self._collect()
@@ -145,17 +143,3 @@ def _write(workspace: Workspace, name: str, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM, as clusters send it, end the block like Ctrl-C."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
