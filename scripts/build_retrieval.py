@@ -18,7 +18,7 @@ from ldm.cli.inputs import list_pictures, read_picture, readable
 from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
-from ldm.evaluation.retrieval import Database
+from ldm.data.embeddings import Database
 
 _log = logging.getLogger("ldm.retrieval")
 

@@ -24,7 +24,7 @@ from ldm.conditioning.text import EmbeddingConditioner
 from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
-from ldm.evaluation.retrieval import Database
+from ldm.data.embeddings import Database
 
 _DATABASES = Path("data/rdm/retrieval_databases")  # of the published ones, which are given by name
 _CLIP_NAMES = {"ViT-L/14": DEFAULT_CLIP}  # as OpenAI's package has it

@@ -210,13 +210,13 @@ def judge(name: str, task: Task, run: Path, options: argparse.Namespace) -> tupl
     images = task.finished(draw(loaded, task, batch, options), batch)
     words = batch.get("caption") or [str(int(label)) for label in batch.get("class_label", [])]
     conditions = condition_pictures(task, batch)
-    shown = [i * len(images) // SHOWN for i in range(SHOWN)]
+    shown = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SHOWN].tolist()  # not by eye
     rows = [images[shown], batch["image"][shown]]
-    titles = [f"sample: {words[i]}" if conditions is None else "sample" for i in shown] + ["real"] * SHOWN
+    titles = [f"sample: {words[i]}" if conditions is None else "sample" for i in shown] + ["real"] * len(shown)
     if conditions is not None:
-        rows, titles = [conditions[shown], *rows], ["condition"] * SHOWN + titles
+        rows, titles = [conditions[shown], *rows], ["condition"] * len(shown) + titles
     sheet = Path(options.outdir) / f"{name}.png"
-    picture_sheet(torch.cat(rows), titles, sheet, columns=SHOWN)
+    picture_sheet(torch.cat(rows), titles, sheet, columns=len(shown))
     return len(images), task.figures(images, batch), sheet
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ldm.data.neighbours import RetrievalFolder
 from ldm.errors import UserError
-from ldm.evaluation.retrieval import Database
+from ldm.data.embeddings import Database
 
 ANGLES = {"a.png": 0.0, "b/c.png": 10.0, "d.png": 25.0, "e.png": 180.0}
 
@@ -46,9 +46,9 @@ def test_neighbours_are_the_most_similar_others_nearest_first(folder: Path) -> N
     ("changes", "num_neighbours", "message"),
     [
         ({"path": np.array(["a.png", "b", "c", "d"])}, 2, "lacks 4 of the 4 .*a.png; make it again"),
-        ({"path": np.array(["a.png", "b.png", "c.png"])}, 2, "damaged"),
+        ({"path": np.array(["a.png", "b.png", "c.png"])}, 2, "database.npz: .* do not fit 3 paths"),
         ({}, 4, "has 4 pictures; num_neighbours=4"),
-        ({"embedding": np.zeros((4, 2))}, 2, "damaged"),
+        ({"embedding": np.zeros((4, 2))}, 2, "database.npz: some embeddings are zero"),
     ],
 )
 def test_bad_databases_are_refused(folder: Path, changes: dict, num_neighbours: int, message: str) -> None:
@@ -57,7 +57,7 @@ def test_bad_databases_are_refused(folder: Path, changes: dict, num_neighbours: 
 
 
 def test_other_files_are_no_databases(folder: Path) -> None:
-    with pytest.raises(UserError, match="a.png: is no database"):
+    with pytest.raises(UserError, match="a.png: is no .npz file"):
         RetrievalFolder(folder, 8, folder / "a.png")
-    with pytest.raises(UserError, match="absent.npz: is no database"):
+    with pytest.raises(UserError, match="absent.npz: no database"):
         RetrievalFolder(folder, 8, folder / "absent.npz")

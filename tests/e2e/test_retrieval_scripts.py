@@ -14,7 +14,7 @@ from tiny_runs import fails, node, script
 from ldm.config import instantiate
 from ldm.errors import UserError
 from ldm.evaluation.clip import ClipEmbedder
-from ldm.evaluation.retrieval import Database
+from ldm.data.embeddings import Database
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 12  # of the embeddings

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ldm.errors import UserError
-from ldm.evaluation import retrieval
-from ldm.evaluation.retrieval import Database
+from ldm.data import embeddings
+from ldm.data.embeddings import Database
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_neighbours_are_the_most_similar_first(database, monkeypatch):
     cosine = F.cosine_similarity(queries[:, None], database.embeddings[None], dim=-1)
     expected = cosine.topk(4, dim=1)
     for chunk in (50, 7):  # entries compared at a time change nothing
-        monkeypatch.setattr(retrieval, "_CHUNK", chunk)
+        monkeypatch.setattr(embeddings, "_CHUNK", chunk)
         indices, similarities = database.nearest(queries, 4)
         assert torch.equal(indices, expected.indices)
         torch.testing.assert_close(similarities, expected.values)

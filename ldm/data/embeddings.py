@@ -32,7 +32,9 @@ class Database:
     def __post_init__(self) -> None:
         if self.embeddings.ndim != 2 or len(self.embeddings) != len(self.paths) or not self.paths:
             shape = tuple(self.embeddings.shape)
-            raise UserError(f"retrieval: embeddings of shape {shape} do not fit {len(self.paths)} paths")
+            raise UserError(f"embeddings of shape {shape} do not fit {len(self.paths)} paths")
+        if not self.embeddings.any(dim=1).all():
+            raise UserError("some embeddings are zero; make the database again")
 
     def save(self, path: Path) -> None:
         """Write the .npz file. UserError if the place cannot be written."""
@@ -51,7 +53,10 @@ class Database:
             raise UserError(f"{path}: no database; make one with scripts/build_retrieval.py")
         parts = [_read(file) for file in files]
         embeddings = torch.cat([part[0] for part in parts])
-        return cls(F.normalize(embeddings, dim=-1), [name for part in parts for name in part[1]])
+        try:
+            return cls(F.normalize(embeddings, dim=-1), [name for part in parts for name in part[1]])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def nearest(self, queries: Tensor, count: int, index: Index = "exact") -> tuple[Tensor, Tensor]:
         """Find the `count` most similar entries of queries (Q, D): indices int64 and similarities, both (Q, count).
