@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,7 +138,7 @@ def _column(key: str, value: Any) -> _Tensors | _Texts | _Numbers | _Others:
         return _Texts()
     if isinstance(value, (int, float)):
         return _Numbers(key)
-    return _Tensors(key) if isinstance(value, Tensor) or hasattr(value, "__array__") else _Others()
+    return _Tensors(key) if isinstance(value, (Tensor, np.ndarray)) else _Others()
 
 
 def _within(low: float, high: float) -> Callable[[Tensor], bool]:

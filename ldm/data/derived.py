@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class DerivedDataset(Dataset, ABC):
 
     def __init__(self, dataset: Dataset) -> None:
         name = type(self).__name__
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             raise UserError(
                 f"{name}: {type(dataset).__name__} has no positions; use a map-style data set "
                 "(ldm.data.shards.IndexedShards reads local shards)"
