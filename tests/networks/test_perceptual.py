@@ -1,5 +1,6 @@
 """LPIPS: names, where weights come from without a network connection, what is differentiated, precision."""
 
+import lpips
 import pytest
 import torch
 from torch import nn
@@ -57,6 +58,14 @@ def test_names_are_the_published_ones():
     expected += [f"lin{i}.model.1.weight" for i in range(5)]
     assert list(state) == expected
     assert all(value.is_meta for value in state.values())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
+def test_distance_is_that_of_the_lpips_package(metric, images):
+    expected = metric(*images)
+    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    assert not theirs.load_state_dict(metric.state_dict(), strict=False).unexpected_keys
+    torch.testing.assert_close(theirs(*images), expected)
 
 
 def test_distance_is_the_published_formula(metric, vgg_state, images):
