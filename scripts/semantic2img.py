@@ -19,12 +19,12 @@ from torch import Tensor
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_indices, readable
 from ldm.cli.models import LoadedModel
-from ldm.cli.rescaling import enlargement, input_channels, input_size
+from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.errors import UserError
 
-_NEEDED = "semantic maps need an ImageConditioner or a SpatialRescaler of a one-hot map"
+_NEEDED = "semantic maps need an ImageConditioner or a SpatialRescaler of an index map"
 _MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
 
 
@@ -54,7 +54,7 @@ def describe(
     options: argparse.Namespace,
 ) -> Iterator[Drawing]:
     """Describe the drawings; sides that the model cannot have are filled up and cut again."""
-    scale, num_classes = enlargement(loaded, conditioner), input_channels(conditioner)
+    scale, num_classes = enlargement(loaded, conditioner), conditioner.in_channels
     target, multiple = input_size((options.H, options.W), scale), (loaded.side_multiple / scale).numerator
     palette = colours(num_classes)
 
@@ -64,12 +64,11 @@ def describe(
     for source, indices in readable(sources, read):
         size = tuple(int(side * scale) for side in indices.shape)
         whole = padded(indices, multiple)  # (h', w')
-        one_hot = rearrange(F.one_hot(whole, num_classes), "h w k -> k h w").float()
         shown = rearrange(palette[indices], "h w c -> c h w")
         for _ in range(options.n_samples):
             yield Drawing(
                 tuple(int(side * scale) for side in whole.shape),
-                {conditioner.key: one_hot},
+                {conditioner.key: whole},
                 {"map": str(source.path), "size": list(size)},
                 source.name,
                 beside=F.interpolate(shown[None], size, mode="nearest")[0],

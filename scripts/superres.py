@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
 from ldm.cli.models import LoadedModel
-from ldm.cli.rescaling import enlargement, input_channels, input_size
+from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.data.pixels import from_bytes, to_bytes
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = list_pictures(options.indir, "--indir")
     loaded, sampler = load_for_sampling(options)
     conditioner = only_conditioner(loaded, (ImageConditioner, SpatialRescaler), _NEEDED)
-    scale, channels = enlargement(loaded, conditioner), input_channels(conditioner)
+    scale, channels = enlargement(loaded, conditioner), conditioner.in_channels
     if scale.denominator > 1 or channels not in (1, loaded.channels):
         seen = f"pictures of {channels} channels at 1/{scale} of the output's sides"
         raise UserError(f"{loaded.config}: this model sees {seen}, not small pictures; {_NEEDED}")
@@ -63,7 +63,7 @@ def describe(
 ) -> Iterator[Drawing]:
     """Describe the drawings; sides that the model cannot have are filled up and cut again."""
     target = input_size((options.H, options.W), Fraction(factor))
-    channels, multiple = input_channels(conditioner), Fraction(loaded.side_multiple, factor).numerator
+    channels, multiple = conditioner.in_channels, Fraction(loaded.side_multiple, factor).numerator
 
     def read(source: Source) -> Tensor:
         return read_picture(source.path, channels, target)

@@ -145,9 +145,8 @@ def _within(low: float, high: float) -> Callable[[Tensor], bool]:
     return lambda value: bool(value.min() >= low - _SLACK and value.max() <= high + _SLACK)
 
 
-def is_one_hot(value: Tensor) -> bool:
-    """Tell whether every place of (K, H, W) has one class, or none."""
-    return bool(((value == 0) | (value == 1)).all() and (value.sum(0) <= 1).all())
+def _is_map(value: Tensor) -> bool:
+    return value.ndim == 2 and not value.is_floating_point() and value.min().item() >= -1
 
 
 def _is_normalised(value: Tensor) -> bool:
@@ -160,7 +159,7 @@ _RULES: dict[str, tuple[str, Callable[[Tensor], bool]]] = {
     "low_res": _PICTURE,
     "masked_image": _PICTURE,
     "mask": ("-1 and +1 only", lambda value: bool((value.abs() == 1).all())),
-    "segmentation": ("at most one 1 a pixel, else 0", is_one_hot),
+    "segmentation": ("class indices (H, W), -1 for none", _is_map),
     "boxes": ("left, top, width, height in 0..1", _within(0, 1)),
     "neighbours": ("embeddings of norm 1", _is_normalised),
 }

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldm.cli.box_files import Placed, draw_boxes
-from ldm.cli.data_summary import is_one_hot
 from ldm.training.callbacks import grid
 
 _LEAST_SIDE, _TEXT_WIDTH, _LETTERS, _HEAD, _GAP = 128, 220, 34, 16, 4
@@ -50,7 +49,7 @@ def _panels(item: Mapping[str, Any]) -> dict[str, Image.Image]:
             continue
         if key == "boxes" and "box_labels" in item:
             panels[key] = _layout(value, item["box_labels"], size)
-        elif isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point():
+        elif isinstance(value, Tensor) and value.ndim == (3 if value.is_floating_point() else 2):
             panels[key] = _picture(value, size)
         else:
             texts.append(f"{key}: {list(value.shape) if isinstance(value, Tensor) and value.ndim else value}")
@@ -68,15 +67,14 @@ def _size(item: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _picture(value: Tensor, size: tuple[int, int]) -> Image.Image:
-    is_map = value.shape[0] > 1 and is_one_hot(value)
-    pixels = _painted(value) if is_map else grid(value[None], 1).numpy()  # (H, W, 3)
+    pixels = grid(value[None], 1).numpy() if value.is_floating_point() else _painted(value)  # (H, W, 3)
     return Image.fromarray(pixels).resize(size[::-1], Image.Resampling.NEAREST)
 
 
-def _painted(one_hot: Tensor) -> np.ndarray:
-    """Give each class of a map (K, H, W) a colour of its own, and black to pixels without one."""
-    classes = torch.where(one_hot.sum(0) > 0, one_hot.argmax(0), len(one_hot))  # (H, W)
-    hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.5 + 0.5 * (i % 2), 1 - 0.3 * (i % 3) / 2) for i in range(len(one_hot))]
+def _painted(classes: Tensor) -> np.ndarray:
+    """Give each class of a map (H, W) a colour of its own, and black to pixels without one, -1."""
+    count = int(classes.max()) + 1
+    hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.5 + 0.5 * (i % 2), 1 - 0.3 * (i % 3) / 2) for i in range(count)]
     palette = np.array([*(tuple(round(255 * part) for part in hue) for hue in hues), _NO_CLASS], np.uint8)
     return palette[classes.numpy()]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from torch import nn
-
 from ldm.cli.models import LoadedModel
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 
@@ -16,13 +14,6 @@ def enlargement(loaded: LoadedModel, conditioner: ImageConditioner | SpatialResc
     if isinstance(conditioner, SpatialRescaler):
         scale *= Fraction(conditioner.multiplier).limit_denominator(1000) ** conditioner.num_stages
     return scale
-
-
-def input_channels(conditioner: ImageConditioner | SpatialRescaler) -> int:
-    """Count the channels of the conditioning picture; `channels` counts those that reach the network."""
-    if isinstance(conditioner, SpatialRescaler) and isinstance(conditioner.channel_mapper, nn.Conv2d):
-        return conditioner.channel_mapper.in_channels
-    return conditioner.channels
 
 
 def input_size(size: tuple[int | None, int | None], scale: Fraction) -> tuple[int | None, int | None]:

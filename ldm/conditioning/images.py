@@ -27,16 +27,31 @@ class FirstStage(Protocol):
         """Encode without randomness: (B, 3, H, W) -> (B, C, H/f, W/f)."""
 
 
+def planes(value: Tensor, num_classes: int) -> Tensor:
+    """Turn maps of class indices, integers (B, H, W), into float32 planes (B, num_classes, H, W) of 0 and 1.
+
+    Indices below 0 are in no plane. Floating pictures (B, C, H, W) stay as they are. UserError for larger indices on
+    the CPU; on other devices, which would have to be waited for, scatter refuses them.
+    """
+    if value.is_floating_point():
+        return value
+    if value.device.type == "cpu" and (highest := int(value.max())) >= num_classes:
+        raise UserError(f"conditioning: a map has class {highest}; this model has classes 0 to {num_classes - 1}")
+    index = value.long().unsqueeze(1)  # (B, 1, H, W)
+    empty = torch.zeros(index.shape[0], num_classes, *index.shape[2:], device=value.device)
+    return empty.scatter_(1, index.clamp(min=0), (index >= 0).float())
+
+
 class ImageConditioner(Conditioner):
-    """Concatenate a picture as it is: (B, C, H, W), of the size of the latent."""
+    """Concatenate a picture (B, C, H, W), or the planes of an index map (see `planes`), of the size of the latent."""
 
     def __init__(self, key: str, channels: int = 3, drop_rate: float = 0.0) -> None:
         super().__init__(key, "concat", drop_rate, trainable=False)
-        self.width = self.channels = channels
+        self.width = self.channels = self.in_channels = channels
 
     def embed(self, value: Tensor) -> Tensor:
         """Return the picture, on the device of this module."""
-        return value.to(self.device)
+        return planes(value.to(self.device), self.channels)
 
     def null(self, n: int) -> Tensor:
         """Give pictures of zeros: (B, C, 1, 1)."""
@@ -47,7 +62,7 @@ class SpatialRescaler(Conditioner):
     """Scale a picture `num_stages` times by `multiplier`, then map its channels by a 1 x 1 convolution.
 
     method: one of RESCALE_METHODS as in torch's interpolate; out_channels None: no convolution. (B, in_channels, H, W)
-    -> (B, out_channels, H m^n, W m^n).
+    -> (B, out_channels, H m^n, W m^n). Index maps become in_channels planes (see `planes`).
     """
 
     def __init__(
@@ -68,6 +83,7 @@ class SpatialRescaler(Conditioner):
         if num_stages < 0:
             raise UserError(f"SpatialRescaler: num_stages is {num_stages}; use 0 or more")
         self.num_stages = num_stages
+        self.in_channels = in_channels
         self.method = method
         self.multiplier = multiplier
         self.width = self.channels = in_channels if out_channels is None else out_channels
@@ -78,8 +94,8 @@ class SpatialRescaler(Conditioner):
         self._settle()
 
     def embed(self, value: Tensor) -> Tensor:
-        """Rescale a picture or a one-hot map (B, in_channels, H, W)."""
-        x = value.to(self._anchor)
+        """Rescale a picture (B, in_channels, H, W) or an index map (B, H, W)."""
+        x = planes(value.to(self.device), self.in_channels).to(self._anchor.dtype)
         for _ in range(self.num_stages):
             x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
         return self.channel_mapper(x)

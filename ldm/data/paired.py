@@ -28,14 +28,14 @@ from ldm.data.partners import (
 from ldm.data.transforms import UNREADABLE, ImageTransform, View
 from ldm.errors import UserError
 
-__all__ = ["ADE20K", "PairedFolder", "one_hot"]
+__all__ = ["ADE20K", "PairedFolder"]
 
 
 class PairedFolder(ImageDataset):
     """Read the pictures below `root` and, under `key`, the partner of each: the same path below `target_root`.
 
-    num_classes: partners are maps of class indices, given as float32 one-hot (num_classes, H, W), resized by nearest
-    neighbours; pixels of `ignore_index` belong to no class. Without it they are pictures, given as (C, H / factor,
+    num_classes: partners are maps of class indices, given as int64 (H, W), resized by nearest neighbours; pixels of
+    `ignore_index` belong to no class and become -1. Without it they are pictures, given as (C, H / factor,
     W / factor) in [-1, 1]; factor 4: twins of a quarter of the size; target_channels: their channels, if not the
     picture's. suffix: `_mask` for pairs `a.jpg`, `a_mask.png`, which may then share a folder. Pictures without a
     partner and pairs of different shape are skipped and named. For the other options see `ImageDataset`. Raises
@@ -90,7 +90,7 @@ class PairedFolder(ImageDataset):
         insist_on_same_shape(image, indices.shape[1], indices.shape[0])
         insist_on_classes(path, indices, self.num_classes, self.ignore_index)
         seen = seen_indices(indices, view, self.transform.height, self.transform.width)
-        return one_hot(seen, self.num_classes)
+        return torch.from_numpy(np.where(seen == self.ignore_index, -1, seen))
 
     def _picture(self, path: Path, image: Picture, view: View) -> Tensor:
         target = self._target_transform.open(path)
@@ -109,16 +109,8 @@ def insist_on_classes(path: Path, indices: np.ndarray, num_classes: int, ignore_
         )
 
 
-def one_hot(indices: np.ndarray, num_classes: int) -> Tensor:
-    """Turn indices (H, W) into float32 (num_classes, H, W); pixels of other indices are zero everywhere."""
-    index = torch.from_numpy(np.ascontiguousarray(indices))[None]  # (1, H, W)
-    known = (index >= 0) & (index < num_classes)
-    planes = torch.zeros(num_classes, *indices.shape)  # (K, H, W)
-    return planes.scatter_(0, index.clamp(0, num_classes - 1), known.float())
-
-
 class ADE20K(PairedFolder):
-    """Read the SceneParsing release of ADE20K with `segmentation`, one-hot (151, H, W): 0 is 'none', then 150 classes.
+    """Read the SceneParsing release of ADE20K with `segmentation`, indices (H, W): 0 is 'none', then 150 classes.
 
     root: `ADEChallengeData2016`, which holds images/ and annotations/ with training/ and validation/ in each. split:
     "train" or "validation". For the other options see `ImageDataset`.

@@ -80,8 +80,8 @@ class Shapes(Dataset):
 
     Items: `image` float32 (3, S, S) in [-1, 1]; `caption` str; `class_label` int in [0, 18), shape and colour of the
     thing named first; `boxes` float32 (3, 4) as left, top, width, height in [0, 1], zeros beyond the last thing;
-    `box_labels` int64 (3,) in the same numbering, -1 beyond the last; `segmentation` float32 (4, S, S), one-hot over
-    background and the shapes.
+    `box_labels` int64 (3,) in the same numbering, -1 beyond the last; `segmentation` int64 (S, S), 0 for the
+    background, then the shapes.
 
     `fields` says which of these go beside the image; `size_words` is the share of things that are small
     or large, and said to be. `split`
@@ -212,13 +212,10 @@ def _padded_labels(scene: Scene, size: int) -> torch.Tensor:
 
 
 def _segmentation(scene: Scene, size: int) -> torch.Tensor:
-    """Return float32 (4, S, S), one-hot: background, then the shapes."""
-    classes = np.zeros((1 + len(SHAPES), size, size), np.float32)
-    classes[0] = 1
+    """Return int64 (S, S): 0 the background, then the shapes."""
+    classes = np.zeros((size, size), np.int64)
     for thing, coverage in zip(scene.description.things, _coverages(scene, size), strict=True):
-        inside = coverage > 0.5
-        classes[0, inside] = 0
-        classes[1 + SHAPES.index(thing.shape), inside] = 1
+        classes[coverage > 0.5] = 1 + SHAPES.index(thing.shape)
     return torch.from_numpy(classes)
 
 

@@ -52,9 +52,9 @@ def _iou(first: Box, second: Box) -> float:
 def map_agreement(images: Tensor, maps: Tensor) -> Tensor:
     """Return the share of pixels whose detected class is the map's, (B,).
 
-    maps (B, 4, H, W), one-hot over background and SHAPES.
+    maps int64 (B, H, W): 0 the background, then SHAPES.
     """
-    pairs = zip(images, maps.argmax(1), strict=True)
+    pairs = zip(images, maps, strict=True)
     return torch.stack([(segment(image) == wanted).float().mean() for image, wanted in pairs])
 
 
@@ -63,7 +63,7 @@ def map_iou(images: Tensor, maps: Tensor) -> Tensor:
 
     maps as for `map_agreement`; each shows a shape at least.
     """
-    return torch.stack([_map_iou(segment(x), wanted) for x, wanted in zip(images, maps.argmax(1), strict=True)])
+    return torch.stack([_map_iou(segment(x), wanted) for x, wanted in zip(images, maps, strict=True)])
 
 
 def _map_iou(found: Tensor, wanted: Tensor) -> Tensor:

@@ -37,11 +37,9 @@ def test_counts_shapes_ranges_and_unreadable_files(tmp_path, capsys):
 def test_sheet_shows_what_the_network_sees():
     image = torch.full((3, 8, 8), -1.0)
     image[0, 2, 5] = 1
-    one_hot = torch.zeros(7, 8, 8)
-    one_hot[3] = 1
     item = {
         "image": image,
-        "segmentation": one_hot,
+        "segmentation": torch.full((8, 8), 3),
         "mask": -torch.ones(1, 8, 8),
         "low_res": torch.ones(3, 2, 2),
         "boxes": torch.tensor([[0.25, 0.25, 0.5, 0.5], [0, 0, 0, 0]]),
@@ -62,7 +60,7 @@ def test_summary_finds_what_is_wrong():
     good = {
         "image": torch.zeros(3, 4, 4),
         "mask": torch.ones(1, 4, 4),
-        "segmentation": torch.eye(4)[None].repeat(2, 1, 1) * torch.tensor([1.0, 0.0])[:, None, None],
+        "segmentation": torch.tensor([[0, -1], [7, 2]]).repeat(2, 2),
         "boxes": torch.rand(2, 4),
         "caption": "words",
         "class_label": 1,
@@ -88,7 +86,7 @@ def test_summary_finds_what_is_wrong():
         "image: should hold values in -1..1, is in 2..2",
         "image: has 2 shapes, which make no batch",
         "mask: should hold -1 and +1 only",
-        "segmentation: should hold at most one 1 a pixel",
+        "segmentation: should hold class indices (H, W), -1 for none",
         "boxes: holds NaN or infinite values in 1 items",
         "class_label: labels must count from 0",
         "neighbours: should hold embeddings of norm 1",

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.regularizers import KL
-from ldm.conditioning.images import RESCALE_METHODS, FirstStageConditioner, SpatialRescaler
+from ldm.conditioning.images import RESCALE_METHODS, FirstStageConditioner, ImageConditioner, SpatialRescaler
 from ldm.errors import UserError
 from ldm.networks.encoder_decoder import Architecture
 
@@ -31,6 +31,16 @@ def test_rescaler_maps_channels_last():
     assert [name for name, _ in rescaler.named_parameters()] == ["channel_mapper.weight", "channel_mapper.bias"]
     assert rescaler({"x": torch.randn(1, 5, 8, 8)}).concat.shape == (1, 2, 4, 4)
     assert not SpatialRescaler("x").state_dict()
+
+
+@pytest.mark.parametrize("make", [lambda: SpatialRescaler("x", 1, in_channels=4), lambda: ImageConditioner("x", 4)])
+def test_index_maps_become_planes(make):
+    indices = torch.randint(-1, 4, (2, 8, 8))  # -1: no class
+    planes = torch.stack([(indices == k).float() for k in range(4)], dim=1)
+    conditioner = make()
+    torch.testing.assert_close(conditioner({"x": indices}).concat, conditioner({"x": planes}).concat)
+    with pytest.raises(UserError, match="a map has class 4; this model has classes 0 to 3"):
+        conditioner({"x": torch.full((1, 8, 8), 4)})
 
 
 def test_rescaler_refuses_unknown_methods_and_negative_stages():

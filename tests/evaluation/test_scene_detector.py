@@ -117,7 +117,7 @@ def test_pictures_of_nothing_are_wrong():
 def test_speck_is_ignored_but_a_smear_is_not():
     item = Shapes(10, num_objects=(1, 1))[0]
     speck, smear = item["image"].clone(), item["image"].clone()
-    background = item["segmentation"][0].bool()
+    background = item["segmentation"] == 0
     corner = (slice(None), slice(0, 2), slice(0, 2))
     strip = (slice(None), slice(0, 1) if background[0].all() else slice(31, 32), slice(None))
     speck[corner] = -1.0
