@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from math import gcd
+from threading import current_thread
 from typing import Any, NamedTuple, TypeVar
 
 from torch.utils.data import Sampler
@@ -31,6 +32,7 @@ __all__ = ["Decoder", "StreamItem", "StreamSampler", "read_ahead"]
 
 _GROUP = 4  # samples that replace each other; batches carry few beyond their own, since they hold most of each group
 _AHEAD = 32  # samples that are read at once, while those before are consumed
+_READ_AHEAD = "read-ahead"  # name of the thread that does
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -179,8 +181,11 @@ def _grouped(values: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
 def read_ahead(values: Iterable[T], size: int) -> Iterator[T]:
     """Run an iterator in a thread, one group of values ahead; its errors come out here."""
     groups = _grouped(values, size)
-    with ThreadPoolExecutor(1, "read-ahead") as thread:
+    thread = ThreadPoolExecutor(1, _READ_AHEAD)
+    try:
         coming = thread.submit(next, groups, ())
         while group := coming.result():
             coming = thread.submit(next, groups, ())
             yield from group
+    finally:  # a thread cannot wait for itself, and the garbage collector may close this generator in any thread
+        thread.shutdown(wait=not current_thread().name.startswith(_READ_AHEAD), cancel_futures=True)

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.errors import UserError
 from ldm.data import embeddings
 from ldm.data.embeddings import Database
+from ldm.errors import UserError
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.data.embeddings import Database
 from ldm.data.neighbours import RetrievalFolder
 from ldm.errors import UserError
-from ldm.data.embeddings import Database
 
 ANGLES = {"a.png": 0.0, "b/c.png": 10.0, "d.png": 25.0, "e.png": 180.0}
 

@@ -12,9 +12,9 @@ from PIL import Image
 from tiny_runs import fails, node, script
 
 from ldm.config import instantiate
+from ldm.data.embeddings import Database
 from ldm.errors import UserError
 from ldm.evaluation.clip import ClipEmbedder
-from ldm.data.embeddings import Database
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 12  # of the embeddings
