@@ -61,7 +61,8 @@ def test_maps(tmp_path, caplog, seed, crop):
         items = [dataset[Draw(i, epoch)] for epoch in range(2) for i in range(len(dataset))]
     for item in items:
         assert item["image"].shape == (3, 8, 12) and item["image"].abs().max() <= 1
-        assert item["segmentation"].shape == (8, 12) and 0 <= item["segmentation"].min() and item["segmentation"].max() < K
+        assert item["segmentation"].shape == (8, 12)
+        assert 0 <= item["segmentation"].min() and item["segmentation"].max() < K
     faulty = [name for fault in FAULTS[2:] for name in names[fault]]
     assert dataset.num_unreadable == len(faulty) and len(dataset) == 12 - len(names["no partner"])
     assert all(caplog.text.count(f"{name} cannot be read") == 1 for name in faulty)
