@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from ldm.data.base import ImageDataset
 from ldm.data.decoding import Picture
 from ldm.data.derived import DerivedDataset
-from ldm.data.folders import existing_folder, find_pictures
+from ldm.data.folders import existing_folder
 from ldm.data.masks import MASKS, DrawMask
-from ldm.data.partners import find_partners, insist_on_same_shape, seen_indices, without_partners
-from ldm.data.transforms import UNREADABLE, Draw, View
+from ldm.data.partners import find_pairs, insist_on_same_shape, naming, seen_indices
+from ldm.data.transforms import Draw, View
 from ldm.errors import UserError
 
 __all__ = ["Masked", "MaskedFolder", "masked_image"]
@@ -69,8 +69,7 @@ class MaskedFolder(ImageDataset):
     ) -> None:
         super().__init__(size, **kwargs)
         self.root = existing_folder(root)
-        names = without_partners(find_pictures(self.root), suffix)
-        masks = find_partners(names, mask_root, suffix)
+        masks = find_pairs(self.root, mask_root, suffix)
         self._index(masks, str(root))
         self._masks = [masks[name] for name in self.names]
 
@@ -83,11 +82,9 @@ class MaskedFolder(ImageDataset):
 
     def _read_seen_fields(self, file: int, image: Picture, view: View, rng: np.random.Generator) -> dict[str, Any]:
         path = self._masks[file]
-        try:
+        with naming(path):
             hole = _read_hole(path)
             insist_on_same_shape(image, hole.shape[1], hole.shape[0])
-        except UNREADABLE as error:
-            raise ValueError(f"{path}: {error}") from error
         seen = seen_indices(hole, view, self.transform.height, self.transform.width)
         return {"mask": _signed(torch.from_numpy(np.ascontiguousarray(seen))[None])}
 

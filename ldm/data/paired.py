@@ -15,17 +15,17 @@ from torch import Tensor
 
 from ldm.data.base import ImageDataset
 from ldm.data.decoding import Picture
-from ldm.data.folders import existing_folder, find_pictures
+from ldm.data.folders import existing_folder
 from ldm.data.partners import (
-    find_partners,
+    find_pairs,
     insist_on_same_shape,
+    naming,
     read_indices,
     seen_indices,
     seen_picture,
     snapped,
-    without_partners,
 )
-from ldm.data.transforms import UNREADABLE, ImageTransform, View
+from ldm.data.transforms import ImageTransform, View
 from ldm.errors import UserError
 
 __all__ = ["ADE20K", "PairedFolder"]
@@ -66,8 +66,7 @@ class PairedFolder(ImageDataset):
         self._target_size = (width // factor, height // factor)
         channels = self.transform.channels if target_channels is None else target_channels
         self._target_transform = ImageTransform([height // factor, width // factor], "none", channels=channels)
-        names = without_partners(find_pictures(self.root), suffix)
-        partners = find_partners(names, target_root, suffix)
+        partners = find_pairs(self.root, target_root, suffix)
         self._index(partners, str(root))
         self._partners = [partners[name] for name in self.names]
 
@@ -80,10 +79,8 @@ class PairedFolder(ImageDataset):
     def _read_seen_fields(self, file: int, image: Picture, view: View, rng: np.random.Generator) -> dict[str, Any]:
         path = self._partners[file]
         read = self._picture if self.num_classes is None else self._map
-        try:
+        with naming(path):
             return {self.key: read(path, image, view)}
-        except UNREADABLE as error:
-            raise ValueError(f"{path}: {error}") from error
 
     def _map(self, path: Path, image: Picture, view: View) -> Tensor:
         indices = read_indices(path)

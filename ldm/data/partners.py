@@ -6,7 +6,8 @@ Legend: f factor by which a twin is smaller than its picture; a view (see `trans
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,17 +15,17 @@ from PIL import Image
 
 from ldm.data.decoding import Picture, Planes
 from ldm.data.folders import find_pictures
-from ldm.data.transforms import View
+from ldm.data.transforms import UNREADABLE, View
 from ldm.errors import UserError
 
 __all__ = [
-    "find_partners",
+    "find_pairs",
     "insist_on_same_shape",
+    "naming",
     "read_indices",
     "seen_indices",
     "seen_picture",
     "snapped",
-    "without_partners",
 ]
 
 _log = logging.getLogger(__name__)
@@ -32,13 +33,14 @@ _LOSSY = ("JPEG", "MPO")
 _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
-def find_partners(names: Sequence[str], target_root: str | Path, suffix: str = "") -> dict[str, Path]:
-    """Give the partner of each picture that has one: the same path below `target_root`, with any extension.
+def find_pairs(root: Path, target_root: str | Path, suffix: str = "") -> dict[str, Path]:
+    """Give the partner of each picture below `root` that has one: the same path below `target_root`, any extension.
 
-    names: relative paths; suffix: what the partner's stem has in addition (`a.jpg` and `a_mask.png`). Pictures without
-    a partner and partners without a picture are named in one warning each. Raises UserError if no picture has a
-    partner, or one has several.
+    Keys are relative paths. suffix: what the partner's stem has in addition (`a.jpg` and `a_mask.png`); the two folders
+    may then be one. Pictures without a partner and partners without a picture are named in one warning each. Raises
+    UserError if no picture has a partner, or one has several.
     """
+    names = _without_partners(find_pictures(root), suffix)
     folder = Path(target_root).expanduser()
     if not folder.is_dir():
         raise UserError(f"{target_root}: no such folder; set it to the folder of the partners")
@@ -136,6 +138,15 @@ def seen_picture(
     return target.resize(size, resampling, box=box)
 
 
-def without_partners(names: Iterable[str], suffix: str) -> list[str]:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path before what is said of a file that cannot be read; raises ValueError, which is one of UNREADABLE."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _without_partners(names: Iterable[str], suffix: str) -> list[str]:
     """Leave out the files that are partners of others in the same folder, by a suffix that is not empty."""
     return [name for name in names if not (suffix and _stem(name).endswith(suffix))]
