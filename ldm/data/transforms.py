@@ -22,7 +22,7 @@ from ldm.errors import UserError
 
 __all__ = ["UNREADABLE", "Draw", "ImageTransform", "View", "open_image", "with_channels"]
 
-_CROPS = ("center", "random", "random_size", "none")
+_CROPS = ("center", "random", "random_size", "random_half", "none")
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -61,8 +61,8 @@ class ImageTransform:
 
     size: S or [H, W]. resize: the shortest side before cropping, in pixels; "size": the least that covers `size`;
     "none": the picture's own, so that a crop shows full resolution. A picture that does not cover `size` is enlarged.
-    crop: "center", "random", "random_size" for any extent from `size` pixels to the whole (whatever resize says),
-    or "none" to squeeze the whole picture to `size`. flip: probability of mirroring.
+    crop: "center", "random", "random_size" for any extent from `size` pixels to the whole, "random_half" for any from
+    half of the whole (both whatever resize says), or "none" to squeeze the whole picture to `size`. flip: probability of mirroring.
     interpolation: nearest, box, bilinear, hamming, bicubic or lanczos, antialiased except nearest. channels: 1 for
     grey, 3 for colours, 2 and 4 for these with transparency, or what the files have. value_range: the values of black
     and white in arrays and files of more than 8 bits, see `open_image`. Raises UserError for other values.
@@ -127,6 +127,8 @@ class ImageTransform:
         if self.crop == "random_size":  # the extent of the crop is uniform between its two limits
             largest = max(cover, 1.0)
             return 1 / (1 / largest + rng.random() * (1 / cover - 1 / largest))
+        if self.crop == "random_half":
+            return 2 * cover / (1 + rng.random())
         wanted = 1.0 if self.shortest_side is None else self.shortest_side / min(image.size)
         return max(cover, wanted)
 

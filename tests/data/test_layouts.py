@@ -51,7 +51,7 @@ def test_boxes_are_fractions_and_labels_ranks_of_ids(tmp_path):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("crop", ["center", "random", "random_size", "none"])
+@pytest.mark.parametrize("crop", ["center", "random", "random_size", "random_half", "none"])
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_boxes_lie_where_the_colours_are(tmp_path, crop, flip):
     paths = write_coco(tmp_path, 1)

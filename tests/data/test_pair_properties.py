@@ -53,7 +53,7 @@ def write_tree(root, seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("crop", ["center", "random", "random_size", "none"])
+@pytest.mark.parametrize("crop", ["center", "random", "random_size", "random_half", "none"])
 def test_maps(tmp_path, caplog, seed, crop):
     names = write_tree(tmp_path, seed)
     with caplog.at_level(logging.WARNING):

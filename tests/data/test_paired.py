@@ -39,13 +39,13 @@ def red_tells(item):
     return ((item["image"][0] + 1) * 127.5 / 40).round().long()
 
 
-@pytest.mark.parametrize("crop", ["center", "random", "random_size", "none"])
+@pytest.mark.parametrize("crop", ["center", "random", "random_size", "random_half", "none"])
 @pytest.mark.parametrize("size", [8, [6, 10], [12, 16]])
 def test_maps_get_the_crop_and_the_mirroring_of_the_picture(tmp_path, crop, size):
     images, maps = write_pairs(tmp_path)
     options = {"crop": crop, "flip": 0.5, "resize": "none", "interpolation": "nearest"}
     dataset = PairedFolder(images, size, maps, num_classes=K, **options)
-    if crop == "random_size" or (crop == "none" and size != [12, 16]):
+    if crop in ("random_size", "random_half") or (crop == "none" and size != [12, 16]):
         return  # scaled: nearest neighbours of PIL and of maps may differ by a pixel; sizes alone
     for epoch in range(4):
         for i in range(4):
@@ -54,7 +54,7 @@ def test_maps_get_the_crop_and_the_mirroring_of_the_picture(tmp_path, crop, size
             assert torch.equal(item["segmentation"], red_tells(item))
 
 
-@pytest.mark.parametrize("crop", ["center", "random", "random_size", "none"])
+@pytest.mark.parametrize("crop", ["center", "random", "random_size", "random_half", "none"])
 def test_scaled_maps_follow_the_picture(tmp_path, crop):
     picture = np.zeros((40, 60, 3), np.uint8)
     picture[10:30, 20:50] = 255

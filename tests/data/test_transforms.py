@@ -130,7 +130,7 @@ def test_damaged_files_raise_what_readers_skip(content):
     [
         ({"size": 0}, "size 0 is neither"),
         ({"size": [8]}, r"size \[8\]"),
-        ({"crop": "middle"}, "crop 'middle' is not one of center, random, random_size, none"),
+        ({"crop": "middle"}, "crop 'middle' is not one of center, random, random_size, random_half, none"),
         ({"interpolation": "cubic"}, "interpolation 'cubic'"),
         ({"resize": 4}, "from 8 on"),
         ({"resize": "all"}, "resize 'all'"),

@@ -12,7 +12,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("crop", ["center", "random", "random_size", "none"])
+@pytest.mark.parametrize("crop", ["center", "random", "random_size", "random_half", "none"])
 @pytest.mark.parametrize("resize", ["size", "none", 20])
 def test_a_view_covers_the_crop_and_showing_it_is_the_transform(crop, resize):
     image = open_image(png(pixels(0, 30, 50)))
@@ -31,6 +31,14 @@ def test_crops_of_any_size_go_from_full_resolution_to_the_whole():
     counts = np.histogram(sides, 6, (16, 64))[0]
     assert counts.min() > 60
     assert transform.view(open_image(png(pixels(0, 8, 9))), rng()).height == 16
+
+
+def test_crops_from_half_of_the_picture_on():
+    image = open_image(png(pixels(0, 64, 96)))
+    transform = ImageTransform(16, "random_half")
+    sides = np.array([64 * 16 / transform.view(image, rng(seed)).height for seed in range(600)])
+    assert 31.5 < sides.min() < 34 and 62 < sides.max() < 64.5
+    assert np.histogram(sides, 4, (32, 64))[0].min() > 100
 
 
 def test_a_view_says_what_is_seen():
