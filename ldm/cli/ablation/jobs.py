@@ -83,7 +83,7 @@ def _set_length(content: Content, points: int, steps: int) -> None:
     if isinstance(trainer.get("val_check_interval"), int):
         trainer["val_check_interval"] = steps
     checkpoints = lightning.setdefault("modelcheckpoint", {}).setdefault("params", {})
-    checkpoints |= {"every_n_steps": steps, "keep_every_n_steps": steps}
+    checkpoints["keep_every_n_steps"] = steps
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ PICTURES = "samples.png"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold figures by name, how many pictures were judged in how many seconds, and a sheet of some of them."""
+    """Hold figures by name, how many pictures were judged, the seconds it took to draw them, and a sheet of some."""
 
     values: dict[str, float]
     count: int
@@ -28,7 +28,7 @@ def read(folder: Path) -> Outcome:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         values = {name: float(value) for name, value in content["values"].items()}
-        count, seconds = int(content["n"]), float(content["made"]["seconds"])
+        count, seconds = int(content["n"]), float(content["made"]["draw_seconds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is no result of scripts/evaluate.py: {error}") from error
     pictures = folder / PICTURES

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.cli.ablation.jobs import Evaluation, Training
-from ldm.cli.ablation.resolving import FirstStage, Resolved
+from ldm.cli.ablation.resolving import Content, FirstStage, Resolved
 from ldm.cli.ablation.study import Budget, Judgement, Study
 from ldm.cli.ablation.workspace import PACE_STEPS, Job
 from ldm.errors import UserError
@@ -97,7 +97,9 @@ def _entry(study: Study, resolved: Resolved, programs: Programs) -> Entry:
     )  # fmt: skip
     pace = None
     if budget.kind == "minutes":
-        pace = replace(training, name=f"{training.name}-pace", budget=_PACE)
+        pace = replace(
+            training, name=f"{training.name}-pace", budget=_PACE, content=_unvalidated(resolved.content)
+        )  # fmt: skip
         training = replace(training, pace=pace.name)
     sample = resolved.trial.point.sample
     words = tuple(word for name, value in sample.items() for word in (f"--{name}", str(value)))
@@ -117,6 +119,12 @@ def _entry(study: Study, resolved: Resolved, programs: Programs) -> Entry:
         tuple(judged(judgement.curve_steps, (part, budget.points)) for part in range(1, budget.points)),
         {steps: judged(steps, None) for steps in sorted({*judgement.steps, judgement.curve_steps})},
     )
+
+
+def _unvalidated(content: Content) -> Content:
+    """Train without validation, whose time does not shrink with the latents as that of a step does."""
+    lightning = content.get("lightning", {})
+    return {**content, "lightning": {**lightning, "trainer": {**lightning.get("trainer", {}), "limit_val_batches": 0}}}
 
 
 def _weights(stage: FirstStage) -> dict[str, str]:

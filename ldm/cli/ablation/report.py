@@ -112,11 +112,11 @@ def _throughput(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Pa
     if not rows or len(plan.study.judgement.steps) == 1:
         return None
     tables.write_csv(rows, folder / "throughput.csv")
-    timed = tables.over_seeds([row for row in rows if "samples/s" in row], [*plan.study.axes, "sampling steps"])
+    timed = tables.over_seeds(rows, [*plan.study.axes, "sampling steps"])
     panels = [_panel(plan, timed, "samples/s", figure) for figure in figures]
     plot_panels(panels, folder / "throughput.png")
     steps = ", ".join(map(str, plan.study.judgement.steps))
-    text = f"From right to left, DDIM with {steps} steps. Time is that of sampling, decoding and features together."
+    text = f"From right to left, DDIM with {steps} steps. Time is that of sampling and decoding."
     return Section("Quality against throughput (Figure 7)", text, pictures=[folder / "throughput.png"])
 
 

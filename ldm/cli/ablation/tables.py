@@ -114,9 +114,8 @@ def throughput(plan: StudyPlan, workspace: Workspace) -> list[Row]:
         for steps, job in entry.final.items():
             found = outcome(workspace, job)
             if found is not None:
-                whole = workspace.seconds(job.name) is not None
-                speed = {"samples/s": found.count / found.seconds} if whole else {}
-                rows.append({**_labels(entry), "sampling steps": steps, **speed, **found.values})
+                speed = found.count / found.seconds
+                rows.append({**_labels(entry), "sampling steps": steps, "samples/s": speed, **found.values})
     return rows
 
 
