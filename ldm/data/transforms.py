@@ -62,7 +62,8 @@ class ImageTransform:
     size: S or [H, W]. resize: the shortest side before cropping, in pixels; "size": the least that covers `size`;
     "none": the picture's own, so that a crop shows full resolution. A picture that does not cover `size` is enlarged.
     crop: "center", "random", "random_size" for any extent from `size` pixels to the whole, "random_half" for any from
-    half of the whole (both whatever resize says), or "none" to squeeze the whole picture to `size`. flip: probability of mirroring.
+    half of the whole (both whatever resize says), or "none" to squeeze the whole picture to `size`. flip: probability
+    of mirroring.
     interpolation: nearest, box, bilinear, hamming, bicubic or lanczos, antialiased except nearest. channels: 1 for
     grey, 3 for colours, 2 and 4 for these with transparency, or what the files have. value_range: the values of black
     and white in arrays and files of more than 8 bits, see `open_image`. Raises UserError for other values.
