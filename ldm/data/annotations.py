@@ -137,7 +137,11 @@ def _coco_document(path: Path) -> dict[str, Any]:
     needed = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}
     needed["annotations"] = ("image_id", "category_id", "bbox")
     for part, keys in needed.items():
+        if not isinstance(document[part], list):
+            raise UserError(f"{path}: {part} is no list; give COCO's instances_*.json or one in its form")
         for number, item in enumerate(document[part]):
+            if not isinstance(item, dict):
+                raise UserError(f"{path}: {part}[{number}] is {item!r}, no object with {', '.join(keys)}")
             lacking = [key for key in keys if key not in item]
             if lacking:
                 raise UserError(f"{path}: {part}[{number}] has no {lacking[0]!r}, which boxes need")
@@ -152,9 +156,13 @@ def _coco_image(images: dict[Any, dict[str, Any]], item: dict[str, Any], path: P
 
 def _coco_box(item: dict[str, Any], image: dict[str, Any], path: Path) -> tuple[float, ...]:
     box, size = item["bbox"], (image["width"], image["height"]) * 2
-    if len(box) != 4 or min(size) <= 0:
+    if not (isinstance(box, list) and len(box) == 4 and _are_numbers([*box, *size])) or min(size) <= 0:
         raise UserError(f"{path}: a box of {image['file_name']} is {box}, not [left, top, width, height] in pixels")
     return tuple(side / whole for side, whole in zip(box, size, strict=True))
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)
 
 
 def read_open_images(

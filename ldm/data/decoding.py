@@ -27,8 +27,9 @@ Range = tuple[float, float]
 _NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FULL = {np.dtype(np.uint8): (0, 255), np.dtype(np.uint16): (0, 65535)}
 _WITH_ALPHA = (2, 4)  # numbers of channels whose last one is alpha
-_BITS, _SAMPLES = 258, 277  # tags of TIFF
-_RGB = 2  # photometric interpretation of TIFF
+_BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA = 258, 262, 277, 338  # tags of TIFF
+_GREY, _RGB = (0, 1), 2  # photometric interpretations of TIFF
+_ALPHA = (1, 2, 999)  # kinds of extra samples of TIFF: associated and unassociated alpha, and what Corel writes
 _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # how PNG stores 16 bits -> what makes PIL give the others
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL has it for 8 bits
 _GREY_ALPHA = "LA;16B"
@@ -172,7 +173,18 @@ def _is_beyond_pillow(stream: BinaryIO, channels: int) -> bool:
     stream.seek(tags.next)
     tags.load(stream)
     samples, bits = tags.get(_SAMPLES, 1), max(tags.get(_BITS, (1,)))
-    return samples > 4 or (samples > 1 and bits > 8) or (channels not in (1, 3) and _num_pages(stream) > 1)
+    if samples > 4 or (samples > 1 and bits > 8) or (channels not in (1, 3) and _num_pages(stream) > 1):
+        return True
+    colours = tags.get(_PHOTOMETRIC)
+    if samples not in _WITH_ALPHA or colours not in (*_GREY, _RGB):
+        return False
+    is_refused, loses_last = samples == 4 and colours in _GREY, not _ends_in_alpha(colours, tags.get(_EXTRA, ()))
+    return is_refused or (loses_last and samples == channels)
+
+
+def _ends_in_alpha(photometric: int, extra: Sequence[int]) -> bool:
+    """Tell whether the last sample is alpha; beside RGB one of no declared kind is taken for it, as PIL does."""
+    return extra[-1] in _ALPHA if extra else photometric == _RGB
 
 
 def _read_tiff(stream: BinaryIO, channels: int, value_range: Range | None) -> Picture:
@@ -186,12 +198,15 @@ def _read_tiff(stream: BinaryIO, channels: int, value_range: Range | None) -> Pi
     _num_pages(stream)  # since tifffile leaves out those beyond the end of a file that is cut off
     stream.seek(0)
     with tifffile.TiffFile(stream) as tiff:
-        series, has_colours = tiff.series[0], tiff.pages[0].photometric == _RGB
+        series, page = tiff.series[0], tiff.pages[0]
         array, axes = series.asarray(), series.axes
     if array.ndim > 3 or not {"Y", "X"} <= set(axes):
         raise ValueError(f"a TIFF with the axes {axes} is no picture")
     array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (0, 1))
-    return _over_white(array, channels, value_range) if has_colours else _scaled(array, value_range)
+    if _ends_in_alpha(page.photometric, page.extrasamples):
+        return _over_white(array, channels, value_range)
+    is_colour = page.photometric == _RGB and channels in (1, 3)
+    return _scaled(array[..., :3] if is_colour else array, value_range)
 
 
 def _num_pages(stream: BinaryIO) -> int:

@@ -179,6 +179,40 @@ def test_tiff_beyond_pillow(shape, options, dtype):
             open_image(buffer.getvalue()[:length], want.shape[-1])
 
 
+def tiff(array, **options):
+    buffer = io.BytesIO()
+    pytest.importorskip("tifffile").imwrite(buffer, array, planarconfig="contig", **options)
+    return buffer.getvalue()
+
+
+UNSPECIFIED, UNASSOCIATED = 0, 2  # kinds of extra samples
+
+
+@pytest.mark.parametrize(
+    ("channels", "photometric", "extra"),
+    [(4, "rgb", [UNSPECIFIED]), (2, "minisblack", None), (4, "minisblack", None), (4, "minisblack", [0, 0, 2])],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_extra_samples_of_tiff_are_channels(channels, photometric, extra, dtype):
+    high = np.iinfo(dtype).max
+    array = rng().integers(0, high, (6, 5, channels), dtype)
+    content = tiff(array, photometric=photometric, extrasamples=extra)
+    torch.testing.assert_close(shown(content, channels), expected(array, high), atol=1e-6, rtol=0)
+    if photometric == "rgb":  # is no alpha, so that nothing is laid on white
+        torch.testing.assert_close(shown(content, 3), expected(array[..., :3], high), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("channels", "photometric"), [(4, "rgb"), (2, "minisblack")])
+def test_alpha_of_tiff_is_laid_on_white(channels, photometric, dtype):
+    high = np.iinfo(dtype).max
+    array = rng().integers(0, high, (6, 5, channels), dtype)
+    content = tiff(array, photometric=photometric, extrasamples=[UNASSOCIATED])
+    alpha = array[..., -1:] / high
+    want = expected(array[..., :-1] * alpha + high * (1 - alpha), high).expand(3, -1, -1)
+    torch.testing.assert_close(shown(content, 3), want, atol=0.01, rtol=0)
+
+
 def test_ordinary_tiff():
     buffer = io.BytesIO()
     Image.fromarray(pixels(0)).save(buffer, "TIFF")

@@ -197,12 +197,19 @@ def test_open_images_descriptions_may_have_a_header(tmp_path):
         ({"annotations": [{"image_id": 0, "category_id": 3}]}, r"annotations\[0\] has no 'bbox'"),
         ({"annotations": [{"image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1]}]}, "image_id 9, which is not among"),
         ({"annotations": [{"image_id": 0, "category_id": 3, "bbox": [0, 0]}]}, r"a box of 000.png is \[0, 0\], not"),
+        *(
+            ({"annotations": [{"image_id": 0, "category_id": 3, "bbox": box}]}, f"a box of 000.png is {shown}, not")
+            for box, shown in ((5, "5"), (None, "None"), (["a", 1, 2, 3], r"\['a', 1, 2, 3\]"))
+        ),
+        ({"annotations": [3]}, r"instances.json: annotations\[0\] is 3, no object with image_id, category_id, bbox"),
+        ({"annotations": 5}, "instances.json: annotations is no list"),
+        ({"images": [{"id": 0, "file_name": "000.png", "width": None, "height": 1}]}, "a box of 000.png is"),
         ({"annotations": []}, "no pictures"),
     ],
 )
 def test_mistakes_in_coco_are_named(tmp_path, change, message):
     images, file = write_coco(tmp_path, 1, **change)
-    if change["annotations"] is None:
+    if change.get("annotations", 0) is None:
         document = json.loads(file.read_text())
         del document["annotations"]
         file.write_text(json.dumps(document))
