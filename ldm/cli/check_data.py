@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else list(argv)
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     options = _parser().parse_args([word for word in words if word not in overrides])
+    if options.num < 0:
+        raise UserError(f"--num {options.num}: use 1 or more, or 0 for all")
     config = OmegaConf.to_container(configs.load(options.base, overrides), resolve=True)
     if "data" not in config:
         raise UserError(f"{', '.join(options.base)}: there is no section data")

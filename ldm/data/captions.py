@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["LABEL", "CaptionedFolder", "number_labels", "one_of"]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 LABEL, _CAPTION = "class_label", "caption"
+_log = logging.getLogger(__name__)
 _PROBED = 16  # rows whose files must not all be absent
 Row = Mapping[str, Any]
 
@@ -31,7 +33,8 @@ class CaptionedFolder(ImageDataset):
     `root`. columns: which column of it holds `file` (path below `root`), `caption`, and any further key of the batch,
     e.g. {file: image, caption: text, class_label: species}. Of a list of captions (JSON lines) one is drawn per epoch.
     Labels that are not whole numbers are numbered in alphabetical order, `class_names` lists them. For the other
-    options see `ImageDataset`. Raises UserError for missing folders, tables, columns and captions.
+    options see `ImageDataset`. Rows that lack one of the columns are counted, named and left out. Raises UserError for
+    missing folders, tables, columns and captions.
     """
 
     def __init__(
@@ -73,14 +76,7 @@ class CaptionedFolder(ImageDataset):
 
     def _from_table(self, path: Path, columns: dict[str, str]) -> tuple[list[str], list[Row]]:
         columns = {"file": "file", "caption": "caption", **columns}
-        rows = _read_rows(path)
-        for number, row in enumerate(rows):
-            absent = [column for column in columns.values() if row.get(column) is None]
-            if absent:
-                raise UserError(
-                    f"{path}: row {number + 1} has no column {absent[0]!r}, it has {', '.join(map(str, row))}; "
-                    f"name yours in columns, e.g. columns.{_key_of(columns, absent[0])}=NAME"
-                )
+        rows = _complete_rows(_read_rows(path), columns, path)
         names = [str(row[columns["file"]]) for row in rows]
         if names and not any((self.root / name).is_file() for name in names[:_PROBED]):
             raise UserError(f"{path}: {names[0]} is not below {self.root}; set root to the folder the paths start from")
@@ -126,8 +122,23 @@ def one_of(key: str, value: Any, rng: np.random.Generator) -> Any:
     return "" if value is None or isinstance(value, list) else str(value).strip()
 
 
-def _key_of(columns: Mapping[str, str], column: str) -> str:
-    return next(key for key, value in columns.items() if value == column)
+def _complete_rows(rows: list[Row], columns: Mapping[str, str], path: Path) -> list[Row]:
+    """Leave out rows that lack something, with a warning. Raises UserError for a column that no row has."""
+    for key, column in columns.items():
+        if rows and all(row.get(column) is None for row in rows):
+            raise UserError(
+                f"{path}: no row has a column {column!r}, the first has {', '.join(map(str, rows[0]))}; "
+                f"name yours in columns, e.g. columns.{key}=NAME"
+            )
+    lacking = [i for i, row in enumerate(rows) if any(row.get(column) is None for column in columns.values())]
+    if lacking:
+        what = ", ".join(columns.values())
+        _log.warning(
+            "%s: %d of %d rows have nothing under one of %s and are left out, the first is row %d",
+            path, len(lacking), len(rows), what, lacking[0] + 1,
+        )  # fmt: skip
+    left_out = set(lacking)
+    return [row for i, row in enumerate(rows) if i not in left_out]
 
 
 def _read_rows(path: Path) -> list[Row]:

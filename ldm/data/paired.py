@@ -97,12 +97,13 @@ class PairedFolder(ImageDataset):
 
 
 def insist_on_classes(path: Path, indices: np.ndarray, num_classes: int, ignore_index: int | None) -> None:
-    """Raise UserError, naming the file, unless all indices are below num_classes or to be ignored."""
-    highest = max((int(index) for index in np.unique(indices) if index != ignore_index), default=0)
-    if highest >= num_classes:
+    """Raise UserError, naming the file, unless all indices are in 0..num_classes - 1 or to be ignored."""
+    wrong = [int(i) for i in np.unique(indices) if i != ignore_index and not 0 <= i < num_classes]  # sorted
+    if wrong:
+        remedy = "raise num_classes, or set" if wrong[-1] >= num_classes else "set"
         raise UserError(
-            f"{path}: class index {highest}, but num_classes={num_classes} allows 0 to {num_classes - 1}; "
-            f"raise num_classes, or set ignore_index: {highest} if it means 'no class'"
+            f"{path}: class index {wrong[-1]}, but num_classes={num_classes} allows 0 to {num_classes - 1}; "
+            f"{remedy} ignore_index: {wrong[-1]} if it means 'no class'"
         )
 
 

@@ -38,12 +38,14 @@ def find_pairs(root: Path, target_root: str | Path, suffix: str = "") -> dict[st
 
     Keys are relative paths. suffix: what the partner's stem has in addition (`a.jpg` and `a_mask.png`); the two folders
     may then be one. Pictures without a partner and partners without a picture are named in one warning each. Raises
-    UserError if no picture has a partner, or one has several.
+    UserError if no picture has a partner, or one has several, and for one folder without a suffix.
     """
     names = _without_partners(find_pictures(root), suffix)
     folder = Path(target_root).expanduser()
     if not folder.is_dir():
         raise UserError(f"{target_root}: no such folder; set it to the folder of the partners")
+    if not suffix and folder.samefile(root):
+        raise UserError(f"{target_root}: is the folder of the pictures too, each would be its own partner; set suffix")
     found: dict[str, str] = {}
     for file in find_pictures(folder):
         stem = _stem(file)

@@ -24,7 +24,7 @@ from ldm.errors import UserError
 
 __all__ = ["IndexedShards", "Sample", "Shards"]
 
-_SLOTS = 1 << 16  # in which unreadable samples of a stream, whose number is unknown, are noted by a hash of their name
+_SLOTS = 1 << 16  # in which bad samples of a stream, whose number is unknown, are noted by a hash of their name
 _MOST_LANES = 8  # that are opened at once unless asked for
 Sample = dict[str, Any]  # the undecoded files of a sample by extension, `__key__` and `__url__`
 
@@ -129,6 +129,11 @@ class Shards(IterableDataset):
         return self.tally.num_unreadable
 
     @property
+    def num_empty(self) -> int:
+        """Give how many samples were found to have an empty caption so far, in all workers of this machine."""
+        return self.tally.num_empty
+
+    @property
     def is_remote(self) -> bool:
         """Tell whether any shard is not a local file."""
         return any(is_remote(shard) for shard in self.shards)
@@ -173,12 +178,14 @@ class Shards(IterableDataset):
             self._skip(name, error)
             return None
         self.tally.note_read()
+        if fields.get("caption") == "":
+            self.tally.note_empty(_slot(name), name, "caption")
         if self.transform.enlarges(image):
             self.tally.enlarge(name, image, self.transform)
         return {"image": self.transform(image, draw.generator()), **fields}
 
     def _skip(self, name: str, error: Exception) -> None:
-        self.tally.skip(crc32(name.encode()) % _SLOTS, name, error)
+        self.tally.skip(_slot(name), name, error)
 
     def texts(self, key: str = "caption") -> Iterator[str]:
         """Read the texts under a key, for a tokenizer to be trained on."""
@@ -191,6 +198,10 @@ class Shards(IterableDataset):
             if not isinstance(value, str):
                 raise UserError(f"{_name(sample)} has no text under {key!r}")
             yield value
+
+
+def _slot(name: str) -> int:
+    return crc32(name.encode()) % _SLOTS
 
 
 def _name(sample: Sample) -> str:

@@ -132,6 +132,7 @@ def test_streams(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--base", "absent.yaml"], "no such file"),
+        (["--base", "FOLDER/a.yaml", "--num", "-5"], "--num -5: use 1 or more, or 0 for all"),
         (["--base", "FOLDER/empty.yaml"], "there is no section data"),
         (["--base", "FOLDER/a.yaml", "data.params.train.params.rot=x"], "rot: unknown; did you mean root"),
     ],

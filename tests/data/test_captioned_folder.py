@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 from picture_files import write_pictures
@@ -59,6 +60,22 @@ def test_json_lines_draw_one_of_several_captions_per_epoch(root):
     assert drawn == {"one", "two", "three"} and dataset[1]["caption"] == "four"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.jsonl", '{"file": "a.png", "caption": "x"}\n{"file": "c.png", "caption": null}\n{"file": "sub/b.png"}\n'),
+        ("t.csv", "file,caption\na.png,x\nc.png\nsub/b.png\n"),
+    ],
+)
+def test_rows_without_a_caption_are_left_out_and_the_first_named(root, caplog, name, content):
+    with caplog.at_level(logging.WARNING):
+        assert CaptionedFolder(root, 8, write_csv(root / name, content)).names == ["a.png"]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{root / name}: 2 of 3 rows have nothing under one of file, caption and are left out, the first is row 2"
+    )
+
+
 def test_labels_do_not_depend_on_the_split(root):
     lines = "\n".join(f"{name},text,{name}" for name in ("a.png", "c.png", "sub/b.png", "sub/d.png"))
     path = write_csv(root / "t.csv", f"file,caption,kind\n{lines}\n")
@@ -73,7 +90,7 @@ def test_labels_do_not_depend_on_the_split(root):
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("t.csv", "image,caption\na.png,x\n", {}, "row 1 has no column 'file', it has image, caption; name yours in"),
+        ("t.csv", "image,caption\na.png,x\n", {}, "no row has a column 'file', the first has image, caption; name"),
         ("t.csv", "file,text\na.png,x\n", {}, "columns.caption=NAME"),
         ("t.csv", "file,caption\nz.png,x\n", {}, "z.png is not below .* set root"),
         ("t.csv", "file,caption\n", {}, "no pictures"),

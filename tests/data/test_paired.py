@@ -104,6 +104,16 @@ def test_an_index_beyond_the_classes_names_the_file(tmp_path):
     assert item["segmentation"][3, 4] == -1 and (item["segmentation"] >= 0).sum() == 12 * 16 - 1
 
 
+def test_a_negative_index_is_no_class_only_if_it_is_said_to_be(tmp_path):
+    images, maps = write_pairs(tmp_path, 1)
+    (maps / "0.png").unlink()
+    np.save(maps / "0.npy", np.where(classes(0) == 2, -7, classes(0).astype(int)))
+    with pytest.raises(UserError, match=r"0.npy: class index -7, .* allows 0 to 4; set ignore_index: -7"):
+        PairedFolder(images, [12, 16], maps, num_classes=K)[0]
+    item = PairedFolder(images, [12, 16], maps, num_classes=K, ignore_index=-7)[0]
+    assert torch.equal(item["segmentation"] == -1, torch.from_numpy(classes(0) == 2))
+
+
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [("0.png", pixels(0), "it has the mode RGB"), ("0.jpg", classes(0), "JPEG changes indices")],
@@ -191,6 +201,8 @@ def test_suffixes_in_one_folder(tmp_path):
     for i in range(2):
         save(tmp_path / f"{i}.png", pixels(i))
         save(tmp_path / f"{i}_map.png", classes(i))
+    with pytest.raises(UserError, match="is the folder of the pictures too, each would be its own partner; set suffix"):
+        PairedFolder(tmp_path, 8, tmp_path / ".." / tmp_path.name, num_classes=K)
     dataset = PairedFolder(tmp_path, 8, tmp_path, num_classes=K, suffix="_map")
     assert dataset.names == ["0.png", "1.png"] and dataset[0]["segmentation"].shape == (8, 8)
 

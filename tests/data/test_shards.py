@@ -113,6 +113,18 @@ def test_damaged_samples_are_skipped_counted_and_named_once(tmp_path, make, capl
 
 
 @pytest.mark.parametrize("make", [IndexedShards, Shards])
+def test_empty_captions_are_counted_and_the_first_named(tmp_path, make, caplog):
+    path = write_tar(tmp_path / "a.tar", range(5), lambda i: {"txt": b" \n"} if i % 2 else {})
+    dataset = make(path, 8)
+    with caplog.at_level(logging.WARNING):
+        assert captions(dataset) == captions(dataset) == ["picture 0", "", "picture 2", "", "picture 4"]
+    assert dataset.num_empty == 2 and dataset.num_unreadable == 0
+    assert [record.getMessage() for record in caplog.records if "empty" in record.getMessage()] == [
+        f"{path}: 0001: its caption is empty; such pictures train the model without condition"
+    ]
+
+
+@pytest.mark.parametrize("make", [IndexedShards, Shards])
 @pytest.mark.parametrize("content", [b"no tar" * 100, b""])
 def test_damaged_shards_are_skipped_and_refused_if_there_is_no_other(shards, make, content, caplog):
     (shards / "train-0001.tar").write_bytes(content)
