@@ -119,7 +119,7 @@ def _source(dataset: Dataset) -> str:
 def _counts(dataset: Dataset) -> list[str]:
     source = dataset.source if isinstance(dataset, DerivedDataset) else dataset
     lines = []
-    for attribute, what in (("num_unreadable", "files cannot be read"), ("num_empty", "captions are empty")):
+    for attribute, what in (("num_unreadable", "files cannot be read"), ("num_empty", "captions or masks are empty")):
         count = getattr(source, attribute, 0)
         if count:
             lines.append(f"  {count:,} {what}, among those looked at; see the messages")

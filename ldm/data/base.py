@@ -116,7 +116,7 @@ class ImageDataset(Dataset, ABC):
 
     @property
     def num_empty(self) -> int:
-        """Give how many files were found to have an empty caption so far, in all workers of this machine."""
+        """Give how many files were found to have an empty caption or mask so far, in all workers of this machine."""
         return self.tally.num_empty
 
     def __len__(self) -> int:
@@ -141,7 +141,7 @@ class ImageDataset(Dataset, ABC):
             else:
                 self.tally.note_read()
                 if fields.get("caption") == "":
-                    self.tally.note_empty(file, self.names[file], "caption")
+                    self.tally.note_empty(file, self.names[file])
                 return {"image": self._shown(file, image, view), **fields}
         first = next(iter(self.tally.first()), self.names[0])
         raise UserError(f"data: none of the {self.num_files} pictures can be read, the first is {first}")

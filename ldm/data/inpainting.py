@@ -56,7 +56,8 @@ class MaskedFolder(ImageDataset):
     A mask has the path of its picture, and `suffix` after its stem (`a.jpg`, `a_mask.png`; the two may share a folder).
     What is not zero is hole (in JPEG files: above the middle grey). It gets the crop and the mirroring of the picture,
     after resizing by nearest neighbours if it has the same shape in another size; a mask of another shape is skipped
-    and named, as are pictures without a mask. For the other options see `ImageDataset`.
+    and named, as are pictures without a mask. Masks without a hole are counted, and the first is named. For the other
+    options see `ImageDataset`.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class MaskedFolder(ImageDataset):
         with naming(path):
             hole = _read_hole(path)
             insist_on_same_shape(image, hole.shape[1], hole.shape[0])
+        if not hole.any():
+            self.tally.note_empty(file, self.names[file], f"{path} has no hole; such pictures train nothing to fill in")
         seen = seen_indices(hole, view, self.transform.height, self.transform.width)
         return {"mask": _signed(torch.from_numpy(np.ascontiguousarray(seen))[None])}
 

@@ -179,7 +179,7 @@ class Shards(IterableDataset):
             return None
         self.tally.note_read()
         if fields.get("caption") == "":
-            self.tally.note_empty(_slot(name), name, "caption")
+            self.tally.note_empty(_slot(name), name)
         if self.transform.enlarges(image):
             self.tally.enlarge(name, image, self.transform)
         return {"image": self.transform(image, draw.generator()), **fields}

@@ -11,7 +11,9 @@ from ldm.data.decoding import Picture
 from ldm.data.transforms import ImageTransform
 from ldm.errors import UserError
 
-__all__ = ["Tally"]
+__all__ = ["EMPTY_CAPTION", "Tally"]
+
+EMPTY_CAPTION = "its caption is empty; such pictures train the model without condition"
 
 _PROCESSES = 128  # rows of counters: one for each worker, so that none overwrites what another one counts
 _NAMED, _TEXT_BYTES = 3, 240  # how many unreadable samples a summary names, and how much it says about each
@@ -20,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tally:
-    """Count unreadable and enlarged pictures and empty captions, in memory that the workers of a loader share.
+    """Count unreadable and enlarged pictures, empty captions and masks, in memory that the workers of a loader share.
 
     Each unreadable one is reported once, and the first of the others. Where more than `max_bad_fraction` of at least
     20 samples read so far were unreadable, `skip` raises UserError; None allows any number.
@@ -79,14 +81,14 @@ class Tally:
 
     @property
     def num_empty(self) -> int:
-        """Give how many files were found to have an empty text so far."""
+        """Give how many files were found to have an empty text or mask so far."""
         return int(self._empty.sum())
 
-    def note_empty(self, file: int, name: str, key: str) -> None:
-        """Note that a text is empty; the first is named."""
+    def note_empty(self, file: int, name: str, problem: str = EMPTY_CAPTION) -> None:
+        """Note that a text or a mask is empty; the first is named."""
         if not self._empty[file]:
             if not self._empty.any():
-                _log.warning("%s: its %s is empty; such pictures train the model without condition", name, key)
+                _log.warning("%s: %s", name, problem)
             self._empty[file] = True
 
     def enlarge(self, name: str, image: Picture, transform: ImageTransform) -> None:

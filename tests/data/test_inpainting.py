@@ -90,6 +90,18 @@ def test_kinds_of_mask_files(tmp_path, mode):
     assert torch.equal(item["mask"][0], want)
 
 
+def test_masks_without_a_hole_are_counted_and_the_first_named(tmp_path, caplog):
+    write_masked(tmp_path)
+    for i in (1, 2):
+        Image.new("L", (16, 12)).save(tmp_path / f"{i}_mask.png")
+    dataset = MaskedFolder(tmp_path, 8, tmp_path, "_mask")
+    with caplog.at_level(logging.WARNING):
+        assert [bool((item["mask"] > 0).any()) for item in dataset] == [True, False, False]
+    assert dataset.num_empty == 2
+    (record,) = [record for record in caplog.records if "hole" in record.getMessage()]
+    assert record.getMessage().startswith(f"1.png: {tmp_path / '1_mask.png'} has no hole")
+
+
 def test_masks_of_another_size_are_scaled_and_of_another_shape_skipped(tmp_path, caplog):
     write_masked(tmp_path)
     with Image.open(tmp_path / "0_mask.png") as mask:
