@@ -19,7 +19,7 @@ from torch import Tensor
 from ldm.errors import UserError
 
 Index = Literal["exact", "faiss"]
-_CHUNK = 2**18  # rows that are compared at a time
+_CHUNK, _QUERIES = 2**18, 64  # entries and queries that are compared at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +74,11 @@ class Database:
         return _by_faiss(self.embeddings, queries, count) if index == "faiss" else self._exact(queries, count)
 
     def _exact(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        parts = [self._compared(some, count) for some in queries.split(_QUERIES)]
+        where, best = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return where, best
+
+    def _compared(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         best = torch.full((len(queries), count), -2.0)
         where = torch.zeros(len(queries), count, dtype=torch.long)
         for start in range(0, len(self.embeddings), _CHUNK):
@@ -99,7 +104,7 @@ def _by_faiss(embeddings: Tensor, queries: Tensor, count: int) -> tuple[Tensor, 
     try:
         import faiss
     except ModuleNotFoundError as error:
-        raise UserError("--index faiss: needs the package faiss-cpu (pip install faiss-cpu), or use exact") from error
+        raise UserError("index faiss: needs the package faiss-cpu (pip install faiss-cpu), or use exact") from error
     table = faiss.IndexFlatIP(embeddings.shape[1])
     table.add(embeddings.numpy())
     similarities, where = table.search(queries.numpy(), count)

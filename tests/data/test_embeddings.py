@@ -20,8 +20,9 @@ def test_neighbours_are_the_most_similar_first(database, monkeypatch):
     queries = torch.randn(3, 8)
     cosine = F.cosine_similarity(queries[:, None], database.embeddings[None], dim=-1)
     expected = cosine.topk(4, dim=1)
-    for chunk in (50, 7):  # entries compared at a time change nothing
+    for chunk, some in ((50, 64), (7, 64), (7, 2)):  # how many are compared at a time changes nothing
         monkeypatch.setattr(embeddings, "_CHUNK", chunk)
+        monkeypatch.setattr(embeddings, "_QUERIES", some)
         indices, similarities = database.nearest(queries, 4)
         assert torch.equal(indices, expected.indices)
         torch.testing.assert_close(similarities, expected.values)

@@ -1,4 +1,7 @@
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +43,39 @@ def test_neighbours_are_the_most_similar_others_nearest_first(folder: Path) -> N
     np.testing.assert_allclose(degrees, [[10, 25], [0, 25], [10, 0], [25, 10]], atol=1e-3)
     torch.testing.assert_close(data[0]["neighbours"].norm(dim=1), torch.ones(2))
     assert data[0]["neighbours"].dtype == torch.float32 and data[0]["image"].shape == (3, 8, 8)
+
+
+def test_copies_stand_before_the_picture_itself(folder: Path) -> None:
+    embedding = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    data = RetrievalFolder(folder, 8, database(folder, embedding=embedding), num_neighbours=1)
+    assert [item["neighbours"].tolist() for item in data] == [[[1.0, 0.0]]] * 4
+    assert all(int(others) != row for row, others in enumerate(data._neighbours[:3]))
+
+
+def test_it_searches_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(Database, "nearest", _counted(Database.nearest, asked))
+    data = RetrievalFolder(folder, 8, database(folder), num_neighbours=2, index="exact")
+    assert [len(list(data)) for _ in range(2)] == [4, 4] and asked == [(4, "exact")]
+
+
+def _counted(nearest: Callable, asked: list) -> Callable:
+    def counted(self: Database, queries: torch.Tensor, count: int, index: str) -> tuple:
+        asked.append((len(queries), index))
+        return nearest(self, queries, count, index)
+
+    return counted
+
+
+def test_pictures_that_the_database_lacks_are_left_out_and_named(folder: Path, caplog: Any) -> None:
+    (folder / "b" / "bad.png").write_bytes(b"broken")
+    with caplog.at_level(logging.WARNING):
+        data = RetrievalFolder(folder, 8, database(folder), num_neighbours=2)
+    assert data.names == list(ANGLES) and len(data) == 4
+    degrees = [np.rad2deg(np.arctan2(item["neighbours"][:, 1], item["neighbours"][:, 0])) for item in data]
+    np.testing.assert_allclose(degrees, [[10, 25], [0, 25], [10, 0], [25, 10]], atol=1e-3)
+    (record,) = caplog.records
+    assert "lacks 1 of the 5 pictures" in record.getMessage() and "first b/bad.png" in record.getMessage()
 
 
 @pytest.mark.parametrize(
