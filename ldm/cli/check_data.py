@@ -23,7 +23,8 @@ from ldm.cli.common import main_guard, progress
 from ldm.cli.data_summary import Summary
 from ldm.cli.item_sheet import item_sheet
 from ldm.conditioning.base import Conditioner
-from ldm.data.derived import DerivedDataset
+from ldm.data.classes import class_names
+from ldm.data.derived import source_of
 from ldm.errors import UserError
 from ldm.targets import find_target
 
@@ -111,19 +112,17 @@ def _heading(dataset: Dataset, name: str, num_items: int) -> str:
 
 
 def _source(dataset: Dataset) -> str:
-    source = dataset.source if isinstance(dataset, DerivedDataset) else dataset
+    source = source_of(dataset)
     inner = "" if source is dataset else f" of {type(source).__name__}"
     return f"{type(dataset).__name__}{inner}"
 
 
 def _counts(dataset: Dataset) -> list[str]:
-    source = dataset.source if isinstance(dataset, DerivedDataset) else dataset
-    lines = []
+    source, names, lines = source_of(dataset), class_names(dataset), []
     for attribute, what in (("num_unreadable", "files cannot be read"), ("num_empty", "captions or masks are empty")):
         count = getattr(source, attribute, 0)
         if count:
             lines.append(f"  {count:,} {what}, among those looked at; see the messages")
-    names = getattr(source, "class_names", None)
     if names:
         listed = ", ".join(names[:10])
         lines.append(f"  {len(names)} classes: {listed}{' ...' * (len(names) > 10)}")

@@ -15,7 +15,8 @@ class ClassConditioner(Conditioner):
     """Embed labels (B,) as a token (B, 1, D); with slot 'vector' pass them on to the label table of the U-Net.
 
     num_classes counts the rows of the table, the null label included (the published ImageNet model: 1001, null 1000).
-    UserError if the null label is outside the table, or missing where drop_rate needs it.
+    UserError if the null label is outside the table, or missing where drop_rate needs it, and for labels on the CPU
+    that are outside the table.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ClassConditioner(Conditioner):
 
     def embed(self, value: Tensor | Sequence[int]) -> Tensor:
         """Embed labels (B,): (B, 1, D), or the labels as they are for slot 'vector'."""
-        labels = torch.as_tensor(value, dtype=torch.long, device=self.device).reshape(-1)
+        labels = self._labels(value)
         return labels if self.slot == "vector" else self.embedding(labels[:, None])
 
     def null(self, n: int) -> Tensor:
@@ -57,10 +58,22 @@ class ClassConditioner(Conditioner):
 
     def embed_dropped(self, value: Tensor | Sequence[int], drop: Tensor) -> Tensor:
         """Embed with the null label in place of the dropped ones."""
-        labels = torch.as_tensor(value, dtype=torch.long, device=self.device).reshape(-1)
+        labels = self._labels(value)
         if drop.any():
             labels = labels.masked_fill(drop.to(self.device), self._null_label())
         return self.embed(labels)
+
+    def _labels(self, value: Tensor | Sequence[int]) -> Tensor:
+        """Bring labels to this device; those on the CPU, where looking costs no waiting, must be in the table."""
+        labels = torch.as_tensor(value, dtype=torch.long).reshape(-1)
+        if labels.device.type == "cpu" and len(labels):
+            for label in (int(labels.min()), int(labels.max())):
+                if not 0 <= label < self.num_classes:
+                    raise UserError(
+                        f"ClassConditioner: the label {label} under '{self.key}', but num_classes={self.num_classes} "
+                        f"allows 0 to {self.num_classes - 1}; raise num_classes, or correct the labels"
+                    )
+        return labels.to(self.device)
 
     def _null_label(self) -> int:
         if self.null_label is None:

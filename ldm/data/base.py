@@ -67,10 +67,13 @@ class ImageDataset(Dataset, ABC):
     """Map-style data set of files; a subclass lists them by `_index` and says how one is read.
 
     `dataset[i]` is the i-th item of epoch 0 with seed 0; `dataset[Draw(i, epoch, seed)]` any other. An unreadable file
-    is replaced by the next readable one. `repeats` shows every file so often per epoch, with other random crops.
+    is replaced by the next readable one. `class_names` lists what labels stand for, if names were numbered. `repeats`
+    shows every file so often per epoch, with other random crops.
     `split` "train" or "validation" keeps the files whose hashed name is outside or inside the share. For the other
     options see `ImageTransform`.
     """
+
+    class_names: Sequence[str] = ()
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from ldm.data.base import ImageDataset
 from ldm.data.transforms import Draw
 from ldm.errors import UserError
 
-__all__ = ["DerivedDataset", "takes_draws"]
+__all__ = ["DerivedDataset", "source_of", "takes_draws"]
 
 
 class DerivedDataset(Dataset, ABC):
@@ -55,6 +55,11 @@ class DerivedDataset(Dataset, ABC):
     @abstractmethod
     def _derive(self, image: torch.Tensor, rng: np.random.Generator) -> Mapping[str, torch.Tensor]:
         """Give the further keys of a picture (C, H, W) in [-1, 1]."""
+
+
+def source_of(dataset: Dataset | None) -> Dataset | None:
+    """Give the data set that reads the pictures: the same unless it is derived from another one."""
+    return dataset.source if isinstance(dataset, DerivedDataset) else dataset
 
 
 def takes_draws(dataset: Dataset) -> bool:

@@ -34,8 +34,9 @@ class ImageNet(ImageDataset):
     `labels`: a file of lines `NAME SYNSET` (validation_synset.txt), of lines `NAME,SYNSET ...` (Kaggle's
     LOC_val_solution.csv), or of synsets alone in the order of the pictures' numbers. label_order: "ilsvrc" counts in
     the official list of 1000 whatever is present; "released", what the published weights expect, is the same;
-    "present" numbers the synsets that are there. `synsets` lists the ids by label. For the other options see
-    `ImageDataset`. Raises UserError for absent folders and labels, and for synsets that are not among the 1000.
+    "present" numbers the synsets that are there. `synsets`, which are the `class_names`, lists the ids by label. For
+    the other options see `ImageDataset`. Raises UserError for absent folders and labels, and for synsets that are not
+    among the 1000.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class ImageNet(ImageDataset):
                 f"{root}: {unknown[0]} and {len(unknown) - 1} more are not among the 1000 classes of ILSVRC 2012; "
                 "set label_order=present to number the classes that are there"
             )
-        self.synsets = tuple(present) if label_order == "present" else SYNSETS
+        self.class_names = self.synsets = tuple(present) if label_order == "present" else SYNSETS
         rank = {synset: i for i, synset in enumerate(self.synsets)}
         kept = self._index(names, str(root))
         self._labels = np.array([rank[of_names[i]] for i in kept], dtype=np.int32)

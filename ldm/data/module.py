@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm.data.base import ImageDataset
-from ldm.data.derived import DerivedDataset, takes_draws
+from ldm.data.classes import insist_on_same_classes
+from ldm.data.derived import source_of, takes_draws
 from ldm.data.loader import Loader, collate
 from ldm.data.sampler import DrawSampler
 from ldm.data.shards import Shards
@@ -39,7 +40,8 @@ class DataModule:
     shuffled anew every epoch unless `shuffle` is false, and its last, smaller batch left out unless `drop_last` is
     false; validation and test data are read once, in order. All are shared out among the ranks of a distributed run.
     max_bad_fraction: of the samples of a set, how many may be unreadable (they are skipped and counted) before the run
-    stops; judged from 20 samples on, None for any number.
+    stops; judged from 20 samples on, None for any number. Raises UserError where validation or test data number named
+    classes otherwise than the training data.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class DataModule:
         for dataset in (train, validation, test):
             if (tally := _tally(dataset)) is not None:
                 tally.max_bad_fraction = max_bad_fraction
+        insist_on_same_classes("data.params.validation", validation, train)
+        insist_on_same_classes("data.params.test", test, train)
 
     def train_loader(self, accumulate: int = 1) -> Loader:
         """Make the loader of the training set, for steps of `accumulate` batches. UserError if there is none."""
@@ -79,8 +83,7 @@ class DataModule:
 
     def train_texts(self, key: str = "caption") -> Iterator[str]:
         """List texts of the training set under a key, for a tokenizer to be trained on."""
-        dataset = self._train_set()
-        dataset = dataset.source if isinstance(dataset, DerivedDataset) else dataset
+        dataset = source_of(self._train_set())
         if isinstance(dataset, (ImageDataset, Shards)):
             yield from dataset.texts(key)
             return
@@ -145,7 +148,7 @@ class DataModule:
 
 def _tally(dataset: Dataset | None) -> Tally | None:
     """Give what counts the unreadable samples of a data set, or of the one that it is derived from."""
-    source = dataset.source if isinstance(dataset, DerivedDataset) else dataset
+    source = source_of(dataset)
     return source.tally if isinstance(source, (ImageDataset, Shards)) else None
 
 

@@ -20,6 +20,18 @@ def everything() -> Conditioning:
     return Conditioning(torch.randn(B, 3, 4, 4), torch.randn(B, 5, 8), torch.tensor([1, 2]))
 
 
+@pytest.mark.parametrize("label", [-1, 5])
+def test_labels_outside_the_table_are_named(label):
+    options = [{"embed_dim": 8}, {"slot": "vector"}]
+    for conditioner in [ClassConditioner(5, key="kind", null_label=4, **option) for option in options]:
+        for values in ([0, label], torch.tensor([0, label])):
+            for drop in (None, torch.tensor([True, False])):
+                with pytest.raises(UserError, match=rf"label {label} under 'kind', but num_classes=5 allows 0 to 4"):
+                    conditioner({"kind": values}, drop)
+        assert conditioner({"kind": [0, 4]}).batch_size == 2  # the null label may be asked for
+        assert conditioner.unconditional(3).batch_size == 3
+
+
 def test_slice_picks_samples_of_every_slot():
     whole = everything()
     part = whole[1:]

@@ -11,6 +11,7 @@ from ldm.data.loader import collate
 from ldm.data.module import DataModule
 from ldm.data.sampler import DrawSampler, epoch_order
 from ldm.data.shards import IndexedShards, Shards
+from ldm.data.super_resolution import LowRes
 from ldm.errors import UserError
 
 
@@ -179,6 +180,36 @@ def test_shapes_are_summed_up():
     assert DataModule(4, Numbers(10)).shape_summary() == [
         "train: Numbers, 10 items in batches of 4: image [1, 2, 2] in [0.00, 0.00], caption str, class_label int"
     ]
+
+
+def write_classes(root, **folders):
+    for kind, classes in folders.items():
+        for name in classes:
+            write_pictures(root / kind / name, 1)
+    return [ImageFolder(root / kind, 4, class_folders=True) for kind in folders]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["cat", "dog"], None),
+        (["dog"], "validation: lacks 'cat', compared with the 2 classes of the training set"),
+        (["ant", "dog"], "lacks 'cat' and has 'ant' in addition"),
+        (["ant", "bee", "cat", "dog"], "has 2 classes, first 'ant', in addition"),
+    ],
+)
+def test_sets_that_number_their_classes_otherwise_are_refused(tmp_path, classes, message):
+    train, other = write_classes(tmp_path, train=["cat", "dog"], other=classes)
+    DataModule(1, train, ImageFolder(tmp_path / "other", 4))  # no labels, nothing to compare
+    for make in (lambda: DataModule(1, train, other), lambda: DataModule(1, LowRes(train), LowRes(other))):
+        if message is None:
+            make()
+        else:
+            with pytest.raises(UserError, match=f"data.params.*{message}.*take both from one folder or table"):
+                make()
+    if message is not None:
+        with pytest.raises(UserError, match="data.params.test: "):
+            DataModule(1, train, test=other)
 
 
 @pytest.mark.parametrize(

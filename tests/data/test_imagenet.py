@@ -39,7 +39,7 @@ def test_the_list_is_the_official_one():
 def test_labels_count_in_all_thousand_whatever_is_present(tmp_path, order):
     dataset = ImageNet(write_tree(tmp_path / "train"), 8, label_order=order)
     assert labels(dataset)[::2] == [(0, TENCH), (207, RETRIEVER), (992, AGARIC)]
-    assert dataset.synsets == SYNSETS and len(dataset) == 6
+    assert dataset.class_names == dataset.synsets == SYNSETS and len(dataset) == 6
 
 
 def test_present_numbers_what_is_there(tmp_path):
