@@ -29,6 +29,11 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(embed_dim, architecture.z_channels, 1)
 
     @property
+    def in_channels(self) -> int:
+        """Return the channels of the images that it takes."""
+        return self.architecture.in_channels
+
+    @property
     def factor(self) -> int:
         """Return the downsampling factor f."""
         return self.architecture.factor
@@ -90,7 +95,7 @@ class IdentityAutoencoder(nn.Module):
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.latent_channels = channels
+        self.in_channels = self.latent_channels = channels
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, H, W)."""

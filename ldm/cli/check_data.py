@@ -1,7 +1,8 @@
 """What a run would be fed, before it costs anything: counts, shapes, ranges, unreadable files, and a sheet of items.
 
 Each key of the items is held against what it is defined to be: pictures in [-1, 1], masks of -1 and +1, maps one-hot,
-boxes in [0, 1], one shape for all. The keys that the conditioners of the model read must be there.
+boxes in [0, 1], one shape for all. The keys that the conditioners of the model read must be there, and sizes, channels
+and class indices must go with the model.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import argparse
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm import config as configs
 from ldm.cli.common import main_guard, progress
+from ldm.cli.data_fit import fit_problems
 from ldm.cli.data_summary import Summary
 from ldm.cli.item_sheet import item_sheet
 from ldm.conditioning.base import Conditioner
@@ -45,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "data" not in config:
         raise UserError(f"{', '.join(options.base)}: there is no section data")
     data = configs.instantiate(config["data"], "data")
-    needed, problems = needed_keys(config.get("model")), []
+    needs, problems = Needs.of(config.get("model")), []
     for name in _SETS:
         dataset = getattr(data, name, None)
         if dataset is not None:
-            problems += check(dataset, name, options.num, Path(options.outdir), needed)
+            problems += check(dataset, name, options.num, Path(options.outdir), needs)
     if problems:
         raise UserError(f"{len(problems)} problem{'s' * (len(problems) > 1)}, see above; first {problems[0]}")
 
@@ -66,7 +71,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(dataset: Dataset, name: str, num: int, outdir: Path, needed: Mapping[str, str]) -> list[str]:
+@dataclass(frozen=True)
+class Needs:
+    """What the model of a config asks of its data: `keys` with the places that read them, and the model, unweighted."""
+
+    keys: Mapping[str, str]
+    model: nn.Module | None = None
+
+    @classmethod
+    def of(cls, node: Any) -> Needs:
+        """Read the section `model`, if there is one."""
+        if node is None:
+            return cls({})
+        with torch.device("meta"):
+            model = configs.instantiate({key: node[key] for key in ("target", "params") if key in node}, "model")
+        return cls(needed_keys(node), model)
+
+    def problems(self, summary: Summary, dataset: Dataset) -> list[str]:
+        """Say in a line each what a data set does not give that is asked for."""
+        absent, have = [key for key in self.keys if key not in summary.keys], ", ".join(summary.keys)
+        lacking = [f"{self.keys[key]} reads {key!r}, items have {have}" for key in absent]
+        return lacking + ([] if self.model is None else fit_problems(self.model, summary, class_names(dataset)))
+
+
+def check(dataset: Dataset, name: str, num: int, outdir: Path, needs: Needs) -> list[str]:
     """Report on a data set on stdout and draw `outdir`/`name`.png. Returns what is wrong, one line each."""
     summary, shown = Summary(), []
     total = _total(dataset, num)
@@ -77,12 +105,7 @@ def check(dataset: Dataset, name: str, num: int, outdir: Path, needed: Mapping[s
             bar.update()
     if not summary.num_items:
         raise UserError(f"data.params.{name}: no item can be read")
-    problems = [f"{name}: {problem}" for problem in summary.problems()]
-    problems += [
-        f"{name}: {place} reads {key!r}, items have {', '.join(summary.keys)}"
-        for key, place in needed.items()
-        if key not in summary.keys
-    ]
+    problems = [f"{name}: {problem}" for problem in [*summary.problems(), *needs.problems(summary, dataset)]]
     outdir.mkdir(parents=True, exist_ok=True)
     item_sheet(shown).save(outdir / f"{name}.png")
     lines = [_heading(dataset, name, summary.num_items), *summary.lines(), *_counts(dataset)]

@@ -38,6 +38,20 @@ class Summary:
             self._columns[key].add(value)
         self.num_items += 1
 
+    def shape(self, key: str) -> tuple[int, ...] | None:
+        """Give the shape that tensors under a key have most often; None where there are none."""
+        column = self._columns.get(key)
+        return column.shapes.most_common(1)[0][0] if isinstance(column, _Tensors) else None
+
+    def indices(self, key: str) -> list[int]:
+        """List whole numbers found under a key: all that are by themselves, of tensors the smallest and the largest."""
+        column = self._columns.get(key)
+        if isinstance(column, _Numbers):
+            return [int(value) for value in column.counts]
+        if not isinstance(column, _Tensors) or column.dtype.is_floating_point or not column.num_values:
+            return []
+        return [int(column.low), int(column.high)]
+
     def lines(self) -> list[str]:
         """Say in a line what each key holds."""
         return [f"  {key}: {column.line()}" for key, column in self._columns.items()]

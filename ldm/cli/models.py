@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm import checkpoint, compat, config
-from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.autoencoder.autoencoder import Autoencoder
+from ldm.cli.data_fit import side_multiple
 from ldm.errors import ConfigError, UserError
-from ldm.networks.unet import UNet
 from ldm.targets import find_target
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.latent_diffusion import LatentDiffusion
@@ -53,14 +53,12 @@ class LoadedModel:
     @property
     def channels(self) -> int:
         """Count the channels of the pictures."""
-        stage = self.model.first_stage_model
-        return stage.latent_channels if isinstance(stage, IdentityAutoencoder) else stage.architecture.in_channels
+        return self.model.first_stage_model.in_channels
 
     @property
     def side_multiple(self) -> int:
         """Give the number that must divide the sides of a picture for first stage and denoiser."""
-        multiples = [module.size_multiple for module in self.model.model.modules() if isinstance(module, UNet)]
-        return self.model.first_stage_model.factor * max(multiples, default=1)
+        return side_multiple(self.model)
 
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:

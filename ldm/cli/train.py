@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ldm.cli.arguments import Arguments, parse
+from ldm.cli.data_fit import insist_on_fit
 from ldm.cli.latents import CacheSettings, cached
 from ldm.cli.models import without_checkpoints
 from ldm.cli.plan import Plan, make_plan, untrained_first_stage
@@ -100,6 +101,7 @@ def train(plan: Plan, arguments: Arguments) -> None:
     pl.seed_everything(plan.seed, workers=True, verbose=False)
     data = instantiate(plan.config["data"], "data")
     model = build_model(plan, data)
+    insist_on_fit(model, data)
     if (settings := CacheSettings.of(plan.lightning.get("cache_latents"))) is not None:
         data = cached(data, model, settings, plan.devices)
     content = data.shape_summary()

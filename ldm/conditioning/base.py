@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,14 @@ def _same_size(pictures: list[Tensor]) -> list[Tensor]:
     return [picture.expand(-1, -1, *size) for picture in pictures for size in (sizes or {(1, 1)})]
 
 
+class Taken(NamedTuple):
+    """What must be under a key: class indices below num_classes other than `reserved`, or pictures of `channels`."""
+
+    num_classes: int | None = None
+    reserved: int | None = None
+    channels: int | None = None
+
+
 class Conditioner(nn.Module):
     """Turn one entry of the batch into a Conditioning. A subclass writes `embed(value)` and `null(n)`.
 
@@ -146,6 +154,10 @@ class Conditioner(nn.Module):
     def value(self, batch: Mapping[str, Any]) -> Any:
         """Take this conditioner's entry from the batch."""
         return self._entry(batch, self.key)
+
+    def takes(self) -> dict[str, Taken]:
+        """Tell what data must have under which key; what is left open is not compared."""
+        return {}
 
     def draw_drop(self, n: int, uniform: Uniform = torch.rand) -> Tensor:
         """Draw for each of n samples, on the CPU, whether its condition is dropped: bool (B,)."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioning.base import Conditioner
+from ldm.conditioning.base import Conditioner, Taken
 from ldm.errors import UserError
 
 RESCALE_METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
@@ -21,6 +21,7 @@ RESCALE_METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "are
 class FirstStage(Protocol):
     """What is needed of an autoencoder."""
 
+    in_channels: int
     latent_channels: int
 
     def encode_mode(self, x: Tensor) -> Tensor:
@@ -48,6 +49,10 @@ class ImageConditioner(Conditioner):
     def __init__(self, key: str, channels: int = 3, drop_rate: float = 0.0) -> None:
         super().__init__(key, "concat", drop_rate, trainable=False)
         self.width = self.channels = self.in_channels = channels
+
+    def takes(self) -> dict[str, Taken]:
+        """Take pictures of these channels, or as many classes."""
+        return {self.key: Taken(self.in_channels, channels=self.in_channels)}
 
     def embed(self, value: Tensor) -> Tensor:
         """Return the picture, on the device of this module."""
@@ -93,6 +98,10 @@ class SpatialRescaler(Conditioner):
             self.channel_mapper = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
         self._settle()
 
+    def takes(self) -> dict[str, Taken]:
+        """Take pictures of these channels, or as many classes."""
+        return {self.key: Taken(self.in_channels, channels=self.in_channels)}
+
     def embed(self, value: Tensor) -> Tensor:
         """Rescale a picture (B, in_channels, H, W) or an index map (B, H, W)."""
         x = planes(value.to(self.device), self.in_channels).to(self._anchor.dtype)
@@ -124,6 +133,12 @@ class FirstStageConditioner(Conditioner):
             self.add_module(name, child)
         self._owner = (autoencoder,)  # in a tuple: as an attribute it would be a child with keys of its own
         self.width = autoencoder.latent_channels + (self.mask_key is not None)
+
+    def takes(self) -> dict[str, Taken]:
+        """Take pictures as the autoencoder does, once there is one, and a mask."""
+        pictures = Taken(channels=self._owner[0].in_channels if self._owner else None)
+        masks = {} if self.mask_key is None else {self.mask_key: Taken(channels=1)}
+        return {self.key: pictures, **masks}
 
     def value(self, batch: Mapping[str, Any]) -> list[Tensor]:
         """Take the picture and, if there is one, the mask."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning.base import Conditioner, Slot
+from ldm.conditioning.base import Conditioner, Slot, Taken
 from ldm.errors import UserError
 
 
@@ -51,6 +51,10 @@ class ClassConditioner(Conditioner):
         """Embed labels (B,): (B, 1, D), or the labels as they are for slot 'vector'."""
         labels = self._labels(value)
         return labels if self.slot == "vector" else self.embedding(labels[:, None])
+
+    def takes(self) -> dict[str, Taken]:
+        """Take labels of the table other than the null label, which only samplers ask for."""
+        return {self.key: Taken(self.num_classes, self.null_label)}
 
     def null(self, n: int) -> Tensor:
         """Embed the null label n times. UserError if there is none."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ldm.conditioning.base import Conditioner
+from ldm.conditioning.base import Conditioner, Taken
 from ldm.errors import UserError
 from ldm.networks.transformer import TransformerEncoder
 
@@ -31,6 +31,10 @@ class LayoutTokenizer(Protocol):
     @property
     def none_token(self) -> int:
         """Give the token of absent objects."""
+
+    @property
+    def num_labels(self) -> int:
+        """Count the labels that objects can have."""
 
     def tokens(
         self, labels: Sequence[int], boxes: Sequence[Sequence[float]], crop: Sequence[float] | None = None
@@ -91,6 +95,10 @@ class LayoutConditioner(Conditioner):
                 "set encode_crop: true in the tokenizer, or whole: false in the data set"
             )
         return LayoutValue(boxes, labels, crops)
+
+    def takes(self) -> dict[str, Taken]:
+        """Take labels that the tokenizer knows."""
+        return {self.labels_key: Taken(self.tokenizer.num_labels)}
 
     def ids(self, value: LayoutValue) -> Tensor:
         """Tokenise layouts: int64 (B, L) on the device of this module."""

@@ -118,6 +118,11 @@ class LayoutTokenizer(ABC):
         return self.vocab_size - 1
 
     @property
+    def num_labels(self) -> int:
+        """Count the class tokens: classes with each combination of flags."""
+        return self.num_classes * (16 if self.use_attributes else 2 if self.use_group else 1)
+
+    @property
     def num_sections(self) -> int:
         """Give S, the number of grid nodes per side."""
         return math.isqrt(self.vocab_size)
@@ -210,17 +215,13 @@ class LayoutTokenizer(ABC):
         """
         present = [i for i, label in enumerate(labels) if label >= 0]
         largest = max((labels[i] for i in present), default=0)
-        if len(present) > self.max_objects or largest >= self.num_classes * self._num_flags:
+        if len(present) > self.max_objects or largest >= self.num_labels:
             raise UserError(
                 f"{type(self).__name__}: {len(present)} objects with labels up to {largest}, but max_objects="
                 f"{self.max_objects} and num_classes={self.num_classes}; set both to those of the data set"
             )
         chosen = [Box(*boxes[i]) for i in present]
         return self._sequence([labels[i] for i in present], chosen, Box(*crop) if crop else FULL_IMAGE)
-
-    @property
-    def _num_flags(self) -> int:
-        return 16 if self.use_attributes else 2 if self.use_group else 1
 
     def _sequence(self, labels: Sequence[int], boxes: Sequence[Box], crop: Box) -> list[int]:
         tokens: list[int] = []

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -92,16 +93,20 @@ class DataModule:
                 raise UserError(f"data.params.train: items have no text under {key!r}, they have {', '.join(item)}")
             yield item[key]
 
+    @cached_property
+    def first_items(self) -> dict[str, dict[str, Any]]:
+        """Give the first item of each set by its name, which is read once; {} of an empty set."""
+        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: next(_items(dataset), {}) for name, dataset in sets.items() if dataset is not None}
+
     def shape_summary(self) -> list[str]:
         """Say in one line a set what is read, with the shapes of one item."""
         lines = []
-        for name in ("train", "validation", "test"):
+        for name, item in self.first_items.items():
             dataset = getattr(self, name)
-            if dataset is not None:
-                amount = "a stream" if isinstance(dataset, IterableDataset) else f"{len(dataset):,} items"
-                item = next(_items(dataset), {})
-                shown = ", ".join(f"{key} {_shape(value)}" for key, value in item.items())
-                lines.append(f"{name}: {type(dataset).__name__}, {amount} in batches of {self.batch_size}: {shown}")
+            amount = "a stream" if isinstance(dataset, IterableDataset) else f"{len(dataset):,} items"
+            shown = ", ".join(f"{key} {_shape(value)}" for key, value in item.items())
+            lines.append(f"{name}: {type(dataset).__name__}, {amount} in batches of {self.batch_size}: {shown}")
         return lines
 
     def _train_set(self) -> Dataset:
