@@ -82,10 +82,8 @@ def _entry_problems(name: str, taken: Taken, summary: Summary, key: str, names: 
     if indices and taken.num_classes is not None:
         highest = max(*indices, len(names) - 1)
         if highest >= taken.num_classes:
-            yield (
-                f"has the class {highest}, but {name} takes 0 to {taken.num_classes - 1}; raise its num_classes, or "
-                "in_channels for maps"
-            )
+            raised = "num_classes" if taken.channels is None else "in_channels"
+            yield f"has the class {highest}, but {name} takes 0 to {taken.num_classes - 1}; raise its {raised}"
         if taken.reserved is not None and (taken.reserved in indices or taken.reserved < len(names)):
             yield f"{taken.reserved} is a class of the data, but means 'no class' to {name}; set null_label to no class"
     elif shape is not None and len(shape) == 3 and taken.channels not in (None, shape[0]):

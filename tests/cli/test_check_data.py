@@ -118,6 +118,23 @@ def test_keys_that_the_conditioners_read_must_be_there(tmp_path, capsys):
     assert "2 read" in printed and "1 classes: sub" in printed and "class_label: number, 0 to 0" in printed
 
 
+def test_labels_and_sizes_must_go_with_the_model(tmp_path, capsys):
+    for name in ("ant", "bee", "cat"):
+        write_pictures(tmp_path / "pictures" / name, 1)
+    model = {
+        "target": "ldm.conditioning.labels.ClassConditioner",
+        "params": {"num_classes": 2, "embed_dim": 8, "null_label": 1},
+    }
+    params = {"root": str(tmp_path / "pictures"), "size": 8, "class_folders": True}
+    config = write_config(tmp_path / "a.yaml", params, model={**model, "base_learning_rate": 1e-6})
+    with pytest.raises(SystemExit):
+        main(["--base", config, "--outdir", str(tmp_path / "out")])
+    problems = [line for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
+    assert len(problems) == 2 and "class_label: has the class 2, but ClassConditioner takes 0 to 1" in problems[0]
+    assert "1 is a class of the data, but means 'no class'" in problems[1]
+    main(["--base", config, "--outdir", str(tmp_path / "out"), "model.params={num_classes: 4, null_label: 3}"])
+
+
 def test_streams(tmp_path, capsys):
     from picture_files import write_tar
 

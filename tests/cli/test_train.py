@@ -165,6 +165,7 @@ def test_dry_run_needs_neither_data_nor_weights(latent_config: str, tmp_path: Pa
         (["model.params.autoencoder.checkpoint=absent.ckpt"], "absent.ckpt: no such checkpoint"),
         (["--gpus", "999"], "GPU 999 of them asked for"),
         (["data.params.train.params.root=absent", "model.allow_untrained_first_stage=true"], "absent"),
+        (["data.params.validation.params.size=9", "model.allow_untrained_first_stage=true"], "validation: .* size 9x9"),
         (["model.params.image_key=photo", "model.allow_untrained_first_stage=true"], "no 'photo'"),
         (["lightning.callbacks.mine.params.x=1", "model.allow_untrained_first_stage=true"], "needs a target"),
         (["lightning.cache_latents=[1]", "model.allow_untrained_first_stage=true"], "cache_latents: .* not understood"),
