@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     embedder = ClipEmbedder(options.clip, choose_device(options.device))
     paths, embeddings = [], []
     with progress(len(sources), "embedding") as bar:
-        pictures = readable(sources, lambda source: from_bytes(read_picture(source.path, channels=3)))
-        while batch := list(islice(pictures, options.batch_size)):
-            embeddings.append(embedder.embed_images([image for _, image in batch]).cpu())
+        squares = readable(sources, lambda source: embedder.square(from_bytes(read_picture(source.path, channels=3))))
+        while batch := list(islice(squares, options.batch_size)):
+            embeddings.append(embedder.embed_squares(torch.stack([square for _, square in batch])).cpu())
             paths += [str(source.path) for source, _ in batch]
             bar.update(len(batch))
     Database(torch.cat(embeddings), paths).save(Path(options.out))

@@ -1,15 +1,16 @@
-"""Fill holes in pictures. What is not in the hole is kept to the last bit.
+"""Fill holes in pictures. What is not in the hole is kept to the last of its 8 bits.
 
     python scripts/inpaint.py --run logs/RUN --indir PICTURES --outdir outputs/inpaint --steps 50
     python scripts/inpaint.py --config inpainting_big/config.yaml --ckpt inpainting_big/last.ckpt --indir PICTURES
     python scripts/inpaint.py --run logs/RUN --image A.png --mask M.png
 
-PICTURES holds pairs NAME.png and NAME_mask.png, of one size; a mask is white (128 and more) in the hole. Models trained
-for it see the picture with a black hole and the mask (section 4.5); a model without condition is held at the noised
-known parts at every step instead.
+PICTURES holds pairs NAME.png and NAME_mask.png, of one size; a mask is white (128 and more) in the hole, or 1 if it
+holds 0 and 1 alone, or any index but 0 of a palette. Models trained for it see the picture with a black hole and the
+mask (section 4.5); a model without condition is held at the noised known parts at every step instead.
 """
 
 import argparse
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,14 +18,21 @@ import torch
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.inputs import Source, cropped, list_masked, padded, read_mask, read_picture, readable
+from ldm.cli.inputs import Source, cropped, list_masked, padded, read_mask, read_picture, readable, what_is_lost
 from ldm.cli.models import LoadedModel
+from ldm.cli.published import Published
 from ldm.cli.sampling import Drawing, conditioners, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import FirstStageConditioner
 from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 
-_PUBLISHED = Path("models/ldm/inpainting_big")  # used where no model is given
+_log = logging.getLogger("ldm.inpaint")
+_PUBLISHED = Published(
+    "models/ldm/inpainting_big/config.yaml",
+    "ldm/inpainting_big.yaml",
+    "models/ldm/inpainting_big/last.ckpt",
+    "https://heibox.uni-heidelberg.de/f/4d9ac7ea40c64582b7c9/?dl=1",
+)
 _NEEDED = "inpainting needs a FirstStageConditioner with a mask_key, or a model without condition"
 
 
@@ -54,8 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if (options.indir is None) == (options.image is None) or (options.image is None) != (options.mask is None):
         raise UserError("nothing to fill: give --indir DIR, or --image FILE with --mask FILE")
-    if (options.run, options.config, options.ckpt) == (None, None, None) and _PUBLISHED.is_dir():
-        options.run = str(_PUBLISHED)
+    _PUBLISHED.stand_in(options)
     return options
 
 
@@ -74,14 +81,20 @@ def describe(
     options: argparse.Namespace,
 ) -> Iterator[Drawing]:
     """Describe the drawings; sides that the model cannot have are filled up with known pixels and cut again."""
-    target = (options.H, options.W)
+    target, channels, value_range = (options.H, options.W), loaded.channels, loaded.value_range
 
-    def read(source: Source) -> tuple[Tensor, Tensor]:
-        image = read_picture(source.path, loaded.channels)
+    def read(source: Source) -> tuple[Tensor, Tensor, str | None]:
+        image = read_picture(source.path, channels, value_range=value_range)
         hole = read_mask(source.mask, tuple(image.shape[1:]), target)
-        return image if target == (None, None) else read_picture(source.path, loaded.channels, target), hole
+        if target != (None, None):
+            image = read_picture(source.path, channels, target, value_range)
+        return image, hole, None if warned else what_is_lost(source.path, channels, value_range)
 
-    for source, (image, hole) in readable(sources, read):
+    warned = False
+    for source, (image, hole, lost) in readable(sources, read):
+        if lost is not None:
+            _log.warning("%s: %s, also where it is known; further such pictures are not named", source.path, lost)
+            warned = True
         for _ in range(options.n_samples):
             yield drawing(source, image, hole, conditioner, loaded.side_multiple)
 

@@ -2,11 +2,12 @@
 
     python scripts/knn2img.py --run logs/RUN --database databases/mine.npz --prompt "a red circle" --knn 10
     python scripts/knn2img.py --run logs/RUN --database databases/mine.npz --image A.png
-    python scripts/knn2img.py --config rdm768x768/config.yaml --ckpt model.ckpt --prompt "a horse" --H 768 --W 768
+    python scripts/knn2img.py --config 768x768.yaml --ckpt model.ckpt --prompt "a horse" --sampler plms
 
 The context of cross-attention are CLIP embeddings of norm 1: of the neighbours in the database; with --use_neighbors of
 the query and then its neighbours, as the original has it; without a database of the query alone. Databases come from
-scripts/build_retrieval.py.
+scripts/build_retrieval.py. Without --run, --config and --ckpt the published model is taken, from
+models/rdm/rdm768x768/model.ckpt.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import list_pictures, read_picture, read_prompts, readable
+from ldm.cli.published import Published
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner, picture_size
 from ldm.conditioning.text import EmbeddingConditioner
 from ldm.data.embeddings import Database
@@ -28,6 +30,12 @@ from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
 
 _DATABASES = Path("data/rdm/retrieval_databases")  # of the published ones, which are given by name
 _CLIP_NAMES = {"ViT-L/14": DEFAULT_CLIP}  # as OpenAI's package has it
+_PUBLISHED = Published(
+    "configs/retrieval-augmented-diffusion/768x768.yaml",
+    "ldm/retrieval_768.yaml",
+    "models/rdm/rdm768x768/model.ckpt",
+    "https://ommer-lab.com/files/rdm/model.ckpt",
+)
 _NEEDED = "retrieval needs an EmbeddingConditioner of CLIP embeddings"
 
 
@@ -55,9 +63,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--prompt", help="what to draw")
     add("--from-file", metavar="FILE", help="one prompt per line, instead of --prompt")
     add("--image", metavar="PATH", help="a picture or a folder of them, instead of --prompt")
-    add("--database", metavar="NPZ", help="file or folder of files that build_retrieval.py wrote")
+    database = "condition on neighbours out of this: a file, or folder of files, that build_retrieval.py wrote"
+    add("--database", metavar="NPZ", help=f"{database} (the original looks for them with --use_neighbors only)")
     add("--knn", type=int, default=10, help="how many neighbours (default 10)")
-    add("--use_neighbors", action="store_true", help="the query itself before its neighbours")
+    add("--use_neighbors", action="store_true", help="the query itself too, before its neighbours; as the original")
     add("--index", choices=("exact", "faiss"), default="exact", help="how neighbours are found")
     add("--clip", "--clip_type", default=DEFAULT_CLIP, help=f"CLIP, a folder or a cached name (default {DEFAULT_CLIP})")
     add("--n_rows", type=int, default=0, help="pictures in a row of the grid (default n_samples)")
@@ -71,6 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("no query: give one of --prompt TEXT, --from-file FILE and --image PATH")
     if options.use_neighbors and options.database is None:
         raise UserError("--use_neighbors: there are none without --database")
+    _PUBLISHED.stand_in(options)
     return options
 
 
@@ -86,8 +96,8 @@ def embed(options: argparse.Namespace, embedder: ClipEmbedder) -> tuple[Tensor, 
         prompts = [options.prompt] if options.from_file is None else read_prompts(options.from_file)
         return embedder.embed_texts(prompts).cpu(), [{"caption": prompt} for prompt in prompts]
     sources = list_pictures(options.image, "--image")
-    read = list(readable(sources, lambda source: from_bytes(read_picture(source.path, channels=3))))
-    embedded = torch.cat([embedder.embed_images([image]) for _, image in read])
+    read = list(readable(sources, lambda source: embedder.square(from_bytes(read_picture(source.path, channels=3)))))
+    embedded = torch.cat([embedder.embed_squares(square[None]) for _, square in read])
     return embedded.cpu(), [{"image": str(source.path)} for source, _ in read]
 
 

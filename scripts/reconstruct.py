@@ -21,15 +21,15 @@ from ldm.cli.common import (
     AS_TRAINED,
     add_device_arguments,
     add_model_arguments,
-    add_size_arguments,
+    add_picture_arguments,
     autocast,
     choose_device,
     main_guard,
     progress,
 )
-from ldm.cli.inputs import cropped, list_pictures, padded, read_picture, readable
+from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
 from ldm.cli.models import load_first_stage
-from ldm.cli.pictures import PictureFolder
+from ldm.cli.pictures import GRID_LIMIT, PictureFolder
 from ldm.data.pixels import from_bytes
 from ldm.errors import UserError
 from ldm.evaluation.agreement import psnr
@@ -51,9 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = with_tiles(loaded.autoencoder, options.tile)
     channels, lpips = loaded.autoencoder.architecture.in_channels, perceptual(device)
     target, folder = (options.H, options.W), None
+
+    def read(source: Source) -> Tensor:
+        return read_picture(source.path, channels, target, loaded.value_range)
+
     with progress(len(sources), "reconstructing") as bar:
-        for source, image in readable(sources, lambda source: read_picture(source.path, channels, target)):
-            folder = folder or PictureFolder(options.outdir)
+        for source, image in readable(sources, read):
+            folder = folder or PictureFolder(options.outdir, grid_limit=0 if options.skip_grid else GRID_LIMIT)
             x = from_bytes(image)[None].to(device)  # (1, C, H, W)
             with torch.no_grad(), autocast(options.precision, device):
                 rebuilt = cropped(model.decode(model.encode_mode(padded(x, model.factor))), x.shape[2:]).float()
@@ -73,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--indir", required=True, metavar="PATH", help="a picture, or a folder of them")
     parser.add_argument("--outdir", default="outputs/reconstruct", help="where pictures and figures go")
     add_model_arguments(parser)
-    add_size_arguments(parser)
+    add_picture_arguments(parser)
     add_device_arguments(parser)
     return parser.parse_args(argv)
 

@@ -2,11 +2,15 @@
 
     python scripts/sample.py --run logs/RUN --n_samples 16
     python scripts/sample.py --config cin256-v2.yaml --ckpt model.ckpt --classes 25,187 --n_samples 4 --scale 3
+
+model.key=value overrides the config, e.g. model.params.latent_scale=0.2.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
+from ldm.cli.arguments import split_overrides
 from ldm.cli.common import (
     add_device_arguments,
     add_model_arguments,
@@ -24,7 +28,7 @@ from ldm.errors import UserError
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw n_samples pictures, of each class if classes are given."""
     options = parse(argv)
-    loaded, sampler = load_for_sampling(options)
+    loaded, sampler = load_for_sampling(options, overrides=options.overrides)
     conditions = class_conditions(loaded, options)
     count = len(next(iter(conditions.values()))) if conditions else options.n_samples
     draw_into_folder(loaded, sampler, options, conditions, count)
@@ -32,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Draw pictures without condition, or of classes.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--classes", type=class_list, metavar="1,2,3", help="labels to draw, n_samples of each")
     add("-n", "--n_samples", type=int, default=16, help="how many pictures (default 16)")
@@ -41,7 +45,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_sampler_arguments(parser, steps=50, eta=1.0, scale=1.0)
     add_size_arguments(parser)
     add_device_arguments(parser)
-    options = parser.parse_args(argv)
+    overrides, words = split_overrides(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(words)
+    options.overrides = overrides
     options.columns = max(1, min(options.n_samples, 8))
     return options
 

@@ -3,7 +3,8 @@
     python scripts/semantic2img.py --run logs/RUN --indir MAPS --outdir outputs/semantic2img
     python scripts/semantic2img.py --run logs/RUN --indir MAP.png --H 512 --W 1024 --tile
 
-A map is a grey or palette PNG whose values are class indices, as in training. --H and --W scale it first.
+A map is a grey or palette PNG, or a .npy of integers (H, W), whose values are class indices, as in training; pixels of
+the training data's `ignore_index` belong to no class, and are shown black. --H and --W scale it first.
 """
 
 import argparse
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_indices, readable
-from ldm.cli.models import LoadedModel
+from ldm.cli.models import LoadedModel, train_option
 from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.errors import UserError
 
 _NEEDED = "semantic maps need an ImageConditioner or a SpatialRescaler of an index map"
-_MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
+_MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".npy")
 
 
 @main_guard
@@ -56,15 +57,15 @@ def describe(
     """Describe the drawings; sides that the model cannot have are filled up and cut again."""
     scale, num_classes = enlargement(loaded, conditioner), conditioner.in_channels
     target, multiple = input_size((options.H, options.W), scale), (loaded.side_multiple / scale).numerator
-    palette = colours(num_classes)
+    palette, ignore_index = colours(num_classes), train_option(loaded.content, "ignore_index")
 
     def read(source: Source) -> Tensor:
-        return checked(read_indices(source.path, target), source.path, num_classes)
+        return checked(read_indices(source.path, target), source.path, num_classes, ignore_index)
 
     for source, indices in readable(sources, read):
         size = tuple(int(side * scale) for side in indices.shape)
         whole = padded(indices, multiple)  # (h', w')
-        shown = rearrange(palette[indices], "h w c -> c h w")
+        shown = rearrange(palette[indices.clamp(min=0)] * (indices >= 0)[..., None], "h w c -> c h w")
         for _ in range(options.n_samples):
             yield Drawing(
                 tuple(int(side * scale) for side in whole.shape),
@@ -76,12 +77,14 @@ def describe(
             )
 
 
-def checked(indices: Tensor, path: Path, num_classes: int) -> Tensor:
-    """Give the map back. UserError for an index that is no class."""
-    if indices.max() >= num_classes or indices.min() < 0:
-        wrong = int(indices.max() if indices.max() >= num_classes else indices.min())
-        raise UserError(f"{path}: has class {wrong}; this model has classes 0 to {num_classes - 1}")
-    return indices
+def checked(indices: Tensor, path: Path, num_classes: int, ignore_index: int | None) -> Tensor:
+    """Give the map with -1, no class, where it has ignore_index. UserError for another index that is no class."""
+    classes = indices[indices != ignore_index] if ignore_index is not None else indices.flatten()
+    wrong = classes[(classes < 0) | (classes >= num_classes)]
+    if len(wrong):
+        also = "" if ignore_index is None else f", and {ignore_index} for none"
+        raise UserError(f"{path}: has class {wrong[0]}; this model has classes 0 to {num_classes - 1}{also}")
+    return indices if ignore_index is None else indices.masked_fill(indices == ignore_index, -1)
 
 
 def colours(num_classes: int) -> Tensor:

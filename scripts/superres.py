@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
-from ldm.cli.models import LoadedModel
+from ldm.cli.models import LoadedModel, train_option
 from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded, sampler = load_for_sampling(options)
     conditioner = only_conditioner(loaded, (ImageConditioner, SpatialRescaler), _NEEDED)
     scale, channels = enlargement(loaded, conditioner), conditioner.in_channels
-    if scale.denominator > 1 or channels not in (1, loaded.channels):
-        seen = f"pictures of {channels} channels at 1/{scale} of the output's sides"
-        raise UserError(f"{loaded.config}: this model sees {seen}, not small pictures; {_NEEDED}")
+    if scale.denominator > 1 or sees_maps(loaded, conditioner):
+        seen = f"{channels} {'classes' if sees_maps(loaded, conditioner) else 'channels'} at 1/{scale}"
+        raise UserError(f"{loaded.config}: this model sees {seen} of the output's sides, not small pictures; {_NEEDED}")
     if options.consistent and channels != loaded.channels:
-        raise UserError(f"--consistent: {loaded.config} sees {channels} channel and draws {loaded.channels}")
+        raise UserError(f"--consistent: {loaded.config} sees {channels} channels and draws {loaded.channels}")
     drawings = describe(sources, loaded, conditioner, int(scale), options)
     draw_all(loaded, sampler, options, drawings, len(sources) * options.n_samples)
 
@@ -54,6 +54,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def sees_maps(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> bool:
+    """Tell whether a model draws from maps of class indices, which are under `segmentation` unless the data say so."""
+    return conditioner.key == "segmentation" or train_option(loaded.content, "num_classes") is not None
+
+
 def describe(
     sources: Sequence[Source],
     loaded: LoadedModel,
@@ -64,9 +69,10 @@ def describe(
     """Describe the drawings; sides that the model cannot have are filled up and cut again."""
     target = input_size((options.H, options.W), Fraction(factor))
     channels, multiple = conditioner.in_channels, Fraction(loaded.side_multiple, factor).numerator
+    value_range = loaded.value_range
 
     def read(source: Source) -> Tensor:
-        return read_picture(source.path, channels, target)
+        return read_picture(source.path, channels, target, value_range)
 
     for source, image in readable(sources, read):
         size = (image.shape[1] * factor, image.shape[2] * factor)

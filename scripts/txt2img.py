@@ -1,6 +1,8 @@
 """Draw pictures of a text.
 
     python scripts/txt2img.py --run logs/RUN --prompt "a red circle above a blue square" --n_samples 8
+
+Without --run, --config and --ckpt the published model is taken, from models/ldm/text2img-large/model.ckpt.
 """
 
 import argparse
@@ -14,9 +16,17 @@ from ldm.cli.common import (
     main_guard,
 )
 from ldm.cli.inputs import read_prompts
+from ldm.cli.published import Published
 from ldm.cli.sampling import conditioners, draw_into_folder, load_for_sampling
 from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
 from ldm.errors import UserError
+
+_PUBLISHED = Published(
+    "configs/latent-diffusion/txt2img-1p4B-eval.yaml",
+    "ldm/txt2img.yaml",
+    "models/ldm/text2img-large/model.ckpt",
+    "https://ommer-lab.com/files/latent-diffusion/nitro/txt2img-f8-large/model.ckpt",
+)
 
 
 @main_guard
@@ -47,6 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_device_arguments(parser)
     options = parser.parse_args(argv)
     options.columns = options.n_samples
+    _PUBLISHED.stand_in(options)
     return options
 
 

@@ -4,6 +4,7 @@ import pytest
 from foreign_nodes import bert, kl, latent_diffusion, problem, unet
 
 from ldm import compat
+from ldm.compat.diffusion import published_latent_size
 from ldm.config import instantiate, validate
 
 
@@ -125,6 +126,12 @@ def test_beta_schedules(kind: str) -> None:
     assert instantiate(node).num_steps == 10
     given = ldm_params(beta_schedule=kind, given_betas=[0.1, 0.2, 0.3])["schedule"]
     assert instantiate(given).num_steps == 3
+
+
+def test_the_size_of_the_latents_is_read_from_published_configs_alone() -> None:
+    theirs = latent_diffusion(image_size=48)
+    assert published_latent_size(theirs) == 48
+    assert published_latent_size(compat.translate_node(theirs)) is None
 
 
 def test_measured_scale() -> None:

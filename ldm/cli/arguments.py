@@ -56,14 +56,20 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{text}' is neither of {', '.join(_TRUE)} nor of {', '.join(_FALSE)}")
 
 
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the overrides, `dotted.key=value`, from the other words of a command line."""
+    overrides = [word for word in argv if _OVERRIDE.match(word)]
+    return overrides, [word for word in argv if not _OVERRIDE.match(word)]
+
+
 def parse(argv: Sequence[str]) -> Arguments:
     """Parse the command line; overrides may stand anywhere, also right behind a flag whose value is optional.
 
     Raises UserError for what is unknown.
     """
     parser = _parser()
-    overrides = [word for word in argv if _OVERRIDE.match(word)]
-    options, unknown = parser.parse_known_args([word for word in argv if not _OVERRIDE.match(word)])
+    overrides, words = split_overrides(argv)
+    options, unknown = parser.parse_known_args(words)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         word = unknown[0].partition("=")[0]

@@ -21,6 +21,7 @@ from ldm.data.boxes import Box
 from ldm.errors import UserError
 
 _TOLERANCE = 1e-3  # rounded numbers may stick out of the picture by so much
+_HUGE = 2**31
 _COLOURS = ("red", "blue", "green", "purple", "orange", "teal", "brown", "magenta", "olive", "navy")
 
 
@@ -51,18 +52,26 @@ def _object(item: Any, place: str, names: Mapping[str, int], num_classes: int) -
         raise UserError(f"{place}: needs `box` and `label` (a number) or `name`, as in {{'label': 0, 'box': [...]}}")
     label = item.get("label")
     if label is None:
-        if item["name"] not in names:
-            known = f"known are {', '.join(list(names)[:8])} ..." if names else "give --names, or use `label`"
-            raise UserError(f"{place}: the name '{item['name']}' is unknown; {known}")
-        label = names[item["name"]]
-    if not isinstance(label, int) or not 0 <= label < num_classes:
+        label = _label_of(item.get("name"), place, names)
+    if not _is_number(label, int) or not 0 <= label < num_classes:
         raise UserError(f"{place}: label {label!r} is none of this model's classes 0 to {num_classes - 1}")
     return Placed(label, _box(item["box"], place))
 
 
+def _label_of(name: Any, place: str, names: Mapping[str, int]) -> int:
+    if not isinstance(name, str) or name not in names:
+        known = f"known are {', '.join(list(names)[:8])} ..." if names else "give --names, or use `label`"
+        raise UserError(f"{place}: the name {name!r} is unknown; {known}")
+    return names[name]
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < _HUGE  # which NaN is not either
+
+
 def _box(box: Any, place: str) -> tuple[float, float, float, float]:
     form = "box must be [left, top, width, height] in fractions of the picture"
-    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box)
+    is_box = isinstance(box, list) and len(box) == 4 and all(_is_number(side, (int, float)) for side in box)
     if not is_box:
         raise UserError(f"{place}: {form}, not {box!r}")
     left, top, width, height = map(float, box)
@@ -75,20 +84,25 @@ def _box(box: Any, place: str) -> tuple[float, float, float, float]:
 
 
 def read_names(path: str | None) -> dict[str, int]:
-    """Read class names in the order of their labels: one a line, a JSON list, or JSON name -> label."""
+    """Read class names in the order of their labels: one a line, a JSON list, or JSON name -> label.
+
+    UserError for another content.
+    """
     if path is None:
         return {}
     file = Path(path)
     if file.suffix == ".json":
         content = read_json(file, "--names")
-        if isinstance(content, dict):
-            return {str(name): int(label) for name, label in content.items()}
+        if isinstance(content, dict) and all(_is_number(label, int) for label in content.values()):
+            return content
+        if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+            raise UserError(f'--names {path}: is neither a list of names nor names with whole numbers, {{"dog": 3}}')
     else:
         try:
             content = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--names {path}: cannot be read ({error})") from error
-    return {str(name).strip(): label for label, name in enumerate(content)}
+    return {name.strip(): label for label, name in enumerate(content)}
 
 
 def box_tensors(layout: Sequence[Placed], max_objects: int) -> tuple[Tensor, Tensor]:

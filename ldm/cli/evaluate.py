@@ -31,7 +31,7 @@ from ldm.cli.common import (
     progress,
 )
 from ldm.cli.environment import environment
-from ldm.cli.models import is_first_stage, load_first_stage, load_model, read_config
+from ldm.cli.models import is_first_stage, load_first_stage, load_model, read_config, train_option
 from ldm.cli.pictures import grid, to_picture
 from ldm.cli.sampling import conditioners, picture_size
 from ldm.conditioning.base import Conditioner
@@ -186,7 +186,8 @@ def _reference(
     if place in _SPLITS:
         return _referenced(_pictures(options, content, place, options.reference_n), judges, options)
     if Path(place).is_dir():
-        return _referenced(parts.scaled_folder_set(place, size, options.reference_n), judges, options)
+        pictures = parts.scaled_folder_set(place, size, options.reference_n, train_option(content, "value_range"))
+        return _referenced(pictures, judges, options)
     if not Path(place).is_file():
         raise UserError(f"--reference {place}: is none of {', '.join(_SPLITS)}, no folder and no .npz file")
     return read_npz(Path(place))

@@ -104,9 +104,12 @@ def folder_set(folder: str, limit: int | None = None) -> PictureSet:
     return PictureSet(_AsTheyAre(folder), folder, limit)
 
 
-def scaled_folder_set(folder: str, size: tuple[int, int], limit: int | None = None) -> PictureSet:
+def scaled_folder_set(
+    folder: str, size: tuple[int, int], limit: int | None = None, value_range: Sequence[float] | None = None
+) -> PictureSet:
     """Give the pictures of a folder scaled and cut to a size, as data sets do by default."""
-    return PictureSet(ImageFolder(folder, size=list(size)), f"{folder}, its centres at {size[0]}x{size[1]}", limit)
+    pictures = ImageFolder(folder, size=list(size), value_range=value_range)
+    return PictureSet(pictures, f"{folder}, its centres at {size[0]}x{size[1]}", limit)
 
 
 class _AsTheyAre(Dataset):

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.data import partners
-from ldm.data.decoding import UNREADABLE, open_image
+from ldm.data.decoding import UNREADABLE, Planes, Range, open_image
 from ldm.data.folders import EXTENSIONS, find_files
 from ldm.data.partners import seen_indices
 from ldm.data.pixels import to_bytes
@@ -88,29 +88,68 @@ def readable(sources: Sequence[Source], read: Callable[[Source], Value]) -> Iter
         _log.warning("skipped %d unreadable pictures: %s", len(bad), _some(bad))
 
 
-def read_picture(path: Path, channels: int, size: Size = (None, None)) -> Tensor:
+def read_picture(path: Path, channels: int, size: Size = (None, None), value_range: Range | None = None) -> Tensor:
     """Read a picture as bytes (channels, H, W), scaled to `size` where it says something; as data sets read it.
 
-    UserError where channels would be lost or invented; raises one of UNREADABLE.
+    value_range: the values of black and white in arrays and files of more than 8 bits, see `open_image`. UserError
+    where channels would be lost or invented; raises one of UNREADABLE.
     """
-    image = open_image(path, channels)
+    image = open_image(path, channels, value_range)
     target = (size[0] or image.height, size[1] or image.width)
     transform = ImageTransform(target, crop="none", channels=channels)
-    return to_bytes(transform.show(image, View(target[1], target[0])))  # (C, H, W)
+    try:
+        return to_bytes(transform.show(image, View(target[1], target[0])))  # (C, H, W)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def what_is_lost(path: Path, channels: int, value_range: Range | None = None) -> str | None:
+    """Say what `read_picture` cannot keep of a picture, None if it keeps all; raises one of UNREADABLE."""
+    image = open_image(path, channels, value_range)
+    values = image.array() if isinstance(image, Planes) else np.asarray(image)
+    if (values != values.round()).any():
+        return "has more than 8 bits, and is rounded to 8"
+    if channels in (1, 3):
+        whole = open_image(path, 4, value_range)
+        if whole.mode == "RGBA" and np.asarray(whole)[..., 3].min() < 255:
+            return "is transparent, and is laid on white"
+    return None
 
 
 def read_mask(path: Path, size: tuple[int, int], target: Size = (None, None)) -> Tensor:
-    """Read a mask of a picture of `size` as bool (1, H, W), True = hole: grey values of 128 and more.
+    """Read a mask of a picture of `size` as bool (1, H, W), True = hole, see `_mask_values`.
 
-    Scaled to `target` where it says something. UserError for a mask of another size; raises one of UNREADABLE.
+    Scaled to `target` where it says something. UserError for a mask of another size, and for one without a hole;
+    raises one of UNREADABLE.
     """
     with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("L")
+        lossless = opened.format not in ("JPEG", "MPO")
+        image = ImageOps.exif_transpose(opened)
     if (image.height, image.width) != tuple(size):
         raise UserError(
             f"{path}: the mask is {image.width}x{image.height}, its picture {size[1]}x{size[0]}; make them equal"
         )
-    return torch.from_numpy(np.array(_scaled(image, target)) >= 128)[None]  # (1, H, W)
+    values, middle = _mask_values(image, lossless)
+    hole = np.array(_scaled(Image.fromarray((values > middle).astype(np.uint8)), target)) > 0
+    if not hole.any():
+        raise UserError(
+            f"{path}: a mask without a hole, its values are {values.min():g} to {values.max():g}; a hole is what is "
+            "white (128 and more of 255), 1 in masks of 0 and 1, and not index 0 in palettes"
+        )
+    return torch.from_numpy(hole)[None]  # (1, H, W)
+
+
+def _mask_values(image: Image.Image, lossless: bool) -> tuple[np.ndarray, float]:
+    """Give the values of a mask (H, W), and the one above which they are hole.
+
+    That is the middle of their range: 0..1, 0..255 or 0..65535, whichever holds them; or any palette's index 0.
+    """
+    if image.mode in ("P", "PA"):
+        return np.asarray(image.getchannel("P")), 0
+    is_deep = image.mode.startswith("I") or image.mode == "F"
+    values = np.asarray(image if is_deep else image.convert("L"))
+    ranges = (1, 255, 65535) if lossless else (255,)  # JPEG leaves traces of 1 where nothing is white
+    return values, next((high for high in ranges if values.max() <= high), values.max()) / 2
 
 
 def read_indices(path: Path, size: Size = (None, None)) -> Tensor:

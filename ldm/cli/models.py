@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm import checkpoint, compat, config
-from ldm.autoencoder.autoencoder import Autoencoder
+from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.cli.data_fit import side_multiple
+from ldm.compat.diffusion import published_latent_size
+from ldm.data.decoding import Range, check_range
 from ldm.errors import ConfigError, UserError
 from ldm.targets import find_target
 from ldm.training.autoencoder import AutoencoderTraining
@@ -39,16 +42,25 @@ class LoadedModel:
         return _provenance(self.config, self.checkpoint, self.weights)
 
     def trained_size(self) -> tuple[int, int]:
-        """Tell the (height, width) of the training pictures: the data's `size`, else the autoencoder's resolution."""
-        data = (self.content.get("data") or {}).get("params") or {}
-        size = data_size(data.get("train"))
+        """Tell the (height, width) of the training pictures.
+
+        In configs of the original that of the latents times f; else the data's `size`, or the autoencoder's resolution.
+        """
+        size, factor = published_latent_size(self.content["model"]), self.model.first_stage_model.factor
+        if size is None:
+            size, factor = train_option(self.content, "size"), 1
         if size is None:
             architecture = getattr(self.model.first_stage_model, "architecture", None)
             if architecture is None:
                 raise UserError(f"{self.config}: does not tell the size of the pictures; give --H and --W")
             size = architecture.resolution
         height, width = (size, size) if isinstance(size, int) else size
-        return int(height), int(width)
+        return int(height) * factor, int(width) * factor
+
+    @property
+    def value_range(self) -> Range | None:
+        """Give the values of black and white in the arrays and files of more than 8 bits that it was trained on."""
+        return check_range(train_option(self.content, "value_range"))
 
     @property
     def channels(self) -> int:
@@ -72,16 +84,24 @@ def is_first_stage(options: argparse.Namespace) -> bool:
     return find_target(compat.translate_node(node, "model")["target"], "model") in (Autoencoder, AutoencoderTraining)
 
 
-def data_size(node: Any) -> int | list[int] | None:
-    """Find the size in the node of a data set, or in that of the data set which it wraps."""
-    params = (node.get("params") or {}) if isinstance(node, dict) else {}
-    return params.get("size") or (data_size(params["dataset"]) if "dataset" in params else None)
+def train_option(content: dict[str, Any], name: str) -> Any:
+    """Find a parameter of the training set, or of the data set which it wraps; None if the config does not have it."""
+    node = ((content.get("data") or {}).get("params") or {}).get("train")
+    while isinstance(node, dict):
+        params = node.get("params") or {}
+        if params.get(name) is not None:
+            return params[name]
+        node = params.get("dataset")
+    return None
 
 
-def load_model(options: argparse.Namespace, device: torch.device) -> LoadedModel:
-    """Load what --run, --config, --ckpt and --raw ask for. UserError for absent files and weights that do not fit."""
+def load_model(options: argparse.Namespace, device: torch.device, overrides: Sequence[str] = ()) -> LoadedModel:
+    """Load what --run, --config, --ckpt and --raw ask for, with overrides `model.key=value` of the config.
+
+    UserError for absent files, other overrides, and weights that do not fit.
+    """
     config_path, checkpoint_path = find_files(options.run, options.config, options.ckpt)
-    content = _read(config_path)
+    content = _read(config_path, overrides)
     try:
         model = _build(content["model"])
     except ConfigError as error:
@@ -93,12 +113,13 @@ def load_model(options: argparse.Namespace, device: torch.device) -> LoadedModel
 
 @dataclass(frozen=True)
 class LoadedFirstStage:
-    """Hold an autoencoder in eval mode with where it came from."""
+    """Hold an autoencoder in eval mode with where it came from; value_range as in `LoadedModel`."""
 
     autoencoder: Autoencoder
     config: Path
     checkpoint: Path
     weights: str
+    value_range: Range | None = None
 
     def provenance(self) -> dict[str, str]:
         """Name the files, and the content of the weights by its SHA-256."""
@@ -115,10 +136,10 @@ def _provenance(config_path: Path, checkpoint_path: Path, weights: str) -> dict[
 def load_first_stage(options: argparse.Namespace, device: torch.device) -> LoadedFirstStage:
     """Load an autoencoder, that of a training or that inside of a latent diffusion model, by the same options."""
     config_path, checkpoint_path = find_files(options.run, options.config, options.ckpt)
-    section = _read(config_path)["model"]
+    content = _read(config_path)
     weights = "raw" if options.raw else "ema"
     try:
-        node, prefix = _first_stage_node(section)
+        node, prefix = _first_stage_node(content["model"])
         autoencoder = config.instantiate(node, "model.params.autoencoder")
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(config_path)) from error
@@ -127,7 +148,8 @@ def load_first_stage(options: argparse.Namespace, device: torch.device) -> Loade
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     checkpoint.load_into(autoencoder, {name: tensor for name, tensor in state.items() if name.startswith(parts)})
     autoencoder = autoencoder.eval().requires_grad_(False).to(device)
-    return LoadedFirstStage(autoencoder, config_path, checkpoint_path, weights)
+    value_range = check_range(train_option(content, "value_range"))
+    return LoadedFirstStage(autoencoder, config_path, checkpoint_path, weights, value_range)
 
 
 def _first_stage_node(section: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -161,10 +183,13 @@ def find_files(run: str | None, config_path: str | None, ckpt: str | None) -> tu
     raise UserError(f"{found}: no {' or '.join(_CONFIGS[:2])} beside it; give --config YAML")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a config as it stands: the data that it was trained on need neither be there nor be known."""
+    if wrong := [word for word in overrides if not word.startswith("model.")]:
+        raise UserError(f"{wrong[0]}: has no effect on samples; override model.key=value")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        content = OmegaConf.to_container(merged, resolve=True)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):

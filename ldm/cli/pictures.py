@@ -99,7 +99,10 @@ class PictureFolder:
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Put pictures of bytes (C, H, W) into one row: (C', max H, sum of W); greys become colours beside colours."""
+    """Put pictures of bytes (C, H, W) into one row: (C', max H, sum of W).
+
+    Greys become colours beside colours, and these opaque beside transparent ones.
+    """
     height, channels = max(image.shape[1] for image in images), max(len(image) for image in images)
     return torch.cat([_laid_out(image, channels, height, image.shape[2]) for image in images], dim=2)
 
@@ -116,7 +119,9 @@ def _of_one_size(images: Sequence[Tensor]) -> Tensor:
 
 
 def _laid_out(image: Tensor, channels: int, height: int, width: int) -> Tensor:
-    image = image.expand(channels, -1, -1) if len(image) == 1 else image
+    image = image.expand(min(channels, 3), -1, -1) if len(image) == 1 else image
+    if len(image) < channels:
+        image = torch.cat([image, torch.full_like(image[:1], 255)])
     return F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))
 
 

@@ -50,13 +50,16 @@ class Drawing:
     finish: Callable[[Tensor], Tensor] = keep_bytes
 
 
-def load_for_sampling(options: argparse.Namespace, contexts_differ: bool = False) -> tuple[LoadedModel, Sampler]:
+def load_for_sampling(
+    options: argparse.Namespace, contexts_differ: bool = False, overrides: Sequence[str] = ()
+) -> tuple[LoadedModel, Sampler]:
     """Load the model and make the sampler, the cheap mistakes first; --tile cuts the model's work into tiles.
 
-    contexts_differ: each tile of the denoiser has a context of its own, see `TiledNetwork`.
+    contexts_differ: each tile of the denoiser has a context of its own, see `TiledNetwork`. overrides: of the config,
+    see `load_model`.
     """
     sampler, device = choose_sampler(options), choose_device(options.device)
-    loaded = load_model(options, device)
+    loaded = load_model(options, device, overrides)
     count_steps(sampler, loaded.model.schedule)
     if options.tile is not None:
         _tile(loaded, options.tile, contexts_differ)

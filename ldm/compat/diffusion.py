@@ -93,6 +93,16 @@ def _first_stage(p: Params) -> Node:
     return p.child("first_stage_config", using=first_stage if target in AUTOENCODERS else None)
 
 
+def published_latent_size(section: dict[str, Any]) -> Any:
+    """Give `image_size`, the side of the latents, of a `model` section of the original; None in one of ours.
+
+    It says what is sampled. The data need not be there, and their `size` may be that before cropping.
+    """
+    if section.get("target") not in TABLE:
+        return None
+    return (section.get("params") or {}).get("image_size")
+
+
 def layout_to_image(p: Params) -> Node:
     """Translate Layout2ImgDiffusion, whose only difference is another default for cond_stage_key and a picture."""
     return latent_diffusion(p.with_default("cond_stage_key", "coordinates_bbox"))

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageEr
 
 from ldm.errors import UserError
 
-__all__ = ["LUMA", "UNREADABLE", "Picture", "Planes", "check_range", "open_image"]
+__all__ = ["LUMA", "UNREADABLE", "Picture", "Planes", "Range", "check_range", "open_image"]
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 Range = tuple[float, float]

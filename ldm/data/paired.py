@@ -65,7 +65,9 @@ class PairedFolder(ImageDataset):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self._target_size = (width // factor, height // factor)
         channels = self.transform.channels if target_channels is None else target_channels
-        self._target_transform = ImageTransform([height // factor, width // factor], "none", channels=channels)
+        self._target_transform = ImageTransform(
+            [height // factor, width // factor], "none", channels=channels, value_range=self.transform.value_range
+        )
         partners = find_pairs(self.root, target_root, suffix)
         self._index(partners, str(root))
         self._partners = [partners[name] for name in self.names]

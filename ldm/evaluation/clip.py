@@ -41,11 +41,21 @@ class ClipEmbedder:
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> Tensor:
         """Embed pictures (3, H, W) in [-1, 1] of any sizes, the largest square at their centre: (N, D)."""
-        model = self.image_model
-        side = model.config.image_size
-        squares = torch.stack([_centre_square(image, side) for image in images]).to(self.device)
+        return self.embed_squares(torch.stack([self.square(image) for image in images]))
+
+    def square(self, image: Tensor) -> Tensor:
+        """Cut out of a picture (3, H, W) what the model sees, at its resolution: (3, S, S), small however large it was.
+
+        UserError unless it has 3 channels.
+        """
+        return _centre_square(image, self.image_model.config.image_size)
+
+    @torch.no_grad()
+    def embed_squares(self, squares: Tensor) -> Tensor:
+        """Embed what `square` gives, (N, 3, S, S): (N, D)."""
+        squares = squares.to(self.device)
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (_MEAN, _STD))
-        return F.normalize(model(pixel_values=((squares + 1) / 2 - mean) / std).image_embeds, dim=-1)
+        return F.normalize(self.image_model(pixel_values=((squares + 1) / 2 - mean) / std).image_embeds, dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_indices, read_mask, read_picture, readable
+from ldm.cli.inputs import (
+    Source,
+    cropped,
+    list_pictures,
+    padded,
+    read_indices,
+    read_mask,
+    read_picture,
+    readable,
+    what_is_lost,
+)
 from ldm.errors import UserError
 
 
@@ -23,7 +33,7 @@ def test_pictures_keep_their_bytes_and_take_the_channels_asked_for(tmp_path):
     assert read_picture(file, 1).shape == (1, 5, 7)
     assert read_picture(file, 3, (10, None)).shape == (3, 10, 7)
     assert read_picture(file, 4).shape == (4, 5, 7)
-    with pytest.raises(UserError, match="a picture of 3 channels does not go with channels=5"):
+    with pytest.raises(UserError, match="a.png: a picture of 3 channels does not go with channels=5"):
         read_picture(file, 5)
 
 
@@ -38,6 +48,56 @@ def test_sixteen_bits_become_eight_and_transparency_white(tmp_path):
     assert read_picture(save(tmp_path / "a.png", wide), 1).flatten().tolist() == [0, 255, 128]
     clear = np.zeros((1, 1, 4), dtype=np.uint8)
     assert read_picture(save(tmp_path / "b.png", clear), 3).flatten().tolist() == [255, 255, 255]
+
+
+def test_a_value_range_says_what_is_black_and_white(tmp_path):
+    twelve_bits = save(tmp_path / "a.png", np.array([[0, 4095]], dtype=np.uint16))
+    assert read_picture(twelve_bits, 1, value_range=(0, 4095)).flatten().tolist() == [0, 255]
+    np.save(tmp_path / "a.npy", np.array([[-1000.0, 3000.0, 5000.0]], np.float32))
+    assert read_picture(tmp_path / "a.npy", 1, value_range=(-1000, 3000)).flatten().tolist() == [0, 255, 255]
+    with pytest.raises(ValueError, match="set value_range"):
+        read_picture(tmp_path / "a.npy", 1)
+
+
+def test_what_bytes_cannot_keep(tmp_path):
+    whole = np.full((2, 2, 4), 255, np.uint8)
+    clear = whole.copy()
+    clear[0, 0, 3] = 254
+    files = {
+        "grey": np.zeros((2, 2), np.uint8), "opaque": whole, "clear": clear,
+        "deep": np.array([[1, 2]], np.uint16), "wide": np.array([[257, 514]], np.uint16),
+    }  # fmt: skip
+    lost = {name: what_is_lost(save(tmp_path / f"{name}.png", array), 3) for name, array in files.items()}
+    assert [name for name, loss in lost.items() if loss] == ["clear", "deep"]
+    assert "transparent" in lost["clear"] and "more than 8 bits" in lost["deep"]
+    assert what_is_lost(tmp_path / "clear.png", 4) is None
+
+
+def palette(path, indices):
+    image = Image.fromarray(np.array(indices, np.uint8)).convert("P")
+    image.putpalette([0, 0, 0, 0, 0, 60, 90, 0, 0])
+    image.save(path)
+    return path
+
+
+def test_masks_of_zero_and_one_of_palettes_and_of_16_bits(tmp_path):
+    hole = [[[False, True, True]]]
+    assert read_mask(save(tmp_path / "a.png", np.array([[0, 1, 1]], np.uint8)), (1, 3)).tolist() == hole
+    assert read_mask(palette(tmp_path / "b.png", [[0, 1, 2]]), (1, 3)).tolist() == hole
+    assert read_mask(save(tmp_path / "c.png", np.array([[32767, 32768, 65535]], np.uint16)), (1, 3)).tolist() == hole
+    assert read_mask(save(tmp_path / "d.png", np.array([[0, 1, 1]], np.uint16)), (1, 3)).tolist() == hole
+    assert read_mask(save(tmp_path / "e.png", np.array([[False, True, True]])), (1, 3)).tolist() == hole
+    assert read_mask(save(tmp_path / "f.png", np.array([[0, 1, 255]], np.uint8)), (1, 3)).sum() == 1
+
+
+def test_masks_without_a_hole(tmp_path):
+    message = "a mask without a hole, its values are 0 to 127; a hole is what is white .128 and more of 255."
+    with pytest.raises(UserError, match=f"m.png: {message}"):
+        read_mask(save(tmp_path / "m.png", np.array([[0, 127]], dtype=np.uint8)), (1, 2))
+    with pytest.raises(UserError, match="m.jpg: a mask without a hole, its values are 1 to 1"):  # traces, not ones
+        read_mask(save(tmp_path / "m.jpg", np.full((8, 8), 1, np.uint8)), (8, 8))
+    with pytest.raises(UserError, match="its values are 0 to 0"):
+        read_mask(palette(tmp_path / "p.png", [[0, 0]]), (1, 2))
 
 
 def test_masks_are_holes_from_the_middle_on(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.cli.pictures import PictureFolder, grid, to_picture
+from ldm.cli.pictures import PictureFolder, grid, side_by_side, to_picture
 from ldm.errors import UserError
 
 
@@ -71,3 +71,10 @@ def test_other_channels_become_arrays(tmp_path):
     folder.finish({})
     assert np.array_equal(np.load(tmp_path / "samples" / "00000.npy"), image.permute(1, 2, 0).numpy())
     assert Image.open(tmp_path / "grid-0000.png").size == (30, 4)
+
+
+def test_opaque_pictures_stand_beside_transparent_ones():
+    grey, colour, clear = (torch.full((channels, 2, 2), 9, dtype=torch.uint8) for channels in (1, 3, 4))
+    row = side_by_side([grey, colour, clear])
+    assert row.shape == (4, 2, 6) and row[:3].eq(9).all()
+    assert row[3, 0].tolist() == [255, 255, 255, 255, 9, 9]

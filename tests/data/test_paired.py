@@ -255,3 +255,12 @@ def test_ade20k(tmp_path):
         assert item["segmentation"].shape == (8, 8) and (item["segmentation"] == 150).all()
     with pytest.raises(UserError, match="split 'all' is not one of train, validation"):
         ADE20K(tmp_path, 8, split="all")
+
+
+def test_partners_have_the_range_of_the_pictures(tmp_path):
+    for folder in ("images", "partners"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "0.npy", np.full((8, 8), 4095, np.uint16))
+    options = {"channels": 1, "key": "partner", "value_range": [0, 4095]}
+    item = PairedFolder(tmp_path / "images", 8, tmp_path / "partners", **options)[0]
+    assert item["partner"].min() == item["image"].min() == 1

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from tiny_runs import ROOT, autoencoder_node, diffusion_node, fails, node, noise, save, script, write_run
+
+from ldm.cli.evaluation_parts import scaled_folder_set
 
 pytest.importorskip("torch_fidelity")
 evaluate, compare = script("evaluate").main, script("compare").main
@@ -128,3 +131,8 @@ def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
     evaluate(fixed)  # there are no classes to balance: nothing is conditioned
     assert result(tmp_path / "out")[0]["conditions"] == "none"
     assert "holds another evaluation" in fails(capsys, evaluate, *fixed, "--steps", "3")
+
+
+def test_a_folder_as_reference_is_read_in_the_range_of_the_training_data(tmp_path):
+    save(tmp_path / "a.png", np.full((8, 8), 4095, np.uint16))
+    assert scaled_folder_set(str(tmp_path), (8, 8), value_range=[0, 4095]).batch([0])["image"].min() == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_runs import CLASSES, ROOT, fails, load, noise, record, run, save, script, write_runs
+from tiny_runs import CLASSES, ROOT, fails, load, noise, record, run, save, script, trained_on, write_runs
 
 from ldm.config import instantiate
 
@@ -32,6 +32,26 @@ def test_semantic_maps(runs, tmp_path):
     assert load(tmp_path / "out" / "grid-0000.png").shape == (16, 4 * 18, 3)
     run(semantic2img, runs["semantic"], tmp_path / "large", "--map", tmp_path / "in" / "grey.png", "--W", 40, "--tile")
     assert load(tmp_path / "large" / "grey.png").shape == (16, 40, 3)
+
+
+def test_pixels_of_no_class_and_arrays(runs, tmp_path, capsys):
+    indices = noise(16, 16, 1) % CLASSES
+    indices[4:8] = 255
+    file = save(tmp_path / "a.png", indices)
+    np.save(tmp_path / "b.npy", indices.astype(np.int32))
+    common = ("--run", runs["semantic"], "--steps", 2, "--device", "cpu", "--outdir", tmp_path / "no", "--map")
+    assert "has class 255; this model has classes 0 to 3" in fails(capsys, semantic2img, *common, file)
+    model = trained_on(tmp_path / "run", runs["semantic"], ignore_index=255)
+    for name in ("a.png", "b.npy"):
+        run(semantic2img, model, tmp_path / "out", "--map", tmp_path / name)
+    assert np.array_equal(load(tmp_path / "out" / "a.png"), load(tmp_path / "out" / "b.png"))
+    assert not load(tmp_path / "out" / "grid-0000.png")[4:8, :16].any()
+    save(tmp_path / "c.png", np.where(indices == 255, 0, indices))
+    run(semantic2img, model, tmp_path / "out", "--map", tmp_path / "c.png")
+    assert not np.array_equal(load(tmp_path / "out" / "a.png"), load(tmp_path / "out" / "c.png"))
+    wrong = save(tmp_path / "d.png", np.where(indices == 255, 9, indices))
+    common = ("--run", model, *common[2:])
+    assert "has class 9; this model has classes 0 to 3, and 255 for none" in fails(capsys, semantic2img, *common, wrong)
 
 
 def test_bad_maps(runs, tmp_path, capsys):
@@ -87,6 +107,11 @@ def test_tiles_of_layouts(runs, tmp_path, model):
         ([{"label": 4, "box": [0, 0, 1, 1]}], "label 4 is none of this model's classes 0 to 3"),
         ([{"name": "dog", "box": [0, 0, 1, 1]}], "give --names"),
         ([{"label": 1, "box": [0, 0, 1]}], "box must be"),
+        ('[{"label": 1, "box": [NaN, 0, 0.5, 1]}]', "box must be"),
+        ('[{"label": 1, "box": [0, 0, Infinity, 1]}]', "box must be"),
+        ([{"label": 1, "box": [0, 0, True, 1]}], "box must be"),
+        ([{"label": True, "box": [0, 0, 1, 1]}], "label True is none of"),
+        ([{"name": ["a"], "box": [0, 0, 1, 1]}], "the name ['a'] is unknown"),
         ([{"label": 1, "box": [0.5, 0.5, 0.6, 0.2]}], "lies outside"),
         ([{"label": 1, "box": [0.5, 0.5, 0.0, 0.2]}], "has no area"),
         ([LAYOUT[0]] * 4, "has 4 objects; this model takes 3"),
@@ -97,6 +122,14 @@ def test_bad_layouts(runs, tmp_path, capsys, content, message):
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     common = ("--run", runs["layout"], "--steps", 2, "--device", "cpu", "--outdir", tmp_path / "out")
     assert message in fails(capsys, layout2img, *common, "--layout", file)
+
+
+@pytest.mark.parametrize("content", ["5", "null", '{"dog": "x"}', '{"dog": true}', '["a", ["b"]]'])
+def test_bad_names(runs, tmp_path, capsys, content):
+    names = tmp_path / "names.json"
+    names.write_text(content)
+    common = ("--run", runs["layout"], "--outdir", tmp_path / "out", "--layout", tmp_path / "layout.json")
+    assert "names.json: is neither a list of names nor" in fails(capsys, layout2img, *common, "--names", names)
 
 
 @pytest.mark.parametrize("model", ["autoencoder", "none"])
@@ -116,6 +149,23 @@ def test_reconstructions(runs, tmp_path, model, caplog):
     assert np.array_equal(load(tmp_path / "whole" / "a.png"), rebuilt)
     run(reconstruct, runs[model], tmp_path / "tiles", "--indir", tmp_path / "in", "--tile", 8, steps=None)
     assert load(tmp_path / "tiles" / "a.png").shape == rebuilt.shape
+
+
+def test_reconstructions_read_the_range_of_the_training_data_and_make_no_grid_if_told(runs, tmp_path):
+    picture = noise(8, 8, channels=1)
+    for name, array in (("8", picture), ("12", picture.astype(np.uint16) * 16)):
+        save(tmp_path / "in" / f"{name}.png", array)
+    model = trained_on(tmp_path / "run", runs["none"], value_range=[0, 4080])
+    run(reconstruct, model, tmp_path / "out", "--indir", tmp_path / "in", "--skip_grid", steps=None)
+    assert np.array_equal(load(tmp_path / "out" / "8.png"), load(tmp_path / "out" / "12.png"))
+    assert not list((tmp_path / "out").glob("grid-*.png")) and len(record(tmp_path / "out")["samples"]) == 2
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--batch_size"])
+def test_reconstructions_offer_no_arguments_without_effect(runs, tmp_path, capsys, flag):
+    with pytest.raises(SystemExit):
+        reconstruct(["--run", str(runs["none"]), "--indir", str(tmp_path), flag, "1"])
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
 def test_bad_reconstructions(runs, tmp_path, capsys):

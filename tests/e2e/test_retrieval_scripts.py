@@ -99,6 +99,9 @@ def test_embeddings_see_pictures_and_words(clip):
     both, one = embedder.embed_images(images), embedder.embed_images(images[1:])
     torch.testing.assert_close(both[1:], one, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(both[0], both[1], atol=1e-3)
+    squares = [embedder.square(image) for image in images]
+    assert [square.shape for square in squares] == [(3, 16, 16)] * 2  # what is kept of pictures, however large
+    assert torch.equal(embedder.embed_squares(torch.stack(squares)), both)
     texts = embedder.embed_texts(["a red circle", "a blue square"])
     assert texts.shape == (2, WIDTH) and not torch.allclose(texts[0], texts[1], atol=1e-3)
 
@@ -125,6 +128,21 @@ def test_published_names(run, clip, database, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, samples = draw(run, clip, tmp_path / "out", "--prompt", "two", "--database", "mine", "--knn", 5)
     assert len(images) == 3 and len(samples[0]["neighbours"]) == 5
+
+
+def test_the_published_model_is_found(run, clip, tmp_path, monkeypatch, capsys):
+    settings = ["--clip", clip, "--outdir", tmp_path / "out", "--device", "cpu", "--steps", 2, "--H", 8, "--W", 8]
+    monkeypatch.chdir(tmp_path)
+    message = fails(capsys, knn2img, *settings, "--prompt", "a")
+    assert "https://ommer-lab.com/files/rdm/model.ckpt and put it at models/rdm/rdm768x768/model.ckpt" in message
+    for source, place in [
+        ("config.yaml", "configs/retrieval-augmented-diffusion/768x768.yaml"),
+        ("last.ckpt", "models/rdm/rdm768x768/model.ckpt"),
+    ]:
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).symlink_to(run / source)
+    knn2img(list(map(str, [*settings, "--prompt", "a", "-n", 1])))
+    assert (tmp_path / "out" / "samples" / "00000.png").is_file()
 
 
 def test_mistakes_are_one_line(run, clip, database, tmp_path, capsys):

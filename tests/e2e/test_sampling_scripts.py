@@ -175,8 +175,8 @@ def test_a_checkpoint_in_a_run_finds_its_config(runs, tmp_path):
     assert len(draw(sample, runs["none"] / "checkpoints" / "last.ckpt", tmp_path, "-n", 1)) == 1
 
 
-def test_published_files(tmp_path):
-    published = {
+def published_model():
+    return {
         "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
         "params": {
             "linear_start": 0.0015, "linear_end": 0.0195, "timesteps": 20, "image_size": 8, "channels": 4,
@@ -206,6 +206,10 @@ def test_published_files(tmp_path):
             },
         },
     }  # fmt: skip
+
+
+def test_published_files(tmp_path):
+    published = published_model()
     data = {"target": "main.DataModuleFromConfig", "params": {"train": {"target": "never.released.Faces"}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": published, "data": data}))
     torch.manual_seed(0)
@@ -214,6 +218,49 @@ def test_published_files(tmp_path):
     rest = ["--classes", 7, "-n", 2, "--scale", 3, "--ddim_steps", 2, "--outdir", tmp_path / "out"]
     sample(list(map(str, files + rest)))
     assert len(pictures(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("data", [None, {"params": {"train": {"params": {"size": 64, "crop_size": 24}}}}])
+def test_published_files_are_sampled_at_their_image_size(tmp_path, data):
+    """Of the latents; the first stage's resolution and the data's size, before cropping, are others."""
+    published = published_model()
+    published["params"]["image_size"] = 12
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": published, **({"data": data} if data else {})}))
+    torch.save({"state_dict": instantiate(published).state_dict()}, tmp_path / "model.ckpt")
+    sample(list(map(str, ["--run", tmp_path, "--classes", 7, "-n", 1, "--ddim_steps", 1, "--outdir", tmp_path])))
+    assert pictures(tmp_path)[0].shape == (24, 24, 3)
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_the_published_text_model_is_found(runs, tmp_path, monkeypatch, capsys, with_config):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--n_samples", "1", "--ddim_steps", "1", "--device", "cpu", "--outdir", str(tmp_path / "out")]
+    place = "models/ldm/text2img-large/model.ckpt"
+    assert f"/nitro/txt2img-f8-large/model.ckpt and put it at {place}" in fails(capsys, txt2img, *arguments)
+    files = {place: "checkpoints/last.ckpt"}
+    if with_config:
+        files["configs/latent-diffusion/txt2img-1p4B-eval.yaml"] = "configs/config.yaml"
+    for name, source in files.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).symlink_to(runs["text"] / source)
+    if with_config:
+        txt2img(arguments)
+        assert len(pictures(tmp_path / "out")) == 1
+    else:  # ours of the same name, of which these weights are not
+        script_module = script("txt2img")
+        options = script_module.parse(arguments)
+        assert Path(options.config) == ROOT / "configs" / "ldm" / "txt2img.yaml" and options.ckpt == place
+
+
+def test_overrides_of_the_config(runs, tmp_path, capsys):
+    plain = draw(sample, runs["none"], tmp_path / "a", "-n", 1)
+    scaled = draw(sample, runs["none"], tmp_path / "b", "model.params.latent_scale=0.25", "-n", 1)
+    assert not almost_equal(plain, scaled)
+    common = ("--run", runs["none"], "--device", "cpu", "--outdir", tmp_path / "c")
+    assert "latent_scal: unknown; did you mean latent_scale" in fails(
+        capsys, sample, *common, "model.params.latent_scal=1"
+    )
+    assert "data.x=1: has no effect on samples" in fails(capsys, sample, *common, "data.x=1")
 
 
 def test_mistakes_are_one_line(runs, tmp_path, capsys):

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import fails, load, noise, record, run, save, script, write_runs
+from tiny_runs import (
+    diffusion_node,
+    fails,
+    load,
+    node,
+    noise,
+    record,
+    run,
+    save,
+    script,
+    trained_on,
+    write_run,
+    write_runs,
+)
 
 from ldm.cli.inputs import Source
 from ldm.conditioning.images import FirstStageConditioner
@@ -71,13 +84,37 @@ def test_nothing_below_the_mask_reaches_the_model(runs, tmp_path, masked):
 def test_the_published_inpainting_model_is_found(runs, tmp_path, masked, monkeypatch, capsys):
     arguments = list(map(str, ["--indir", masked[0], "--outdir", tmp_path / "out", "--steps", 2, "--device", "cpu"]))
     monkeypatch.chdir(tmp_path)
-    assert "no model: give --run" in fails(capsys, inpaint, *arguments)
+    message = fails(capsys, inpaint, *arguments)
+    assert "no model: give --run" in message and "put it at models/ldm/inpainting_big/last.ckpt" in message
     place = tmp_path / "models" / "ldm" / "inpainting_big"
     place.mkdir(parents=True)
     for file in ("configs/config.yaml", "checkpoints/last.ckpt"):
         (place / Path(file).name).symlink_to(runs["inpaint"] / file)
     inpaint(arguments)
     assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_what_inpainting_cannot_keep_is_named_once(runs, tmp_path, masked, caplog):
+    folder, hole = masked
+    for name in ("c", "d"):
+        save(folder / f"{name}.png", noise(17, 22, channels=1).astype(np.uint16) * 200)
+        save(folder / f"{name}_mask.png", hole.astype(np.uint8))
+    run(inpaint, runs["inpaint"], tmp_path / "out", "--indir", folder)
+    warnings = [record.message for record in caplog.records if "more than 8 bits" in record.message]
+    assert len(warnings) == 1 and "c.png" in warnings[0]
+
+
+@pytest.mark.parametrize(("name", "main"), [("superres", superres), ("none", inpaint)])
+def test_pictures_are_read_in_the_range_of_the_training_data(runs, tmp_path, name, main):
+    """12 bits and floats give what their 8-bit versions give."""
+    model = trained_on(tmp_path / "run", runs[name], value_range=[0, 4080])
+    picture, mask = noise(8, 8, channels=1), save(tmp_path / "m.png", np.eye(8, dtype=np.uint8))
+    files = [save(tmp_path / "in" / "8.png", picture), save(tmp_path / "in" / "12.png", picture.astype(np.uint16) * 16)]
+    np.save(tmp_path / "in" / "32.npy", picture.astype(np.float32) * 16)
+    for file in (*files, tmp_path / "in" / "32.npy"):
+        run(main, model, tmp_path, "--image", file, *(["--mask", mask] if main is inpaint else []))
+    assert np.array_equal(load(tmp_path / "8.png"), load(tmp_path / "12.png"))
+    assert np.array_equal(load(tmp_path / "8.png"), load(tmp_path / "32.png"))
 
 
 def test_inpainting_at_another_size_and_several_samples(runs, tmp_path, masked):
@@ -97,9 +134,10 @@ def test_bad_masks(runs, tmp_path, masked, capsys, caplog):
     run(inpaint, runs["inpaint"], tmp_path / "ok", "--indir", folder)
     assert "skipped 1 files without their partner" in caplog.text and "lonely.png" in caplog.text
     assert "skipped 1 unreadable pictures" in caplog.text and "cut.png" in caplog.text
-    mask = save(tmp_path / "small.png", noise(8, 8, 1))
+    mask, empty = save(tmp_path / "small.png", noise(8, 8, 1)), save(tmp_path / "none.png", noise(17, 22, 1) // 2)
     for arguments, message in [
         (("--image", folder / "a.png", "--mask", mask), "the mask is 8x8, its picture 22x17"),
+        (("--image", folder / "a.png", "--mask", empty), "none.png: a mask without a hole"),
         (("--image", folder / "a.png"), "nothing to fill"),
         (("--image", folder / "a.png", "--mask", folder / "no.png"), "no such file"),
         (("--indir", tmp_path / "nowhere"), "no such file or folder"),
@@ -145,17 +183,28 @@ def test_pictures_of_the_same_size(runs, tmp_path):
     assert load(tmp_path / "a.png").shape == (9, 12, 3)
 
 
+@pytest.mark.parametrize("channels", [4, 5])
+def test_partners_of_other_channels_than_the_picture(tmp_path, channels):
+    partner = node("conditioning.images.SpatialRescaler", key="partner", in_channels=channels)
+    model = write_run(tmp_path / "run", diffusion_node(partner, extra=channels))
+    np.save(tmp_path / "a.npy", noise(8, 8, channels))
+    run(superres, model, tmp_path / "out", "--indir", tmp_path / "a.npy")
+    assert load(tmp_path / "out" / "a.png").shape == (8, 8, 3)
+
+
 def test_bad_small_pictures(runs, tmp_path, capsys):
     common = ("--steps", 2, "--device", "cpu", "--outdir", tmp_path / "out")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     good = save(tmp_path / "good.png", noise(8, 8))
     empty = tmp_path / "empty"
     empty.mkdir()
+    runs = {**runs, "maps": trained_on(tmp_path / "maps", runs["pairs"], num_classes=1)}
     for name, place, message in [
         ("superres", tmp_path / "bad.png", "none of 1 pictures can be read"),
         ("superres", empty, "holds no pictures"),
         ("semantic", good, "not small pictures"),
         ("none", good, "conditioned on nothing; super-resolution needs"),
+        ("maps", good, "this model sees 1 classes at 1/1 of the output's sides, not small pictures"),
     ]:
         assert message in fails(capsys, superres, "--run", runs[name], "--indir", place, *common)
     arguments = ("--run", runs["superres"], "--indir", good, *common)

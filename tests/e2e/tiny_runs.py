@@ -62,6 +62,16 @@ def write_run(folder, model):
     return folder
 
 
+def trained_on(folder, run, **options):
+    """Give the run again, as if its data had these options."""
+    config = yaml.safe_load((run / "configs" / "config.yaml").read_text())
+    config["data"]["params"]["train"]["params"]["dataset"]["params"] |= options
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "checkpoints").symlink_to(run / "checkpoints")
+    return folder
+
+
 def write_runs(root):
     """Save a model of each task."""
     tokenizer = node(

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm import config
 from ldm.cli.ablation.study import Recipe, Study, Trial
 from ldm.cli.arguments import parse
-from ldm.cli.models import data_size
+from ldm.cli.models import train_option
 from ldm.cli.plan import Plan, make_plan
 from ldm.errors import UserError
 from ldm.networks.unet import UNet
@@ -139,7 +139,7 @@ def _facts(trial: Trial, content: Content) -> Facts:
         model = config.instantiate(plan.model, "model")
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"latent: {plan.model['target']} is no latent diffusion model")
-    size = data_size(plan.config["data"]["params"].get("train"))
+    size = train_option(plan.config, "size")
     if size is None:
         raise UserError("latent: data.params.train has no size")
     height, width = (size, size) if isinstance(size, int) else size
