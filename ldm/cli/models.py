@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm import checkpoint, compat, config
-from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.cli.data_fit import side_multiple
 from ldm.compat.diffusion import published_latent_size
 from ldm.data.decoding import Range, check_range
