@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from ldm.cli.ablation import tables
+from ldm.cli.ablation.judging import check_ready
 from ldm.cli.ablation.plan import Programs, StudyPlan, plan
 from ldm.cli.ablation.report import write_report
 from ldm.cli.ablation.resolving import resolve
@@ -46,11 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(whole)
         return
     workspace = Workspace(Path(options.out or f"outputs/ablation/{study.name}").resolve())
+    if options.report:
+        _log.info("see %s", write_report(whole, workspace))
+        return
     mine = whole if options.task is None else whole.part(options.task, options.of)
+    places = choose_places(options, study)
+    check_ready(study)
     try:
-        if not options.report:
-            places = choose_places(options, study)
-            Runner(workspace, places, environment(len(places))).run(mine.jobs)
+        Runner(workspace, places, environment(len(places))).run(mine.jobs)
     finally:
         _log.info("see %s", write_report(whole, workspace))
 
@@ -73,6 +77,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(argv)
     if (options.task is None) != (options.of is None):
         parser.error("--task and --of belong together")
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers {options.workers}: use 1 or more")
     return options
 
 
@@ -82,8 +88,10 @@ def choose_places(options: argparse.Namespace, study: Study) -> list[Place]:
     if options.devices == "cpu" or (options.devices == "auto" and kind is None):
         return [Place(("--accelerator", "cpu"), "cpu")] * (options.workers or study.workers)
     numbers = ["0"] if options.devices == "auto" else options.devices.split(",")
-    if kind is None or not all(number.isdecimal() for number in numbers):
-        raise UserError(f"--devices {options.devices}: write auto, cpu, or numbers of GPUs that this machine has")
+    there = [] if kind is None else list(map(str, range(torch.accelerator.device_count())))
+    if not set(numbers) <= set(there):
+        hint = "write auto, cpu, or numbers of them as 0,1"
+        raise UserError(f"--devices {options.devices}: this machine has {len(there)} GPUs; {hint}")
     return [Place(("--gpus", f"{number},"), f"{kind.type}:{number}") for number in numbers] * (options.workers or 1)
 
 

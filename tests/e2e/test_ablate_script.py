@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny_runs import ROOT, node, script
 
@@ -79,6 +80,34 @@ def test_a_dry_run_writes_nothing(study, capsys, monkeypatch):
 def test_a_task_without_the_size_of_its_array_is_refused(study):
     with pytest.raises(SystemExit):
         script("ablate").main([str(study), "--task", "0"])
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "two"])
+def test_a_number_of_workers_that_is_none_is_refused(study, workers):
+    with pytest.raises(SystemExit):
+        script("ablate").main([str(study), "--dry-run", f"--workers={workers}"])
+
+
+def refused(study, capsys, *words) -> str:
+    """Tell why a study is refused; nothing is written then."""
+    with pytest.raises(SystemExit):
+        script("ablate").main([str(study), "--out", str(study.parent / "out"), *words])
+    assert not (study.parent / "out").exists()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("devices", ["7", "0,7", "0,", "gpu"])
+def test_devices_that_this_machine_does_not_have_are_refused(study, capsys, monkeypatch, devices):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert f"--devices {devices}: this machine has 2 GPUs" in refused(study, capsys, "--devices", devices)
+
+
+def test_a_study_that_cannot_be_judged_here_is_refused(study, capsys):
+    content = {**STUDY, "evaluation": {**STUDY["evaluation"], "extractor": "scenenet:weights=absent.safetensors"}}
+    study.write_text(yaml.safe_dump(content))
+    assert "scenenet: no weights at absent.safetensors" in refused(study, capsys, "--devices", "cpu")
 
 
 @pytest.mark.slow

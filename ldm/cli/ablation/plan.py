@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.cli.ablation.jobs import Evaluation, Training
+from ldm.cli.ablation.judging import metric_words, sample_words
 from ldm.cli.ablation.resolving import Content, FirstStage, Resolved
 from ldm.cli.ablation.study import Budget, Judgement, Study
 from ldm.cli.ablation.workspace import PACE_STEPS, Job
@@ -58,7 +59,10 @@ class StudyPlan:
         own = [job for entry in self.entries for job in entry.jobs]
         kinds = {Training: 0, Evaluation: 1}
         ordered = [*self.first_stages, *sorted(own, key=lambda job: kinds[type(job)])]
-        return list({job.name: job for job in ordered}.values())
+        unique: dict[str, Job] = {}
+        for job in ordered:
+            unique.setdefault(job.name, job)  # what several trials share waits for the first of them
+        return list(unique.values())
 
     def part(self, task: int, of: int) -> StudyPlan:
         """Give the share of task number `task` (from 0) of an array of `of`; no task waits for another.
@@ -102,20 +106,19 @@ def _entry(study: Study, resolved: Resolved, programs: Programs) -> Entry:
         )  # fmt: skip
         training = replace(training, pace=pace.name)
     sample = resolved.trial.point.sample
-    words = tuple(word for name, value in sample.items() for word in (f"--{name}", str(value)))
-    common = _words(judgement, judgement.metrics)
+    common = metric_words(judgement, judgement.metrics)
     name = f"{training.name}-{_digest(sample, common)}"
 
     def judged(steps: int, part: tuple[int, int] | None) -> Evaluation:
         where = "end" if part is None else f"part{part[0]}of{part[1]}"
-        given = (*common, "--steps", str(steps), *words)
+        given = (*common, *sample_words(steps, sample))
         return Evaluation(programs.evaluate, f"{name}-{where}-steps{steps}", training.name, given, part)
 
     return Entry(
         resolved,
         training,
         pace,
-        None if stage is None else _first_stage(stage, training.name, judgement, programs),
+        None if stage is None else _first_stage(stage, resolved, judgement, programs),
         tuple(judged(judgement.curve_steps, (part, budget.points)) for part in range(1, budget.points)),
         {steps: judged(steps, None) for steps in sorted({*judgement.steps, judgement.curve_steps})},
     )
@@ -131,17 +134,11 @@ def _weights(stage: FirstStage) -> dict[str, str]:
     return {"first_stage": stage.name} if stage.checkpoint is None else {"checkpoint": stage.checkpoint}
 
 
-def _first_stage(stage: FirstStage, latent: str, judgement: Judgement, programs: Programs) -> Evaluation:
-    """Judge a first stage by its own training or, where it was given, inside the latent model that uses it."""
-    given = _words(judgement, judgement.first_stage_metrics)
-    name = f"{stage.name}-judged-{_digest(given)}"
-    if stage.checkpoint is None:
-        return Evaluation(programs.evaluate, name, stage.name, given)
-    return Evaluation(programs.evaluate, name, latent, (*given, "--first-stage"))
-
-
-def _words(judgement: Judgement, metrics: Sequence[str]) -> tuple[str, ...]:
-    return ("--n", str(judgement.num_samples), "--extractor", judgement.extractor, "--metrics", *metrics)
+def _first_stage(stage: FirstStage, latent: Resolved, judgement: Judgement, programs: Programs) -> Evaluation:
+    """Judge a first stage inside the latent model, so that all are judged by the pictures of that, as in Table 8."""
+    given = (*metric_words(judgement, judgement.first_stage_metrics), "--first-stage")
+    pictures = latent.content["data"]["params"].get("validation")
+    return Evaluation(programs.evaluate, f"{stage.name}-judged-{_digest(given, pictures)}", latent.name, given)
 
 
 def _digest(*parts: object) -> str:

@@ -77,7 +77,8 @@ def _first_stages(rows: list[Row], folder: Path) -> Section | None:
         return None
     tables.write_csv(rows, folder / "first_stages.csv")
     shown = [_with_deviations(row) for row in rows]
-    return Section("First stages (Table 8)", "Reconstructions of the validation set.", tables.as_text(shown))
+    text = "Reconstructions of the latent models' validation set."
+    return Section("First stages (Table 8)", text, tables.as_text(shown))
 
 
 def _with_deviations(row: Row) -> Row:
@@ -93,7 +94,7 @@ def _progress(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path
     if not rows or plan.study.budget.points == 1:
         return None
     tables.write_csv(rows, folder / "progress.csv")
-    means = tables.over_seeds(rows, [*plan.study.axes, "step"])
+    means = tables.over_seeds(rows, [*plan.study.axes, "part"])  # the pace, and so the steps, may differ by seed
     costs = [cost for cost in _COSTS if cost in rows[0]]
     panels = [_panel(plan, means, cost, figure) for figure in figures for cost in costs]
     plot_panels(panels, folder / "progress.png", columns=len(costs))

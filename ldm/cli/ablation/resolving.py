@@ -23,10 +23,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm import config
+from ldm.cli.ablation.judging import check_metrics, check_sampling
 from ldm.cli.ablation.study import Recipe, Study, Trial
 from ldm.cli.arguments import parse
 from ldm.cli.models import train_option
 from ldm.cli.plan import Plan, make_plan
+from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 from ldm.networks.unet import UNet
 from ldm.training.latent_diffusion import LatentDiffusion
@@ -37,13 +39,18 @@ _PIXELS = {"target": "ldm.autoencoder.autoencoder.IdentityAutoencoder"}
 
 @dataclass(frozen=True)
 class Facts:
-    """Hold what a latent training amounts to; FLOPs are those of one picture, forward, as torch counts them."""
+    """Hold what a latent training amounts to; FLOPs are those of one picture, forward, as torch counts them.
+
+    schedule: its tables have no values; side_multiple: what divides the sides of pictures that can be drawn.
+    """
 
     factor: int
     latent_shape: tuple[int, int, int]
     parameters: int
     network_flops: int
     decoder_flops: int
+    schedule: Schedule
+    side_multiple: int
     global_batch: int
     learning_rate: float
 
@@ -70,6 +77,7 @@ class Resolved:
 
 def resolve(study: Study) -> list[Resolved]:
     """Resolve and check every trial of a study; nothing is written. UserError names the trial that cannot be."""
+    check_metrics(study)
     resolved: list[Resolved] = []
     measured: dict[str, Facts] = {}  # many trials may share a training
     for trial in study.trials():
@@ -100,7 +108,9 @@ def _resolve(study: Study, trial: Trial, measured: dict[str, Facts]) -> Resolved
     name = f"{study.name}{label}-seed{trial.seed}-{digest}"
     if name not in measured:
         measured[name] = _facts(trial, latent)
-    return Resolved(trial, name, latent, stage, measured[name])
+    facts = measured[name]
+    check_sampling(study.judgement, trial, facts.schedule, facts.side_multiple)
+    return Resolved(trial, name, latent, stage, facts)
 
 
 def _trains(study: Study, axis: str) -> bool:
@@ -154,6 +164,8 @@ def _facts(trial: Trial, content: Content) -> Facts:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         network_flops=_network_flops(network, shape),
         decoder_flops=_flops(lambda: model.decode_latents(_empty(shape), snap=False)),
+        schedule=model.schedule,
+        side_multiple=stage.factor * network.size_multiple,
         global_batch=plan.batch.total,
         learning_rate=plan.learning_rate,
     )

@@ -14,8 +14,9 @@
                   way)
     workers       trainings at a time on the CPU
 
-Paths of configs are relative to the study's file. `minutes` are turned into steps by the pace of a short training
-before the real one, so that a run keeps its length when it is interrupted or the machine is busier.
+Paths of configs are relative to the study's file; a checkpoint, as in every config, to the working directory.
+`minutes` are turned into steps by the pace of a short training before the real one, so that a run keeps its length when
+it is interrupted or the machine is busier.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ldm.targets import nearest
 
 BUDGETS = ("steps", "samples", "minutes")
 _PARTS = ("first_stage", "latent", "sample")
-_RECIPE = ("base", "set", "checkpoint")
+_RECIPES = {"first_stage": ("base", "set", "checkpoint"), "latent": ("base", "set")}
 _SAMPLE = ("scale", "eta", "sampler", "H", "W")
 PIXELS = "none"
 
@@ -189,21 +190,25 @@ def _axis(node: Any, path: str, folder: Path) -> dict[Any, Point]:
             f"{node['key']!r}: begin with one of {', '.join(f'{part}.' for part in _PARTS)}", f"{path}.key"
         )
     values = _list(node["values"], f"{path}.values")
-    changes = {value: {key: value} if part == "sample" else {"set": {key: value}} for value in values}
-    return {value: _point({part: change}, f"{path}.{value}", folder) for value, change in changes.items()}
+    changes = {_label(value): {key: value} if part == "sample" else {"set": {key: value}} for value in values}
+    return {label: _point({part: change}, f"{path}.{label}", folder) for label, change in changes.items()}
+
+
+def _label(value: Any) -> Any:
+    """Name a value of an axis: itself, or as text if it is a list or a mapping."""
+    return str(value) if isinstance(value, (list, dict)) else value
 
 
 def _point(node: Any, path: str, folder: Path) -> Point:
     node = _mapping(node, path, _PARTS)
     sample = _mapping(node.get("sample") or {}, f"{path}.sample".lstrip("."), _SAMPLE)
-    stages = [_recipe(node.get(name), f"{path}.{name}".lstrip("."), folder) for name in _PARTS[:2]]
-    return Point(*stages, sample)
+    return Point(*(_recipe(node.get(part), part, f"{path}.{part}".lstrip("."), folder) for part in _RECIPES), sample)
 
 
-def _recipe(node: Any, path: str, folder: Path) -> Recipe:
-    if node == PIXELS:
+def _recipe(node: Any, part: str, path: str, folder: Path) -> Recipe:
+    if part == "first_stage" and node == PIXELS:
         return Recipe(pixels=True)
-    node = _mapping({} if node is None else node, path, _RECIPE)
+    node = _mapping({} if node is None else node, path, _RECIPES[part])
     base = None if node.get("base") is None else (folder / str(node["base"])).resolve()
     if base is not None and not base.is_file():
         raise ConfigError(f"there is no {node['base']} beside the study", f"{path}.base")
@@ -215,24 +220,26 @@ def _budget(node: Any) -> Budget:
     kinds = [kind for kind in BUDGETS if kind in node]
     if len(kinds) != 1:
         raise ConfigError(f"give one of {', '.join(BUDGETS)}", "budget")
-    amount = node[kinds[0]]
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount <= 0:
+    amount, tolerance = node[kinds[0]], node.get("parameters")
+    if not _is_number(amount) or amount <= 0:
         raise ConfigError(f"{amount!r} is no positive number", f"budget.{kinds[0]}")
-    points = _whole(node.get("points", 1), "budget.points", 1)
-    return Budget(kinds[0], amount, points, node.get("parameters"))
+    if tolerance is not None and (not _is_number(tolerance) or tolerance < 0):
+        raise ConfigError(f"{tolerance!r} is no number from 0 up; 0.1 allows a difference of 10%", "budget.parameters")
+    return Budget(kinds[0], amount, _whole(node.get("points", 1), "budget.points", 1), tolerance)
 
 
 def _judgement(node: Any) -> Judgement:
     known = tuple(Judgement.__dataclass_fields__)
     node = _mapping(node, "evaluation", known, required=("metrics", "extractor", "num_samples"))
     steps = _list(node.get("steps", [50]), "evaluation.steps")
+    on_first_stages = _list(node.get("first_stage_metrics", ["psnr"]), "evaluation.first_stage_metrics")
     return Judgement(
         metrics=tuple(map(str, _list(node["metrics"], "evaluation.metrics"))),
         extractor=str(node["extractor"]),
         num_samples=_whole(node["num_samples"], "evaluation.num_samples", 2),
         steps=tuple(_whole(count, "evaluation.steps", 1) for count in steps),
         curve_steps=_whole(node.get("curve_steps", max(steps)), "evaluation.curve_steps", 1),
-        first_stage_metrics=tuple(_list(node.get("first_stage_metrics", ["psnr"]), "evaluation.first_stage_metrics")),
+        first_stage_metrics=tuple(map(str, on_first_stages)),
     )
 
 
@@ -254,6 +261,10 @@ def _list(node: Any, path: str) -> list[Any]:
     if not isinstance(node, list) or not node or len(set(map(str, node))) != len(node):
         raise ConfigError("must be a list of different values", path)
     return node
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _whole(value: Any, path: str, least: int) -> int:

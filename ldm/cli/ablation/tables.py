@@ -28,7 +28,7 @@ def outcome(workspace: Workspace, job: Evaluation | None) -> Outcome | None:
 
 
 def first_stages(plan: StudyPlan, workspace: Workspace) -> list[Row]:
-    """Give Table 8: a row for each first stage that the study trained."""
+    """Give Table 8: a row for each first stage, trained or given."""
     rows = {}
     for entry in plan.entries:
         found = outcome(workspace, entry.first_stage)
@@ -36,11 +36,10 @@ def first_stages(plan: StudyPlan, workspace: Workspace) -> list[Row]:
             node = entry.resolved.first_stage.content["model"]["params"]["autoencoder"]["params"]
             regularizer = node["regularizer"]
             codes = regularizer.get("params", {}).get("num_codes", regularizer["target"].rpartition(".")[2])
-            name = entry.resolved.first_stage.name
-            is_trained = entry.first_stage.training == name
+            name, is_trained = entry.resolved.first_stage.name, entry.resolved.first_stage.checkpoint is None
             minutes = _timed("training minutes", workspace.seconds(name) if is_trained else None, 60)
             shape = {"f": entry.resolved.facts.factor, "|Z|": codes, "c": node["embed_dim"]}
-            rows[name] = {**shape, **found.values, **minutes, "name": name}
+            rows[entry.first_stage.name] = {**shape, **found.values, **minutes, "name": name}
     return sorted(rows.values(), key=lambda row: row["f"])
 
 
@@ -96,14 +95,15 @@ def figures(plan: StudyPlan, workspace: Workspace) -> list[str]:
 
 
 def progress(plan: StudyPlan, workspace: Workspace) -> list[Row]:
-    """Give Figure 6: how good every trial is along its training."""
+    """Give Figure 6: how good every trial is along its training; `part` counts those of the budget."""
     rows = []
     for entry in plan.entries:
-        for job in (*entry.curve, entry.final[plan.study.judgement.curve_steps]):
+        for part, job in enumerate((*entry.curve, entry.final[plan.study.judgement.curve_steps]), start=1):
             found = outcome(workspace, job)
             if found is not None:
                 step = job.step(workspace)
-                rows.append({**_labels(entry), "step": step, **_cost(entry, step, workspace), **found.values})
+                cost = _cost(entry, step, workspace)
+                rows.append({**_labels(entry), "part": part, "step": step, **cost, **found.values})
     return rows
 
 
@@ -131,13 +131,20 @@ def _averaged(rows: Sequence[Row], deviations: bool) -> Row:
     averaged: Row = {}
     for name in dict.fromkeys(name for row in rows for name in row if name != "seed"):
         values = [row[name] for row in rows if name in row]
-        if len(set(values)) == 1 or not all(isinstance(value, float) for value in values):
+        if len(set(values)) == 1 or any(isinstance(value, str) for value in values):
             averaged[name] = values[0]
         elif deviations:
-            averaged[name] = f"{fmean(values):.4g} ± {pstdev(values):.2g}"
+            averaged[name] = _with_deviation(values)
         else:
             averaged[name] = fmean(values)
     return averaged
+
+
+def _with_deviation(values: Sequence[float]) -> str:
+    mean, deviation = fmean(values), pstdev(values)
+    if all(isinstance(value, int) for value in values):  # counts: of steps, of samples
+        return f"{_text(round(mean))} ± {_text(round(deviation))}"
+    return f"{mean:.4g} ± {deviation:.2g}"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -103,6 +103,26 @@ def test_progress_counts_what_was_trained(whole, finished):
     assert [int(row["samples"]) for row in found] == [32 * int(row["step"]) for row in found]
 
 
+def test_lines_of_progress_go_through_the_mean_of_seeds_of_another_pace(whole, finished):
+    training = next(entry.training for entry in whole.entries if entry.resolved.trial.seed == 2)
+    config = finished.config(training.name)
+    content = yaml.safe_load(config.read_text())
+    steps = content["lightning"]["trainer"]["max_steps"]
+    content["lightning"]["trainer"]["max_steps"] = 2 * steps  # its machine was twice as fast
+    config.write_text(yaml.safe_dump(content))
+    found = tables.progress(whole, finished)
+    means = [row for row in tables.over_seeds(found, ["f", "part"]) if row["f"] == training_f(whole, training)]
+    assert [row["part"] for row in means] == [1, 2, 3, 4]
+    assert [row["step"] for row in means] == [1.5 * steps * part / 4 for part in (1, 2, 3, 4)]
+    assert [row["samples"] for row in means] == [32 * row["step"] for row in means]
+    page = write_report(whole, finished)
+    assert f"{round(1.5 * steps)} ± {steps // 2}" in page.read_text()
+
+
+def training_f(whole, training: Training) -> int:
+    return next(entry.resolved.trial.labels["f"] for entry in whole.entries if entry.training == training)
+
+
 def test_speed_is_that_of_drawing_also_where_an_evaluation_was_interrupted(whole, finished):
     finish(whole.entries[0].final[50], finished, seconds=None)
     assert all(row["samples/s"] == 50.0 for row in tables.throughput(whole, finished))

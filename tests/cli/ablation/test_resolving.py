@@ -1,13 +1,17 @@
 """Every study that ships can be trained as it stands, the paper's with the published sizes; impossible ones cannot."""
 
+import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
+from ldm.cli.ablation.judging import check_ready
 from ldm.cli.ablation.plan import Programs, plan
-from ldm.cli.ablation.resolving import resolve
-from ldm.cli.ablation.study import read
+from ldm.cli.ablation.resolving import Resolved, resolve
+from ldm.cli.ablation.study import Point, Recipe, read
 from ldm.errors import UserError
 
 STUDIES = Path(__file__).resolve().parents[3] / "configs" / "ablation"
@@ -20,9 +24,14 @@ SIZES = {  # counted from the hyperparameters of Tables 13 and 14, with 16 chann
 SHAPES = [(3, 256, 256), (2, 128, 128), (3, 64, 64), (4, 32, 32), (8, 16, 16), (16, 8, 8)]
 
 
+@cache
+def of_the_paper(name: str) -> list[Resolved]:
+    return resolve(read(STUDIES / f"{name}.yaml"))
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_studies_of_the_paper_have_the_published_sizes(name):
-    facts = [one.facts for one in resolve(read(STUDIES / f"{name}.yaml"))]
+    facts = [one.facts for one in of_the_paper(name)]
     assert tuple(one.factor for one in facts) == FACTORS
     assert tuple(one.parameters for one in facts) == SIZES[name]
     assert [one.latent_shape for one in facts] == SHAPES
@@ -78,6 +87,86 @@ def test_names_follow_what_is_trained():
 def test_what_cannot_be_trained_is_refused_before_anything_is(overrides, message):
     with pytest.raises(UserError, match=f"toy_f, f=4: .*{message}"):
         resolve(toy(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ("frechett",)}, "toy_f, evaluation.metrics: .*frechett: unknown; did you mean frechet"),
+        ({"metrics": ("frechet", "kernel")}, "toy_f, evaluation.metrics: kernel: needs 1000 samples or more, .* 500"),
+        ({"first_stage_metrics": ("kernel",)}, "toy_f, evaluation.first_stage_metrics: kernel: needs 1000"),
+        ({"extractor": "inceptoin"}, "toy_f, evaluation.metrics: .*inceptoin: unknown; did you mean inception"),
+        ({"steps": (50, 2000)}, "toy_f, f=4: .*steps is 2000; the schedule has 1000 steps"),
+        ({"curve_steps": 1001}, "toy_f, f=4: .*steps is 1001"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_before_anything_is_trained(changes, message):
+    study = toy()
+    with pytest.raises(UserError, match=message):
+        resolve(replace(study, judgement=replace(study.judgement, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ({"scale": "big"}, "--scale: invalid float value: 'big'"),
+        ({"sampler": "nosuch"}, "--sampler: invalid choice: 'nosuch'"),
+        ({"sampler": "plms", "eta": 1.0}, "plms has no eta"),
+        ({"eta": -1.0}, "eta -1: use 0"),
+        ({"H": 40}, "sample.H is 40; these models need multiples of 16"),
+    ],
+)
+def test_samples_that_cannot_be_drawn_are_refused_before_anything_is_trained(sample, message, capsys):
+    study = toy()
+    with pytest.raises(UserError, match=f"toy_f, f=4: .*{message}"):
+        resolve(replace(study, point=replace(study.point, sample=sample)))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_not_on_this_machine_is_missed_before_a_run_but_not_in_a_dry_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    check_ready(toy())
+    study = toy()
+    study = replace(study, judgement=replace(study.judgement, extractor="inception"))
+    resolve(study)
+    with pytest.raises(UserError, match="toy_f, evaluation.extractor: inception: no weights at"):
+        check_ready(study)
+    place = "imagenet_f, f=4: first_stage.checkpoint: models/first_stage_models/vq-f4/model.ckpt: no such checkpoint"
+    with pytest.raises(UserError, match=place):
+        check_ready(read(STUDIES / "imagenet_f.yaml"))
+
+
+@pytest.mark.parametrize("package", ["torch_fidelity", "matplotlib"])
+def test_a_package_that_is_not_installed_is_missed_before_a_run(package, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=package.replace("_", "-")):
+        check_ready(toy())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_first_stages_are_all_judged_by_the_pictures_of_the_latent_models(name):
+    study = read(STUDIES / f"{name}.yaml")
+    entries = plan(study, of_the_paper(name), PROGRAMS).entries
+    of_each = {entry.training.name: entry.first_stage for entry in entries}
+    judged = {training: job for training, job in of_each.items() if job is not None}
+    assert len({job.name for job in judged.values()}) == len(FACTORS) - 1
+    for training, job in judged.items():
+        assert job.needs == (training,) and "--first-stage" in job.words
+
+
+def test_a_first_stage_is_judged_once_for_each_set_of_pictures():
+    study = read(STUDIES / "toy_f.yaml")
+    key = "data.params.validation.params.num_samples"
+    points = {count: Point(latent=Recipe(settings=((key, count),))) for count in (100, 200)}
+    study = replace(study, axes={"f": {4: study.axes["f"][4]}, "pictures": points}, seeds=(1, 2))
+    whole = plan(study, resolve(study), PROGRAMS)
+    first, second, *others = (entry.first_stage for entry in whole.entries)
+    assert first.name != second.name and [job.name for job in others] == [first.name, second.name]
+    jobs = {job.name: job for job in whole.jobs}
+    assert jobs[first.name].needs == (whole.entries[0].training.name,)  # it need not wait for the second seed
 
 
 def test_networks_of_unequal_size_are_refused_where_they_should_be_equal():

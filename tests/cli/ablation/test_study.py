@@ -48,6 +48,13 @@ def test_an_axis_is_laid_over_the_study_and_the_command_line_over_both(tmp_path)
     assert guided.point.sample == {"scale": 3.0}
 
 
+def test_values_of_an_axis_may_be_lists_and_mappings(tmp_path):
+    values = [[1, 2], [1, 2, 2], {"target": "x"}, None]
+    study = read(written(tmp_path, axes={"m": {"key": "latent.model.m", "values": values}}, seeds=[1]))
+    assert [trial.labels["m"] for trial in study.trials()] == ["[1, 2]", "[1, 2, 2]", "{'target': 'x'}", None]
+    assert [trial.point.latent.settings[-1] for trial in study.trials()] == [("model.m", value) for value in values]
+
+
 def test_another_base_starts_afresh():
     below = Recipe(Path("a.yaml"), (("x", 1),), "weights.ckpt")
     assert Recipe(Path("b.yaml")).over(below) == Recipe(Path("b.yaml"))
@@ -65,12 +72,16 @@ def test_another_base_starts_afresh():
         ({"axes": {"f": {"key": "model.x", "values": [1]}}}, "axes.f.key: 'model.x': begin with one of"),
         ({"axes": {"f": {"key": "latent.x", "values": [1, 1]}}}, "axes.f.values: must be a list of different values"),
         ({"axes": {"f": {4: {"latents": {}}}}}, "axes.f.4.latents: unknown; did you mean latent"),
+        ({"latent": {"base": "latent.yaml", "checkpoint": "x.ckpt"}}, "latent.checkpoint: unknown; known are base"),
+        ({"latent": "none"}, "latent: must be a mapping"),
         ({"axes": {"s": {"key": "sample.scal", "values": [1]}}}, "scal: unknown; did you mean scale"),
         ({"latent": {"base": "absent.yaml"}}, "latent.base: there is no absent.yaml"),
         ({"seeds": ["a"]}, "seeds: 'a' is no whole number"),
         ({"seeds": 3}, "seeds: must be a list"),
         ({"budget": {"steps": 10, "minutes": 3}}, "budget: give one of steps, samples, minutes"),
         ({"budget": {"minutes": -1}}, "budget.minutes: -1 is no positive number"),
+        ({"budget": {"steps": 10, "parameters": "few"}}, "budget.parameters: 'few' is no number from 0 up"),
+        ({"budget": {"steps": 10, "parameters": -0.1}}, "budget.parameters: -0.1 is no number from 0 up"),
         ({"budget": {"steps": 10, "points": 0}}, "budget.points: 0 is no whole number from 1 up"),
         ({"evaluation": {"metrics": ["frechet"]}}, "evaluation: extractor, num_samples missing"),
     ],
