@@ -44,3 +44,10 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(tmp_path: Path) -
         fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images")], validation=False)
     with pytest.raises(UserError, match="metrics fid: unknown"):
         fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", metrics=["fid"])])
+    for options, message in (
+        ({"extractor": f"scenenet:weights={tmp_path / 'none.safetensors'}"}, "scenenet: no weights at"),
+        ({"metrics": ["kernel:size=7"]}, "kernel: needs 7 validation pictures or more, there are 6"),
+        ({"metrics": ["captions_drawn"]}, "captions_drawn: needs 'caption' beside each picture"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", **options)])
