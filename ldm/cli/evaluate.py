@@ -124,7 +124,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate_images(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
-    _refuse(options, "--images", {"--first-stage": options.first_stage})
+    drawn = {**_of_conditions(options), "--neighbours": options.neighbours}
+    _refuse({**drawn, "--first-stage": options.first_stage}, "--images")
     judges = _judges(options, _FOR_SAMPLES, device)
     has_data = options.run is not None or options.config is not None
     if judges.needs_reference and options.reference in _SPLITS and not has_data:
@@ -139,10 +140,10 @@ def _evaluate_images(options: argparse.Namespace, device: torch.device) -> tuple
 
 
 def _evaluate_first_stage(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
-    is_other = options.reference not in _SPLITS
-    _refuse(options, "a first stage, whose pictures are held against the originals (--reference names their split, "
-            "--n their number)", {f"--reference {options.reference}": is_other,
-                                  "--reference-n": options.reference_n is not None})  # fmt: skip
+    drawn = {**_of_conditions(options), "--neighbours": options.neighbours}
+    others = {f"--reference {options.reference}": options.reference not in _SPLITS}
+    others["--reference-n"] = options.reference_n is not None
+    _refuse({**drawn, **others}, "a first stage, whose reference are the originals: a split of the data, --n of it")
     content, judges = read_config(options), _judges(options, _FOR_FIRST_STAGES, device)
     pictures = _pictures(options, content, options.reference, options.n)
     judges.check(len(pictures))
@@ -175,14 +176,14 @@ def _evaluate_samples(options: argparse.Namespace, device: torch.device) -> tupl
     return result, extra | (_neighbours(options, content, judges, result) if options.neighbours else {})
 
 
-def _refuse(options: argparse.Namespace, what: str, others: Mapping[str, bool]) -> None:
-    """Refuse what would be ignored where no samples are drawn."""
-    given = {
-        "--neighbours": options.neighbours,
-        f"--conditions {options.conditions}": options.conditions != "data",
-        f"--scale {options.scale:g}": options.scale != 1.0,
-        **others,
-    }
+def _of_conditions(options: argparse.Namespace) -> dict[str, bool]:
+    """Tell which flags are given that only mean something to a model with conditions."""
+    choice, scale = options.conditions, options.scale
+    return {f"--conditions {choice}": choice != "data", f"--scale {scale:g}": scale != 1.0}
+
+
+def _refuse(given: Mapping[str, bool], what: str) -> None:
+    """Refuse flags that would be ignored."""
     unused = [flag for flag, is_given in given.items() if is_given]
     if unused:
         raise UserError(f"{', '.join(unused)}: is not used for {what}; leave it out")
@@ -236,11 +237,7 @@ def _referenced(pictures: PictureSet, judges: Judges, options: argparse.Namespac
 
 def _conditions(options: argparse.Namespace, content: dict[str, Any], known: list[Conditioner]) -> Conditions:
     if not known:
-        given = {f"--conditions {options.conditions}": options.conditions != "data",
-                 f"--scale {options.scale:g}": options.scale != 1.0}  # fmt: skip
-        if any(given.values()):
-            unused = ", ".join(flag for flag, is_given in given.items() if is_given)
-            raise UserError(f"{unused}: this model has no conditions; leave it out")
+        _refuse(_of_conditions(options), "a model without conditions")
         return Unconditional()
     if options.conditions == "data":
         return DataConditions(_pictures(options, content, "validation", options.n or 1000))

@@ -45,11 +45,11 @@ class PictureSet:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Give (C, H, W) of the pictures."""
-        return tuple(self.dataset[0]["image"].shape)
+        return tuple(self._item(0)["image"].shape)
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
         """Collate the items at these positions; beyond the last it starts anew. UserError for mixed sizes."""
-        items = [_unpacked(self.dataset[p % self.count * self.available // self.count]) for p in positions]
+        items = [self._item(p % self.count * self.available // self.count) for p in positions]
         self._check_readable()
         sizes = sorted({self.shape, *(tuple(item["image"].shape) for item in items)})
         if len(sizes) > 1:
@@ -84,6 +84,12 @@ class PictureSet:
         pictures, data = (hashlib.sha256(b"".join(column)).hexdigest() for column in columns)
         return pictures, data
 
+    def _item(self, index: int) -> dict[str, Any]:
+        item = self.dataset[index]
+        if "image" not in item:
+            raise UserError(f"{self.name}: items have no 'image', they have {', '.join(map(str, item))}")
+        return {**item, "image": from_bytes(item["image"])} if item["image"].dtype == torch.uint8 else item
+
     def _check_readable(self) -> None:
         if self._tally is not None and self._tally.num_unreadable:
             first = next(iter(self._tally.first()), "a picture")
@@ -115,9 +121,7 @@ def _content(value: Any) -> Iterator[bytes]:
 
 def _packed(item: dict[str, Any]) -> dict[str, Any]:
     """Keep the picture of an item as bytes, a quarter of the memory, where that loses nothing."""
+    if "image" not in item:
+        return item
     image = to_bytes(item["image"])
     return {**item, "image": image} if torch.equal(from_bytes(image), item["image"]) else item
-
-
-def _unpacked(item: dict[str, Any]) -> dict[str, Any]:
-    return {**item, "image": from_bytes(item["image"])} if item["image"].dtype == torch.uint8 else item

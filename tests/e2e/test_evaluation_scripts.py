@@ -159,7 +159,7 @@ def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
         (("--metrics", "psnr", "--neighbours"), "--neighbours: are also sought by features"),
         (("--metrics", "psnr", "--export-reference", "a.npz"), "--export-reference: no metric needs a reference"),
         (("--export-reference", "a.npz", "--reference", __file__), "is such a file already"),
-        (("--conditions", "balanced", "--scale", 2), "--conditions balanced, --scale 2: this model has no conditions"),
+        (("--conditions", "balanced", "--scale", 2), "--scale 2: is not used for a model without conditions"),
         (("--first-stage", "--reference", tmp_path), f"--reference {tmp_path}: is not used for a first stage"),
         (("--first-stage", "--reference-n", 3, "--neighbours"), "--neighbours, --reference-n: is not used"),
         (("--images", tmp_path, "--first-stage", "--scale", 2), "--scale 2, --first-stage: is not used for --images"),

@@ -94,10 +94,20 @@ def test_too_few_pictures_are_refused_before_any_is_read(tmp_path, extractor, re
     assert not list(tmp_path.iterdir())
 
 
+class Latents(IterableDataset):
+    def __iter__(self):
+        yield {"latent": 0}
+
+
 def test_mixed_sizes_are_named():
     dataset = [{"image": torch.zeros(3, 8, 8)}, {"image": torch.zeros(3, 8, 9)}]
     with pytest.raises(UserError, match=r"photos: pictures of several sizes \(3x8x8, 3x8x9\)"):
         PictureSet(dataset, "photos").batch(range(2))
+    with pytest.raises(UserError, match="of several sizes"):
+        PictureSet(dataset, "photos").batch([1])  # wherever the parts are cut
+    for items in ([{"latent": 0}], Latents()):
+        with pytest.raises(UserError, match="latents: items have no 'image', they have latent"):
+            PictureSet(items, "latents").batch(range(1))
     with pytest.raises(UserError, match="photos: has no pictures"):
         PictureSet([], "photos")
 
