@@ -80,21 +80,33 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, steps: int, eta: floa
 
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Say which samples, from which seed, and how many at a time."""
-    group = add_picture_arguments(parser)
+    add_seed_arguments(add_picture_arguments(parser), seed=42)
+
+
+def add_seed_arguments(group: argparse._ArgumentGroup, seed: int) -> None:
+    """Say from which seed, by default `seed`, and how many samples at a time."""
     add = group.add_argument
-    add("-s", "--seed", type=int, default=42, help="seed of the first sample; the next ones count on (default 42)")
+    counted = f"seed of the first sample; the next ones count on (default {seed})"
+    add("-s", "--seed", type=int, default=seed, help=counted)
     add("--batch-size", "--batch_size", type=int, help="samples at a time; changes speed and memory, not the samples")
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Say how large pictures are and how they are shown. Returns the group of these arguments."""
+    group = add_side_arguments(parser)
+    add = group.add_argument
+    add("--skip_grid", action="store_true", help="write no grid of the pictures")
+    tile = "work on overlapping squares of so many pixels (default: as trained), for pictures larger than trained"
+    add("--tile", type=int, nargs="?", const=AS_TRAINED, metavar="PIXELS", help=tile)
+    return group
+
+
+def add_side_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Say how large pictures are. Returns the group of these arguments."""
     group = parser.add_argument_group("pictures")
     add = group.add_argument
     add("--H", type=int, help="height in pixels (default: as trained, or as given)")
     add("--W", type=int, help="width in pixels (default: as trained, or as given)")
-    add("--skip_grid", action="store_true", help="write no grid of the pictures")
-    tile = "work on overlapping squares of so many pixels (default: as trained), for pictures larger than trained"
-    add("--tile", type=int, nargs="?", const=AS_TRAINED, metavar="PIXELS", help=tile)
     return group
 
 

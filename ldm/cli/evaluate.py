@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from ldm.cli.common import (
     add_device_arguments,
     add_model_arguments,
     add_sampler_arguments,
-    add_size_arguments,
+    add_seed_arguments,
+    add_side_arguments,
     choose_sampler,
     count_steps,
     main_guard,
@@ -33,7 +34,7 @@ from ldm.cli.common import (
 from ldm.cli.environment import environment
 from ldm.cli.models import is_first_stage, load_first_stage, load_model, read_config, train_option
 from ldm.cli.pictures import grid, to_picture
-from ldm.cli.sampling import conditioners, picture_size
+from ldm.cli.sampling import conditioners, picture_size, warn_of_untrained_guidance
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.labels import ClassConditioner
 from ldm.data.sampler import rank_and_world
@@ -91,12 +92,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cache", type=Path, metavar="DIR", help="features of references (default: OUT/../references)")
     add_model_arguments(parser)
     add_sampler_arguments(parser, steps=50, eta=0.0, scale=1.0)
-    add_size_arguments(parser)
+    add_seed_arguments(add_side_arguments(parser), seed=0)
     add_device_arguments(parser)
     add("overrides", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
-    parser.set_defaults(seed=0)
     options = parser.parse_intermixed_args(argv)
-    for flag, value in (("--n", options.n), ("--reference-n", options.reference_n)):
+    counts = {"--n": options.n, "--reference-n": options.reference_n, "--batch-size": options.batch_size}
+    for flag, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: use 1 or more")
     return options
@@ -123,13 +124,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate_images(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
-    if options.reference in _SPLITS and options.run is None and options.config is None:
+    drawn = {**_of_conditions(options), "--neighbours": options.neighbours}
+    _refuse({**drawn, "--first-stage": options.first_stage}, "--images")
+    judges = _judges(options, _FOR_SAMPLES, device)
+    has_data = options.run is not None or options.config is not None
+    if judges.needs_reference and options.reference in _SPLITS and not has_data:
         raise UserError("--reference: with --images alone name a folder or an .npz file, or give --run for its data")
     pictures = parts.folder_set(options.images, options.n)
-    size = tuple(pictures.batch([0])["image"].shape[2:])
-    content = read_config(options) if options.run or options.config else {}
-    judges = parts.make_judges(options.metrics or _FOR_SAMPLES, options.extractor, device, _KEPT)
-    reference = _reference(options, content, judges, len(pictures), size)
+    content = read_config(options) if has_data else {}
+    reference = _reference(options, content, judges, len(pictures), pictures.shape[1:])
     with progress(len(pictures), "pictures") as bar:
         return evaluate_pictures(
             pictures, judges, reference, options.out / "samples", options.batch_size or 50, bar.update
@@ -137,10 +140,12 @@ def _evaluate_images(options: argparse.Namespace, device: torch.device) -> tuple
 
 
 def _evaluate_first_stage(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
-    content = read_config(options)
-    judges = parts.make_judges(options.metrics or _FOR_FIRST_STAGES, options.extractor, device, _KEPT)
-    split = options.reference if options.reference in _SPLITS else "validation"
-    pictures = _pictures(options, content, split, options.n)
+    drawn = {**_of_conditions(options), "--neighbours": options.neighbours}
+    others = {f"--reference {options.reference}": options.reference not in _SPLITS}
+    others["--reference-n"] = options.reference_n is not None
+    _refuse({**drawn, **others}, "a first stage, whose reference are the originals: a split of the data, --n of it")
+    content, judges = read_config(options), _judges(options, _FOR_FIRST_STAGES, device)
+    pictures = _pictures(options, content, options.reference, options.n)
     judges.check(len(pictures))
     loaded = load_first_stage(options, device)
     reference = _referenced(pictures, judges, options)
@@ -152,11 +157,11 @@ def _evaluate_first_stage(options: argparse.Namespace, device: torch.device) -> 
 
 
 def _evaluate_samples(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
-    sampler = choose_sampler(options)
-    judges = parts.make_judges(options.metrics or _FOR_SAMPLES, options.extractor, device, _KEPT)
+    sampler, judges = choose_sampler(options), _judges(options, _FOR_SAMPLES, device)
     content, count = read_config(options), options.n or 1000
     loaded = load_model(options, device)
     conditions = _conditions(options, content, conditioners(loaded))
+    warn_of_untrained_guidance(loaded, options)
     samples = Samples(
         count, picture_size(loaded, options), sampler, conditions, options.seed, options.scale,
         options.batch_size or 50, PRECISIONS[options.precision],
@@ -171,15 +176,41 @@ def _evaluate_samples(options: argparse.Namespace, device: torch.device) -> tupl
     return result, extra | (_neighbours(options, content, judges, result) if options.neighbours else {})
 
 
-def _pictures(options: argparse.Namespace, content: dict[str, Any], split: str, limit: int | None) -> PictureSet:
+def _of_conditions(options: argparse.Namespace) -> dict[str, bool]:
+    """Tell which flags are given that only mean something to a model with conditions."""
+    choice, scale = options.conditions, options.scale
+    return {f"--conditions {choice}": choice != "data", f"--scale {scale:g}": scale != 1.0}
+
+
+def _refuse(given: Mapping[str, bool], what: str) -> None:
+    """Refuse flags that would be ignored."""
+    unused = [flag for flag, is_given in given.items() if is_given]
+    if unused:
+        raise UserError(f"{', '.join(unused)}: is not used for {what}; leave it out")
+
+
+def _judges(options: argparse.Namespace, default: Sequence[str], device: torch.device) -> Judges:
+    judges = parts.make_judges(options.metrics or default, options.extractor, device, _KEPT)
+    if options.neighbours and judges.extractor is None:
+        raise UserError("--neighbours: are also sought by features; name a metric of features, such as frechet")
+    if options.export_reference is not None and not judges.needs_reference:
+        raise UserError("--export-reference: no metric needs a reference; name one that does, such as frechet")
+    if options.export_reference is not None and options.reference not in _SPLITS and Path(options.reference).is_file():
+        raise UserError(f"--export-reference: {options.reference} is such a file already; leave it out")
+    return judges
+
+
+def _pictures(
+    options: argparse.Namespace, content: dict[str, Any], split: str, limit: int | None, replaces: bool = False
+) -> PictureSet:
     content = parts.with_overrides(content, options.overrides)
-    return PictureSet(parts.data_set(content, split), f"data.params.{split}", limit)
+    return PictureSet(parts.data_set(content, split), f"data.params.{split}", limit, replaces)
 
 
 def _reference(
     options: argparse.Namespace, content: dict[str, Any], judges: Judges, count: int, size: tuple[int, int]
 ) -> Referenced | None:
-    if not _needs_reference(judges):
+    if not judges.needs_reference:
         return None
     judges.check(count)  # before a long reading
     place = options.reference
@@ -194,7 +225,7 @@ def _reference(
 
 
 def _referenced(pictures: PictureSet, judges: Judges, options: argparse.Namespace) -> Referenced | None:
-    if not _needs_reference(judges):
+    if not judges.needs_reference:
         return None
     cache = options.cache or parts.default_cache(options.out)
     with progress(len(pictures), f"reference, {pictures.name}") as bar:
@@ -206,6 +237,7 @@ def _referenced(pictures: PictureSet, judges: Judges, options: argparse.Namespac
 
 def _conditions(options: argparse.Namespace, content: dict[str, Any], known: list[Conditioner]) -> Conditions:
     if not known:
+        _refuse(_of_conditions(options), "a model without conditions")
         return Unconditional()
     if options.conditions == "data":
         return DataConditions(_pictures(options, content, "validation", options.n or 1000))
@@ -213,16 +245,17 @@ def _conditions(options: argparse.Namespace, content: dict[str, Any], known: lis
         found = ", ".join(f"'{module.key}'" for module in known)
         raise UserError(f"--conditions {options.conditions}: is for classes, this model reads {found}; use data")
     labels = tuple(label for label in range(known[0].num_classes) if label != known[0].null_label)
-    kind = BalancedClasses if options.conditions == "balanced" else UniformClasses
-    return kind(known[0].key, labels)
+    if options.conditions == "balanced":
+        return BalancedClasses(known[0].key, labels)
+    return UniformClasses(known[0].key, labels, options.seed)
 
 
 def _neighbours(options: argparse.Namespace, content: dict[str, Any], judges: Judges, result: Result) -> dict[str, Any]:
     """Search the training set on the first rank, draw what was found, and give the ratios."""
-    if judges.extractor is None or rank_and_world()[0] != 0:
+    if rank_and_world()[0] != 0:
         return {}
-    train = _pictures(options, content, "train", options.reference_n)
-    held_out = _pictures(options, content, "validation", len(result.images))
+    train = _pictures(options, content, "train", options.reference_n, replaces=True)
+    held_out = _pictures(options, content, "validation", len(result.images), replaces=True)
     with progress(len(train), "training pictures") as bar:
         found = nearest_neighbours(result.images, train, held_out, judges.extractor, bar.update)
     shown = [result.images, *(nearest.pictures for nearest in found.values())]
@@ -230,10 +263,6 @@ def _neighbours(options: argparse.Namespace, content: dict[str, Any], judges: Ju
     to_picture(grid(rows, min(_NEIGHBOURS, len(result.images)))).save(options.out / "neighbours.png")
     ratios = {name: nearest.ratio for name, nearest in found.items()}
     return {"neighbours": {"ratio": ratios, "samples": len(result.images), "train": train.name, "of": len(train)}}
-
-
-def _needs_reference(judges: Judges) -> bool:
-    return any(metric.needs_reference for metric in judges.sets.values())
 
 
 def _weights(provenance: dict[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from ldm.evaluation.measures import SET_METRICS, SetMetric
 from ldm.evaluation.picture_metrics import PICTURE_METRICS
 from ldm.evaluation.picture_sets import PictureSet
 from ldm.targets import find_target, nearest, parameters_of
+from ldm.value_types import mismatch
 
 EXTRACTORS = {"inception": Inception, "dino": Dino, "clip": Clip, "scenenet": SceneNet}
+_LONGEST_WAIT = timedelta(days=7)  # of a rank for the others, whose parts or search may take hours longer
 
 
 def made(spec: str, known: Mapping[str, Any], flag: str, **offered: Any) -> Any:
@@ -46,18 +49,27 @@ def made(spec: str, known: Mapping[str, Any], flag: str, **offered: Any) -> Any:
         if given:
             raise UserError(f"{flag} {spec}: {name} takes no options")
         return target
-    parameters = parameters_of(target).names
-    unknown = [key for key in given if key not in parameters]
+    parameters = parameters_of(target)
+    unknown = [key for key in given if key not in parameters.names]
     if unknown:
-        raise UserError(f"{flag} {spec}: {unknown[0]} is unknown; {name} takes {', '.join(parameters) or 'nothing'}")
-    values = {key: _value(text, f"{flag} {spec}") for key, text in given.items()}
-    return target(**{key: value for key, value in offered.items() if key in parameters}, **values)
+        takes = ", ".join(parameters.names) or "nothing"
+        raise UserError(f"{flag} {spec}: {unknown[0]} is unknown; {name} takes {takes}")
+    hints = parameters.hints
+    values = {key: _value(text, key, hints.get(key, Any), f"{flag} {spec}") for key, text in given.items()}
+    values = {key: value for key, value in offered.items() if key in parameters.names} | values
+    missing = [key for key in parameters.required if key not in values]
+    if missing:
+        raise UserError(f"{flag} {spec}: {missing[0]} is missing; write {name}:{missing[0]}=VALUE")
+    return target(**values)
 
 
-def _value(text: str, place: str) -> Any:
+def _value(text: str, key: str, annotation: Any, place: str) -> Any:
     value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     if isinstance(value, int) and not isinstance(value, bool) and value < 1:
         raise UserError(f"{place}: {value} is not a positive number")
+    problem = mismatch(value, annotation, key)
+    if problem:
+        raise UserError(f"{place}: {key}: {problem}")
     return value
 
 
@@ -66,10 +78,12 @@ def make_judges(specs: Sequence[str], extractor: str | None, device: torch.devic
     sets, pictures = {}, {}
     for spec in specs:
         metric = made(spec, {**SET_METRICS, **PICTURE_METRICS}, "--metrics", device=device)
-        if isinstance(metric, SetMetric):
-            sets[spec.partition(":")[0]] = metric
-        else:
-            pictures[spec] = metric
+        place, name = (sets, spec.partition(":")[0]) if isinstance(metric, SetMetric) else (pictures, spec)
+        if name in place:
+            raise UserError(f"--metrics {spec}: {name} is asked for twice; name it once")
+        if not callable(metric):
+            raise UserError(f"--metrics {spec}: is no metric; it cannot be called with pictures and their batch")
+        place[name] = metric
     made_one: Extractor | None = None
     if sets:
         if extractor is None:
@@ -132,7 +146,7 @@ class _AsTheyAre(Dataset):
 def join_ranks(options: argparse.Namespace) -> torch.device:
     """Choose the device; under torchrun also meet the other processes, each with its own accelerator."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")  # files are exchanged, not tensors
+        torch.distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)  # files are exchanged, not tensors
     if options.device == "auto" and torch.accelerator.is_available():
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
     return choose_device(options.device)

@@ -19,6 +19,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.cli import evaluation_parts as parts
+from ldm.data.streams import Decoder
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Conditions, DataConditions, Unconditional
 from ldm.evaluation.evaluation import Judges, Samples, evaluate_latent_diffusion
@@ -70,6 +71,12 @@ class SampleMetrics(pl.Callback):
         self.directory = trainer.strategy.broadcast(self.directory)  # started apart, ranks name their run folders apart
         self._judges = parts.make_judges(self.metrics, self.extractor, pl_module.device, keep=0)
         self._judges.check(self.count)
+        pictures = self._pictures(trainer)
+        for name, metric in self._judges.sets.items():
+            if metric.needs_reference and len(pictures) < metric.minimum:
+                found = f"there are {len(pictures)} of the {self.count} that `count` asks for"
+                raise UserError(f"sample_metrics: {name}: needs {metric.minimum} validation pictures or more, {found}")
+        self._judges.check_pictures(_conditions(pl_module, pictures)(range(1)), pictures.shape)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LatentDiffusion, outputs: Any, batch: Any, batch_idx: int
@@ -79,19 +86,23 @@ class SampleMetrics(pl.Callback):
         if step == self._seen_step or step % self.every_n_steps:
             return
         self._seen_step = step
-        pictures = PictureSet(trainer.val_dataloaders.dataset, "data.params.validation", self.count)
         with whole_weights(trainer), torch.no_grad(), evaluating(pl_module), pl_module.ema_scope():
-            values = self._measure(pl_module, pictures, step)
+            values = self._measure(pl_module, self._pictures(trainer), step)
         _log(trainer, {f"samples/{name}": value for name, value in values.items()})
+
+    def _pictures(self, trainer: pl.Trainer) -> PictureSet:
+        """Give the validation pictures; how many may be unreadable is for the training to say."""
+        dataset = trainer.val_dataloaders.dataset
+        dataset = dataset.stream if isinstance(dataset, Decoder) else dataset
+        return PictureSet(dataset, "data.params.validation", self.count, replaces=True)
 
     def _measure(self, module: LatentDiffusion, pictures: PictureSet, step: int) -> Values:
         judges = self._judges
         reference = None
-        if any(metric.needs_reference for metric in judges.sets.values()):
+        if judges.needs_reference:
             reference = data_reference(pictures, judges.extractor, self.directory / "references")
             judges.check_reference(reference)
-        conditions: Conditions = Unconditional() if module.cond_stage_model is None else DataConditions(pictures)
-        size = tuple(pictures.batch([0])["image"].shape[2:])
+        conditions, size = _conditions(module, pictures), pictures.shape[1:]
         samples = Samples(
             self.count, size, self.sampler, conditions, scale=self.guidance_scale, batch_size=self.batch_size
         )
@@ -100,6 +111,10 @@ class SampleMetrics(pl.Callback):
         wait_for_all()
         _remove(folder)
         return result.values
+
+
+def _conditions(module: LatentDiffusion, pictures: PictureSet) -> Conditions:
+    return Unconditional() if module.cond_stage_model is None else DataConditions(pictures)
 
 
 @rank_zero_only

@@ -123,7 +123,7 @@ def draw_all(
     batch_size = min(count, options.columns) if options.batch_size is None else options.batch_size
     if batch_size < 1:
         raise UserError(f"--batch-size: batch_size is {batch_size}; use 1 or more")
-    _warn_of_untrained_guidance(loaded, options)
+    warn_of_untrained_guidance(loaded, options)
     batches = _batches(drawings, batch_size)
     first = next(batches)
     loaded.model.first_stage_model.latent_shape(*first[0].size)  # before the folder, so that it leaves nothing behind
@@ -175,7 +175,8 @@ def _write(folder: PictureFolder, batch: Sequence[Drawing], images: Tensor, seed
         folder.add_one(drawing.finish(image), {"seed": seed, **drawing.details}, drawing.name, drawing.beside)
 
 
-def _warn_of_untrained_guidance(loaded: LoadedModel, options: argparse.Namespace) -> None:
+def warn_of_untrained_guidance(loaded: LoadedModel, options: argparse.Namespace) -> None:
+    """Warn where --scale asks for guidance of a model that never saw 'no condition'."""
     stage = loaded.model.cond_stage_model
     if options.run and options.scale != 1.0 and stage is not None:
         rates = [stage.drop_rate, *(conditioner.drop_rate for conditioner in conditioners(loaded))]

@@ -26,7 +26,7 @@ from ldm.data.streams import Decoder, StreamSampler
 from ldm.data.tally import Tally
 from ldm.errors import UserError
 
-__all__ = ["DataModule"]
+__all__ = ["DataModule", "tally_of"]
 
 _MOST_WORKERS = 8
 _BATCHES_WITHOUT_WORKERS = 4  # so few batches are read faster than workers start
@@ -65,7 +65,7 @@ class DataModule:
         if max_bad_fraction is not None and not 0 <= max_bad_fraction <= 1:
             raise UserError(f"data: max_bad_fraction {max_bad_fraction} must be in [0, 1], or null for no limit")
         for dataset in (train, validation, test):
-            if (tally := _tally(dataset)) is not None:
+            if (tally := tally_of(dataset)) is not None:
                 tally.max_bad_fraction = max_bad_fraction
         insist_on_same_classes("data.params.validation", validation, train)
         insist_on_same_classes("data.params.test", test, train)
@@ -122,7 +122,7 @@ class DataModule:
         evaluation: bool = False,
         accumulate: int = 1,
     ) -> Loader:
-        options: dict[str, Any] = {"num_workers": self._workers(dataset), "tally": _tally(dataset)}
+        options: dict[str, Any] = {"num_workers": self._workers(dataset), "tally": tally_of(dataset)}
         if isinstance(dataset, Shards):
             options["sampler"] = StreamSampler(dataset, self.batch_size, self.seed, shuffle, evaluation)
             dataset = Decoder(dataset, evaluation)
@@ -151,7 +151,7 @@ class DataModule:
         return 0 if len(dataset) <= _BATCHES_WITHOUT_WORKERS * self.batch_size else most
 
 
-def _tally(dataset: Dataset | None) -> Tally | None:
+def tally_of(dataset: Dataset | None) -> Tally | None:
     """Give what counts the unreadable samples of a data set, or of the one that it is derived from."""
     source = source_of(dataset)
     return source.tally if isinstance(source, (ImageDataset, Shards)) else None

@@ -38,6 +38,11 @@ class ClipEmbedder:
         """Give the model of pictures."""
         return self._model("CLIPVisionModelWithProjection", "image model")
 
+    @property
+    def text_model(self) -> nn.Module:
+        """Give the model of texts."""
+        return self._model("CLIPTextModelWithProjection", "text model")
+
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> Tensor:
         """Embed pictures (3, H, W) in [-1, 1] of any sizes, the largest square at their centre: (N, D)."""
@@ -60,7 +65,7 @@ class ClipEmbedder:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts: (N, D)."""
-        model = self._model("CLIPTextModelWithProjection", "text model")
+        model = self.text_model
         tokenizer = self._models.get("tokenizer")
         if tokenizer is None:
             config = model.config

@@ -12,7 +12,8 @@ from ldm.evaluation.parts import differences
 
 Content = dict[str, Any]
 # How figures are measured. The rest (weights, sampler, steps, guidance, seeds, ...) is what comparisons are about.
-_MATTERS = ("n", "pixels", "extractor", "reference", "size", "conditions", "latent")
+_SUBJECT = ("conditions", "conditions_sha256", "data_sha256", "latent")  # of pictures whose making is known
+_MATTERS = ("n", "pixels", "extractor", "reference", "size", *_SUBJECT)
 _NOT_SHOWN = ("values", "labels", "metrics", "made", "reference", "neighbours", "n")
 
 
@@ -57,8 +58,7 @@ def _measured_differently(first: Content, second: Content) -> list[str]:
     sides = [{**side, "metrics": {name: side["metrics"][name] for name in sorted(common)}} for side in sides]
     kinds = {first["kind"], second["kind"]}
     if "pictures" in kinds:  # of a folder, whose making nobody noted
-        sides = [{key: value for key, value in side.items() if key not in ("size", "conditions", "latent")}
-                 for side in sides]  # fmt: skip
+        sides = [{key: value for key, value in side.items() if key not in _SUBJECT} for side in sides]
         kinds -= {"pictures"}
     wrong = differences(*sides)
     return [*wrong, f"kind: {', '.join(sorted(kinds))}"] if len(kinds) > 1 else wrong

@@ -6,6 +6,7 @@ every result: `data` (as the validation set has them), `balanced` (each class as
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,9 +18,13 @@ from ldm.evaluation.picture_sets import PictureSet
 
 
 class Conditions(Protocol):
-    """Give the batch that samples are conditioned on and judged by; `name` says how it is chosen."""
+    """Give the batch that samples are conditioned on and judged by; `name` says how it is chosen.
+
+    sha256: of what it is chosen from, None for nothing.
+    """
 
     name: str
+    sha256: str | None
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Give the batch of these positions."""
@@ -30,6 +35,7 @@ class Unconditional:
     """Condition on nothing."""
 
     name: str = "none"
+    sha256: None = None
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Give nothing."""
@@ -47,6 +53,11 @@ class DataConditions:
         """Name the data set and how many of its items are used."""
         return f"data ({self.pictures.name}, {len(self.pictures)} items)"
 
+    @property
+    def sha256(self) -> str:
+        """Hash everything that these items have."""
+        return self.pictures.data_digest()
+
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Collate the items of these positions."""
         return self.pictures.batch(positions)
@@ -59,6 +70,11 @@ class BalancedClasses:
     key: str
     labels: tuple[int, ...]
     name: str = "balanced"
+
+    @property
+    def sha256(self) -> str:
+        """Hash key and labels."""
+        return _of_labels(self.key, self.labels)
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Give labels (B,)."""
@@ -74,7 +90,16 @@ class UniformClasses:
     seed: int = 0
     name: str = "uniform"
 
+    @property
+    def sha256(self) -> str:
+        """Hash key and labels."""
+        return _of_labels(self.key, self.labels)
+
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Give labels (B,)."""
         draws = [np.random.default_rng([self.seed, p]).integers(len(self.labels)) for p in positions]
         return {self.key: torch.tensor([self.labels[draw] for draw in draws])}
+
+
+def _of_labels(key: str, labels: tuple[int, ...]) -> str:
+    return hashlib.sha256(repr((key, labels)).encode()).hexdigest()

@@ -8,79 +8,36 @@ an evaluation can be stopped, continued and spread over ranks without a change i
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.autoencoder import Autoencoder
+from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.data.pixels import from_bytes, to_bytes
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Conditions, Unconditional
-from ldm.evaluation.extractors import Extractor
 from ldm.evaluation.generate import GenerativeModel, Request, generate
-from ldm.evaluation.measures import SetMetric, Values
+from ldm.evaluation.judges import Judges
+from ldm.evaluation.measures import SET_METRICS, Values
 from ldm.evaluation.parts import Columns, Parts
-from ldm.evaluation.picture_sets import ROUNDING, PictureSet
+from ldm.evaluation.picture_sets import PictureSet
 from ldm.evaluation.references import Referenced, columns_of, features_of
 from ldm.sampling.base import Sampler, Step
 
-PictureMetric = Callable[[Tensor, Mapping[str, Any]], Tensor]
+_log = logging.getLogger(__name__)
 Draw = Callable[[range], tuple[Tensor, Mapping[str, Any]]]
 PUBLISHED_COUNT = 50_000
 _FIGURE, _SECONDS = "figure.", "seconds"  # of each picture, and of the part, in the parts
 _NAMES = {"frechet": "FID", "spatial_frechet": "sFID", "kernel": "KID", "inception_score": "IS"}
-
-
-@dataclass(frozen=True, eq=False)
-class Judges:
-    """Say what is measured: figures of sets, by features of `extractor`, and of single pictures, by their names.
-
-    `pictures`: images (B, C, H, W) in [-1, 1] and their batch -> one value each; mean and deviation are given. The
-    first `keep` pictures are kept to be looked at.
-    """
-
-    sets: Mapping[str, SetMetric] = field(default_factory=dict)
-    extractor: Extractor | None = None
-    pictures: Mapping[str, PictureMetric] = field(default_factory=dict)
-    keep: int = 64
-
-    def check(self, count: int) -> None:
-        """Raise UserError, before anything is read or drawn, if so many samples are too few, or nothing is asked."""
-        if not self.sets and not self.pictures:
-            raise UserError("evaluation: no metrics; name some")
-        for name, metric in self.sets.items():
-            if self.extractor is None:
-                raise UserError(f"{name}: is measured on features; name an extractor")
-            if count < metric.minimum:
-                raise UserError(f"{name}: needs {metric.minimum} samples or more, there are {count}")
-
-    def check_reference(self, reference: Referenced | None) -> None:
-        """Raise UserError for a reference that is absent, or has too few pictures."""
-        for name, metric in self.sets.items():
-            if not metric.needs_reference:
-                continue
-            if reference is None:
-                raise UserError(f"{name}: needs a reference; name a data set, a folder or an .npz file")
-            number = reference.reference.count
-            if number is not None and number < metric.minimum:
-                raise UserError(f"{name}: needs {metric.minimum} pictures of reference or more, there are {number}")
-
-    def record(self) -> dict[str, Any]:
-        """Describe what is measured, as far as figures depend on it."""
-        seen: dict[str, Any] = {"pixels": ROUNDING}
-        if self.extractor is not None:
-            seen["extractor"] = {
-                "name": self.extractor.name, "sha256": self.extractor.hash, "resize": self.extractor.resize
-            }  # fmt: skip
-        seen["metrics"] = {name: asdict(metric) for name, metric in self.sets.items()}
-        seen["metrics"] |= {name: {} for name in self.pictures}  # what else they depend on is part of the name
-        return seen
+_OF_REBUILT = {"frechet": "rFID", "spatial_frechet": "r-sFID", "kernel": "rKID", "inception_score": "R-IS"}
+_FLOATS, _FILES = "floats of the model, rounded", "bytes of the files"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +67,7 @@ class Samples:
             "sampler": {"name": type(self.sampler).__name__, "steps": schedule.num_steps, **grid},
             "guidance": self.scale,
             "conditions": self.conditions.name,
+            "conditions_sha256": self.conditions.sha256,
             "precision": "float32" if self.autocast is None else str(self.autocast).removeprefix("torch."),
         }
 
@@ -129,7 +87,8 @@ class Result:
 
     def labels(self) -> dict[str, str]:
         """Say what each figure may be called: FID only by Inception, and FID-50k only of 50,000 samples."""
-        return {name: label(name, self.count) for name in self.values}
+        kind, metrics = self.settings["kind"], self.settings["metrics"]
+        return {name: label(name, self.count, kind, _is_usual(name, metrics)) for name in self.values}
 
     def content(self, made: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Give the result as plain values; `made`: when and by what, the only part that differs between repetitions."""
@@ -141,14 +100,25 @@ class Result:
         return json.dumps(self.content(made), indent=2, ensure_ascii=False)
 
 
-def label(name: str, count: int) -> str:
-    """Give the usual name of a figure of Inception's, with the number of samples; its own name for all others."""
+def label(name: str, count: int, kind: str = "samples", is_usual: bool = True) -> str:
+    """Give the usual name of a figure of Inception's, with the number of samples; its own name for all others.
+
+    is_usual: measured with the usual options; kind: reconstructions have names of their own.
+    """
     figure, _, extractor = name.partition("[")
     is_deviation, figure = figure.endswith("_std"), figure.removesuffix("_std")
-    if extractor != "inception]" or figure not in _NAMES:
-        return f"{name}, {count:,} samples"
-    number = "-50k" if count == PUBLISHED_COUNT else f" of {count:,} samples"
-    return f"{'deviation of ' if is_deviation else ''}{_NAMES[figure]}{number}"
+    if extractor != "inception]" or figure not in _NAMES or not is_usual:
+        return f"{name}, {count:,} {kind}{'' if is_usual else ', other options than usual'}"
+    is_rebuilt = kind == "reconstructions"
+    usual = (_OF_REBUILT if is_rebuilt else _NAMES)[figure]
+    number = "-50k" if count == PUBLISHED_COUNT and not is_rebuilt else f" of {count:,} {kind}"
+    return f"{'deviation of ' if is_deviation else ''}{usual}{number}"
+
+
+def _is_usual(name: str, metrics: Mapping[str, Any]) -> bool:
+    """Tell whether a figure was measured with the default options of its metric."""
+    metric = name.partition("[")[0].removesuffix("_std")
+    return metric not in SET_METRICS or metrics.get(metric) == asdict(SET_METRICS[metric]())
 
 
 def evaluate_latent_diffusion(
@@ -172,7 +142,10 @@ def evaluate_latent_diffusion(
         drawn = [part.images for part in generate(model, samples.sampler, request, on_step)]
         return to_bytes(torch.cat(drawn)), batch
 
-    settings = {**samples.record(model.schedule), "model": dict(provenance)}
+    stage = model.first_stage_model
+    channels = stage.latent_channels if isinstance(stage, IdentityAutoencoder) else stage.architecture.out_channels
+    _check(judges, samples.count, reference, samples.conditions(range(1)), (channels, *samples.size))
+    settings = {**samples.record(model.schedule), "pixels_from": _FLOATS, "model": dict(provenance)}
     return _evaluate(draw, samples.count, samples.batch_size, settings, judges, reference, folder)
 
 
@@ -194,10 +167,21 @@ def evaluate_autoencoder(
         batch = pictures.batch(positions)
         original = to_bytes(batch["image"])
         rebuilt = autoencoder.decode(autoencoder.encode_mode(batch["image"].to(device)))
+        if not torch.isfinite(rebuilt).all():
+            raise UserError("evaluation: the reconstructions are not finite numbers; check the weights")
         on_pictures(len(positions))
         return to_bytes(rebuilt), {**batch, "image": from_bytes(original)}
 
-    settings = {"kind": "reconstructions", "latent": "mode", "pictures": pictures.name, "model": dict(provenance)}
+    _check(judges, len(pictures), reference, pictures.batch([0]), pictures.shape)
+    settings = {
+        "kind": "reconstructions",
+        "latent": "mode",
+        "pictures": pictures.name,
+        "data_sha256": pictures.data_digest(),
+        "size": list(pictures.shape[1:]),
+        "pixels_from": _FLOATS,
+        "model": dict(provenance),
+    }
     return _evaluate(draw, len(pictures), batch_size, settings, judges, reference, folder)
 
 
@@ -214,10 +198,31 @@ def evaluate_pictures(
     def draw(positions: range) -> tuple[Tensor, Mapping[str, Any]]:
         batch = pictures.batch(positions)
         on_pictures(len(positions))
-        return to_bytes(batch["image"]), batch
+        return to_bytes(batch.pop("image")), batch  # pictures are not compared with themselves
 
-    settings = {"kind": "pictures", "pictures": pictures.name, "sha256": pictures.digest()}
+    first = pictures.batch([0])
+    del first["image"]
+    _check(judges, len(pictures), reference, first, pictures.shape)
+    settings = {
+        "kind": "pictures",
+        "pictures": pictures.name,
+        "sha256": pictures.digest(),
+        "size": list(pictures.shape[1:]),
+        "pixels_from": _FILES,
+    }
     return _evaluate(draw, len(pictures), batch_size, settings, judges, reference, folder)
+
+
+def _check(
+    judges: Judges, count: int, reference: Referenced | None, first: Mapping[str, Any], shape: tuple[int, ...]
+) -> None:
+    """Raise UserError for all that can be known beforehand; `first` is the batch of the first picture."""
+    judges.check(count)
+    judges.check_reference(reference)
+    judges.check_pictures(first, shape)
+    size = None if reference is None else reference.record.get("size")
+    if size is not None and tuple(size) != shape[1:]:
+        _log.warning("pictures of %dx%d are held against a reference of %dx%d", *shape[1:], *size)
 
 
 def _evaluate(
@@ -229,11 +234,12 @@ def _evaluate(
     reference: Referenced | None,
     folder: Path,
 ) -> Result:
-    judges.check(count)
-    judges.check_reference(reference)
     started = time.monotonic()
-    settings = {**settings, **judges.record(), "reference": None if reference is None else reference.record}
-    columns = Parts(folder, count, part_size, {"n": count, **settings}).run(lambda part: _look(draw, judges, part))
+    # What parts hold does not depend on figures of sets and reference: others go on with the same samples.
+    settings |= judges.record()
+    kept = {"n": count, **settings, "metrics": judges.record_of_pictures()}
+    settings["reference"] = None if reference is None else reference.record
+    columns = Parts(folder, count, part_size, kept).run(lambda part: _look(draw, judges, part))
     values = _set_values(columns, judges, reference) | _picture_values(columns, judges.pictures)
     draw_seconds, look_seconds = columns[_SECONDS].sum(0).tolist()
     seconds = {"seconds": time.monotonic() - started, "draw_seconds": draw_seconds, "look_seconds": look_seconds}
@@ -251,9 +257,7 @@ def _look(draw: Draw, judges: Judges, positions: range) -> Columns:
     columns = {"images": images[: max(0, judges.keep - positions.start)]}
     if judges.sets:
         columns |= columns_of(judges.extractor(images))
-    shown = from_bytes(images)
-    for name, metric in judges.pictures.items():
-        columns[_FIGURE + name] = metric(shown, batch).float()
+    columns |= {_FIGURE + name: values for name, values in judges.figures(from_bytes(images), batch)}
     seconds = [drawn - started, time.monotonic() - drawn]
     return {**columns, _SECONDS: torch.tensor([seconds])}  # (1, 2)
 

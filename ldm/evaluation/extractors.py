@@ -58,6 +58,15 @@ class Extractor(Protocol):
         """Look at pictures, uint8 (B, 3, H, W); float32 features on the CPU."""
 
 
+def weights_hash(*networks: nn.Module) -> str:
+    """Give the SHA-256 of the weights' names and values."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class _Network:
     """Hold the network of an extractor, made at the first use."""
 
@@ -78,10 +87,7 @@ class _Network:
     @cached_property
     def hash(self) -> str:
         """Give the SHA-256 of the weights' names and values."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_hash(self.network)
 
     def to(self, device: torch.device) -> Any:
         """Move to a device and return itself."""

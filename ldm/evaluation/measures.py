@@ -81,24 +81,28 @@ def _fidelity(module: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What samples are held against: moments, and where they are known all features (M, d) of `count` pictures."""
+    """What samples are held against: moments, and where they are known all features (M, d) of `count` pictures.
+
+    made_by: name and hash of the extractor, where it is known.
+    """
 
     count: int | None
     pooled: Moments
     spatial: Moments | None = None
     features: Tensor | None = None
+    made_by: str | None = None
 
     @classmethod
-    def of(cls, features: Features) -> Reference:
+    def of(cls, features: Features, made_by: str | None = None) -> Reference:
         """Take the moments of features, and keep the features."""
         spatial = None if features.spatial is None else moments(features.spatial)
-        return cls(len(features.pooled), moments(features.pooled), spatial, features.pooled)
+        return cls(len(features.pooled), moments(features.pooled), spatial, features.pooled, made_by)
 
     def all_features(self, metric: str) -> Tensor:
         """Give the features themselves. UserError where only their moments were imported."""
         if self.features is None:
             raise UserError(f"{metric}: needs the features of the reference, this file has moments only; "
-                            "use a data set or a folder as --reference")  # fmt: skip
+                            "leave it out, or use a data set or a folder as --reference")  # fmt: skip
         return self.features
 
 
@@ -112,9 +116,22 @@ class SetMetric(ABC):
         """Say how many samples, and pictures of a reference, it needs."""
         return 2
 
+    def check(self, seen: Features, reference: Reference | None = None) -> None:
+        """Raise UserError for what an extractor, by the features of any pictures, or a reference lacks."""
+        if reference is not None:
+            _check_width(seen.pooled, reference.pooled)
+
     @abstractmethod
     def __call__(self, samples: Features, reference: Reference | None) -> Values:
         """Give figures by name, without the extractor's."""
+
+
+def _check_width(features: Tensor, reference: Moments) -> None:
+    if features.shape[1] != len(reference.mean):
+        raise UserError(
+            f"--reference: was made with another extractor, of {len(reference.mean)} numbers a picture; "
+            f"this one gives {features.shape[1]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -130,11 +147,18 @@ class Frechet(SetMetric):
 class SpatialFrechet(SetMetric):
     """Fréchet distance of features that know places; sFID with Inception."""
 
-    def __call__(self, samples: Features, reference: Reference) -> Values:
-        """Compare the moments."""
-        if samples.spatial is None or reference.spatial is None:
+    def check(self, seen: Features, reference: Reference | None = None) -> None:
+        """Raise UserError where places are not known."""
+        super().check(seen, reference)
+        if seen.spatial is None or (reference is not None and reference.spatial is None):
             raise UserError("spatial_frechet: extractor or reference have no features of places; leave it out, or use "
                             "inception or scenenet")  # fmt: skip
+        if reference is not None:
+            _check_width(seen.spatial, reference.spatial)
+
+    def __call__(self, samples: Features, reference: Reference) -> Values:
+        """Compare the moments."""
+        self.check(samples, reference)
         return {"spatial_frechet": frechet_distance(moments(samples.spatial), reference.spatial)}
 
 
@@ -149,6 +173,12 @@ class Kernel(SetMetric):
     def minimum(self) -> int:
         """Give the size of a subset."""
         return self.size
+
+    def check(self, seen: Features, reference: Reference | None = None) -> None:
+        """Raise UserError for a reference of moments alone."""
+        super().check(seen, reference)
+        if reference is not None:
+            reference.all_features("kernel")
 
     def __call__(self, samples: Features, reference: Reference) -> Values:
         """Compare subsets of both."""
@@ -169,10 +199,14 @@ class InceptionScore(SetMetric):
         """Give as many as there are parts."""
         return self.splits
 
+    def check(self, seen: Features, reference: Reference | None = None) -> None:
+        """Raise UserError for an extractor without classes."""
+        if seen.logits is None:
+            raise UserError("inception_score: the extractor has no classes; leave it out, or use inception or scenenet")
+
     def __call__(self, samples: Features, reference: Reference | None) -> Values:
         """Score the logits."""
-        if samples.logits is None:
-            raise UserError("inception_score: the extractor has no classes; use inception or scenenet")
+        self.check(samples)
         mean, deviation = inception_score(samples.logits, self.splits)
         return {"inception_score": mean, "inception_score_std": deviation}
 
@@ -187,6 +221,12 @@ class PrecisionRecall(SetMetric):
     def minimum(self) -> int:
         """Give k neighbours and the picture itself."""
         return self.neighbourhood + 1
+
+    def check(self, seen: Features, reference: Reference | None = None) -> None:
+        """Raise UserError for a reference of moments alone."""
+        super().check(seen, reference)
+        if reference is not None:
+            reference.all_features("precision_recall")
 
     def __call__(self, samples: Features, reference: Reference) -> Values:
         """Compare the two sets."""

@@ -64,7 +64,10 @@ class Parts:
             except OSError as error:
                 raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
         wait_for_all()
-        noted = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
         different = differences({**noted, "part_size": 0}, {**settings, "part_size": 0})
         if different:
             raise UserError(

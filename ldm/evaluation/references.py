@@ -2,7 +2,8 @@
 
 A cached file is named by the hash of the pictures (as bytes, after the transform) and that of the extractor, so that
 neither another crop nor another file can be mistaken for it; the pictures are read each time to find that name. An
-.npz holds mu, sigma and, where the extractor knows places, mu_s, sigma_s (Dhariwal & Nichol 2021).
+.npz holds mu, sigma and, where the extractor knows places, mu_s, sigma_s (Dhariwal & Nichol 2021); ours also names the
+extractor.
 """
 
 from __future__ import annotations
@@ -47,11 +48,16 @@ def features_of(columns: Columns) -> Features:
     return Features(**{name: columns.get(name) for name in Features._fields})
 
 
+def maker(extractor: Extractor) -> str:
+    """Name an extractor and its weights."""
+    return f"{extractor.name} {extractor.hash}"
+
+
 def data_reference(
     pictures: PictureSet, extractor: Extractor, cache: Path, on_pictures: Callable[[int], None] = lambda count: None
 ) -> Referenced:
     """Give the features of a data set's pictures, from the cache if they were made before; parts outlive a stop."""
-    sha256 = pictures.digest(_PART)
+    sha256 = pictures.digest()
     folder = cache / f"{sha256[:16]}-{extractor.name}-{extractor.hash[:8]}"
 
     def compute(positions: range) -> Columns:
@@ -60,13 +66,15 @@ def data_reference(
 
     known = {"pictures": sha256, "extractor": extractor.name, "weights": extractor.hash}
     features = features_of(Parts(folder, len(pictures), _PART, known).run(compute))
-    record = {"source": pictures.name, "count": len(pictures), "sha256": sha256}
-    return Referenced(Reference.of(features), record)
+    record = {"source": pictures.name, "count": len(pictures), "sha256": sha256, "size": list(pictures.shape[1:])}
+    return Referenced(Reference.of(features, maker(extractor)), record)
 
 
 def read_npz(path: Path) -> Referenced:
     """Read moments as ADM publishes them. UserError for what is no such file."""
     try:
+        with zipfile.ZipFile(path):  # np.load gives other things for other files
+            pass
         with np.load(path, allow_pickle=False) as arrays:
             names = set(arrays.files)
             if not {"mu", "sigma"} <= names:
@@ -74,11 +82,13 @@ def read_npz(path: Path) -> Referenced:
             pooled = _moments(path, arrays["mu"], arrays["sigma"])
             spatial = _moments(path, arrays["mu_s"], arrays["sigma_s"]) if {"mu_s", "sigma_s"} <= names else None
             count = int(arrays["count"]) or None if "count" in names else None
+            made_by = str(arrays["extractor"]) if "extractor" in names else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: is no .npz file of plain arrays ({error})") from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Referenced(Reference(count, pooled, spatial), {"source": str(path), "count": count, "sha256": digest})
+    record = {"source": str(path), "count": count, "sha256": digest}
+    return Referenced(Reference(count, pooled, spatial, made_by=made_by), record)
 
 
 def _moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> Moments:
@@ -94,6 +104,8 @@ def write_npz(path: Path, reference: Reference) -> None:
         "sigma": reference.pooled.covariance,
         "count": np.array(reference.count or 0),
     }
+    if reference.made_by is not None:
+        arrays["extractor"] = np.array(reference.made_by)
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
     if rank_and_world()[0] == 0:

@@ -1,12 +1,16 @@
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import IterableDataset
 
 from ldm.cli.sample_metrics import SampleMetrics
+from ldm.data.streams import Decoder
 from ldm.errors import UserError
 from ldm.training.metrics_csv import MetricsCsv
 
@@ -37,6 +41,16 @@ def test_figures_are_logged_and_training_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "sample_metrics").iterdir()] == ["references"]
 
 
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        yield from ({"image": torch.full((3, 8, 8), value)} for value in (-1.0, 1.0))
+
+
+def test_streams_are_read_past_the_decoder_of_their_loader(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(val_dataloaders=SimpleNamespace(dataset=Decoder(Stream(), evaluation=True)))
+    assert len(SampleMetrics(tmp_path / "images", count=6)._pictures(trainer)) == 2
+
+
 def test_what_cannot_be_measured_is_told_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="draws no samples"):
         fit(autoencoder_training(), tmp_path, [SampleMetrics(tmp_path / "images")])
@@ -44,3 +58,10 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(tmp_path: Path) -
         fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images")], validation=False)
     with pytest.raises(UserError, match="metrics fid: unknown"):
         fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", metrics=["fid"])])
+    for options, message in (
+        ({"extractor": f"scenenet:weights={tmp_path / 'none.safetensors'}"}, "scenenet: no weights at"),
+        ({"metrics": ["kernel:size=7"]}, "kernel: needs 7 validation pictures or more, there are 6"),
+        ({"metrics": ["layout_iou"]}, "layout_iou: needs 'boxes' beside each picture"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", **options)])

@@ -1,16 +1,21 @@
 """scripts/evaluate.py and compare.py on tiny random models: each kind of thing to measure, two ranks, mistakes."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import yaml
 from tiny_runs import ROOT, autoencoder_node, diffusion_node, fails, node, noise, save, script, write_run
 
-from ldm.cli.evaluation_parts import scaled_folder_set
+from ldm.cli.evaluate import _conditions as conditions_of
+from ldm.cli.evaluate import parse
+from ldm.cli.evaluation_parts import join_ranks, scaled_folder_set
+from ldm.conditioning.labels import ClassConditioner
 
 pytest.importorskip("torch_fidelity")
 evaluate, compare = script("evaluate").main, script("compare").main
@@ -102,12 +107,32 @@ def test_a_folder_of_pictures_and_a_comparison(runs, tmp_path, capsys, caplog):
     caplog.clear()
     compare(results)
     assert "frechet[scenenet]" in caplog.text and "differs: pictures" in caplog.text
+    alone = ["--images", tmp_path / "a", "--metrics", "inception_score:splits=2", "--device", "cpu"]
+    evaluate(list(map(str, [*alone, "--out", tmp_path / "alone"])))  # needs no reference
     save(tmp_path / "b" / "6.png", noise(16, 18))
     words = ["--images", tmp_path / "b", "--reference", tmp_path / "a", "--metrics", "frechet", "--out", tmp_path / "c"]
     assert "pictures of several sizes" in fails(capsys, evaluate, *words)
     evaluate(arguments(runs["none"], tmp_path / "d", "--n", 6, "--metrics", "frechet"))
     assert "cannot be compared" in fails(capsys, compare, results[0], tmp_path / "d" / "evaluation.json")
     assert "cannot be read" in fails(capsys, compare, results[0], runs["none"] / "configs" / "config.yaml")
+
+
+def test_uniform_labels_follow_the_seed_and_untrained_guidance_is_told(runs, tmp_path, caplog):
+    options = parse(arguments(runs["class"], tmp_path, "--conditions", "uniform", "--seed", 7))
+    labels = conditions_of(options, {}, [ClassConditioner(4, 8)])
+    assert labels.seed == 7 and parse(arguments(runs["class"], tmp_path)).seed == 0
+    words = ("--n", 2, "--metrics", "captions_drawn", "layout_iou", "map_iou", "ssim", "--scale", 2)
+    evaluate(arguments(runs["class"], tmp_path / "out", *words))
+    assert "--scale 2: guidance may harm" in caplog.text
+    assert len(result(tmp_path / "out")[0]["conditions_sha256"]) == 64
+
+
+def test_ranks_wait_longer_than_half_an_hour_for_each_other(monkeypatch):
+    asked = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **options: asked.update(options))
+    join_ranks(argparse.Namespace(device="cpu"))
+    assert asked["timeout"] >= timedelta(days=1)
 
 
 def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
@@ -124,11 +149,28 @@ def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
         (("--n", 0), "--n 0: use 1 or more"),
         (("data.params.validation.params.sise=3",), "unknown; did you mean size?"),
         (("model.params.x=3",), "overrides are data.key=value"),
+        (("--batch-size", "-1"), "--batch-size -1: use 1 or more"),
+        (("--metrics", "kernel:size=abc"), "size: 'abc' is not a whole number"),
+        (("--metrics", "precision_recall:neighbourhood=2.5"), "neighbourhood: 2.5 is not a whole number"),
+        (("--metrics", "kernel:size=5", "kernel:size=6"), "--metrics kernel:size=6: kernel is asked for twice"),
+        (("--metrics", "pathlib.Path"), "is no metric"),
+        (("--metrics", "ldm.evaluation.agreement.psnr", "--n", 12), "cannot be called with pictures and their batch"),
+        (("--metrics", "psnr", "--n", 12), "psnr: needs 'image' beside each picture, there is nothing"),
+        (("--metrics", "psnr", "--neighbours"), "--neighbours: are also sought by features"),
+        (("--metrics", "psnr", "--export-reference", "a.npz"), "--export-reference: no metric needs a reference"),
+        (("--export-reference", "a.npz", "--reference", __file__), "is such a file already"),
+        (("--conditions", "balanced", "--scale", 2), "--scale 2: is not used for a model without conditions"),
+        (("--first-stage", "--reference", tmp_path), f"--reference {tmp_path}: is not used for a first stage"),
+        (("--first-stage", "--reference-n", 3, "--neighbours"), "--neighbours, --reference-n: is not used"),
+        (("--images", tmp_path, "--first-stage", "--scale", 2), "--scale 2, --first-stage: is not used for --images"),
     ):
         assert message in fails(capsys, evaluate, *arguments(runs["none"], tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
-    fixed = arguments(runs["none"], tmp_path / "out", "--conditions", "balanced", "--n", 10, "--metrics", "frechet")
-    evaluate(fixed)  # there are no classes to balance: nothing is conditioned
+    with pytest.raises(SystemExit):
+        evaluate(arguments(runs["none"], tmp_path / "out", "--tile", 16))
+    assert "unrecognized arguments: --tile" in capsys.readouterr().err
+    fixed = arguments(runs["none"], tmp_path / "out", "--n", 10, "--metrics", "frechet")
+    evaluate(fixed)
     assert result(tmp_path / "out")[0]["conditions"] == "none"
     assert "holds another evaluation" in fails(capsys, evaluate, *fixed, "--steps", "3")
 

@@ -1,19 +1,23 @@
 """Evaluations: the same result however they are cut, stopped or continued; references by content; conditions."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
 
+from ldm.data.folders import ImageFolder
 from ldm.data.pixels import from_bytes, to_bytes
 from ldm.data.shapes import Shapes
 from ldm.errors import UserError
 from ldm.evaluation.comparison import compare
-from ldm.evaluation.conditions import BalancedClasses, DataConditions, UniformClasses
-from ldm.evaluation.evaluation import Judges, evaluate_autoencoder, evaluate_pictures, label
-from ldm.evaluation.extractors import SceneNet
-from ldm.evaluation.measures import Frechet, InceptionScore, Kernel
+from ldm.evaluation.conditions import BalancedClasses, DataConditions, Unconditional, UniformClasses
+from ldm.evaluation.evaluation import Judges, Result, evaluate_autoencoder, evaluate_pictures, label
+from ldm.evaluation.extractors import Features, SceneNet
+from ldm.evaluation.measures import Frechet, InceptionScore, Kernel, PrecisionRecall, SpatialFrechet
 from ldm.evaluation.memorisation import nearest_neighbours
 from ldm.evaluation.picture_metrics import Lpips, psnr, ssim
 from ldm.evaluation.picture_sets import PictureSet
@@ -90,10 +94,20 @@ def test_too_few_pictures_are_refused_before_any_is_read(tmp_path, extractor, re
     assert not list(tmp_path.iterdir())
 
 
+class Latents(IterableDataset):
+    def __iter__(self):
+        yield {"latent": 0}
+
+
 def test_mixed_sizes_are_named():
     dataset = [{"image": torch.zeros(3, 8, 8)}, {"image": torch.zeros(3, 8, 9)}]
     with pytest.raises(UserError, match=r"photos: pictures of several sizes \(3x8x8, 3x8x9\)"):
         PictureSet(dataset, "photos").batch(range(2))
+    with pytest.raises(UserError, match="of several sizes"):
+        PictureSet(dataset, "photos").batch([1])  # wherever the parts are cut
+    for items in ([{"latent": 0}], Latents()):
+        with pytest.raises(UserError, match="latents: items have no 'image', they have latent"):
+            PictureSet(items, "latents").batch(range(1))
     with pytest.raises(UserError, match="photos: has no pictures"):
         PictureSet([], "photos")
 
@@ -115,14 +129,17 @@ def test_references_are_kept_by_content_and_travel_as_npz(tmp_path, extractor):
     features = extractor(to_bytes(shapes(20, 7).batch(range(20))["image"]))
     assert Frechet()(features, imported.reference) == Frechet()(features, first.reference)
     assert imported.record["count"] == 20
+    assert first.record["size"] == [32, 32]
     np.savez(tmp_path / "adm.npz", mu=np.zeros(64), sigma=np.eye(64))
     assert read_npz(tmp_path / "adm.npz").reference.count is None
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(4))
     with pytest.raises(UserError, match="do not fit together"):
         read_npz(tmp_path / "bad.npz")
     (tmp_path / "text.npz").write_text("no")
-    with pytest.raises(UserError, match="is no .npz file"):
-        read_npz(tmp_path / "text.npz")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("text.npz", "array.npy"):
+        with pytest.raises(UserError, match="is no .npz file"):
+            read_npz(tmp_path / name)
 
 
 class Halved(torch.nn.Module):
@@ -150,6 +167,135 @@ def test_reconstructions_have_mean_and_deviation_of_each_picture(tmp_path):
     assert set(result.values) == {"psnr", "psnr_std", "ssim", "ssim_std"} and result.count == 10
 
 
+def test_figures_of_other_pictures_are_neither_returned_nor_compared(tmp_path):
+    judges, provenance = Judges(pictures={"psnr": psnr}), {"weights": "raw"}
+    first = evaluate_autoencoder(Halved(), shapes(6), judges, None, tmp_path / "a", provenance)
+    others = PictureSet(Shapes(6, 32, seed=9), "shapes 0")
+    with pytest.raises(UserError, match="holds another evaluation.*data_sha256"):
+        evaluate_autoencoder(Halved(), others, judges, None, tmp_path / "a", provenance)
+    second = evaluate_autoencoder(Halved(), others, judges, None, tmp_path / "b", provenance)
+    with pytest.raises(UserError, match="cannot be compared: data_sha256"):
+        compare(first.content(), second.content())
+
+
+def test_conditions_are_known_by_all_that_they_hold():
+    items = [{"image": torch.zeros(3, 8, 8), "caption": text, "boxes": torch.zeros(1, 4)} for text in "ab"]
+    first = DataConditions(PictureSet(items, "data"))
+    again = DataConditions(PictureSet([dict(item) for item in items], "data"))
+    assert first.sha256 == again.sha256
+    for changed in ({"caption": "c"}, {"boxes": torch.ones(1, 4)}, {"image": torch.ones(3, 8, 8)}):
+        other = DataConditions(PictureSet([items[0], {**items[1], **changed}], "data"))
+        assert other.sha256 != first.sha256
+    assert Unconditional().sha256 is None
+    labels = [kind("class_label", (0, 1)).sha256 for kind in (BalancedClasses, UniformClasses)]
+    assert labels[0] == labels[1] != BalancedClasses("class_label", (0, 2)).sha256
+    made = {"kind": "samples", "n": 2, "values": {"psnr": 1.0}, "metrics": {"psnr": {}}, "conditions": "data (a)"}
+    with pytest.raises(UserError, match="cannot be compared: conditions_sha256"):
+        compare({**made, "conditions_sha256": "0"}, {**made, "conditions_sha256": "1"})
+
+
+def test_reconstructions_that_are_no_numbers_are_refused(tmp_path):
+    broken = Halved()
+    broken.factor.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="reconstructions are not finite"):
+        evaluate_autoencoder(broken, shapes(4), Judges(pictures={"psnr": psnr}), None, tmp_path, {})
+
+
+class Bare(SceneNet):
+    """Know neither classes nor places."""
+
+    name = "bare"
+
+    def __call__(self, images):
+        return Features(super().__call__(images).pooled)
+
+
+def test_what_extractor_or_reference_lack_is_told_before_anything_is_written(tmp_path, extractor, reference):
+    every = {"frechet": Frechet(), "spatial_frechet": SpatialFrechet(), "inception_score": InceptionScore(2)}
+    with pytest.raises(UserError, match="no features of places; leave it out.*has no classes; leave it out"):
+        evaluate_pictures(shapes(8), Judges(every, Bare()), reference, tmp_path / "out")
+    write_npz(tmp_path / "reference.npz", reference.reference)
+    imported = read_npz(tmp_path / "reference.npz")
+    several = Judges({"frechet": Frechet(), "precision_recall": PrecisionRecall()}, extractor)
+    with pytest.raises(UserError, match="precision_recall: needs the features .* leave it out"):
+        evaluate_pictures(shapes(8), several, imported, tmp_path / "out")
+    with pytest.raises(UserError, match="was made by the extractor scenenet .*, not by bare"):
+        evaluate_pictures(shapes(8), Judges({"frechet": Frechet()}, Bare()), imported, tmp_path / "out")
+    np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(UserError, match="made with another extractor, of 3 numbers a picture; this one gives 64"):
+        evaluate_pictures(shapes(8), several, read_npz(tmp_path / "narrow.npz"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_figures_of_sets_are_had_from_the_same_samples(tmp_path, extractor, reference):
+    evaluate_pictures(shapes(8), Judges({"frechet": Frechet()}, extractor), reference, tmp_path)
+    read = []
+    others = Judges({"inception_score": InceptionScore(2)}, extractor)
+    found = evaluate_pictures(shapes(8), others, None, tmp_path, 50, read.append)
+    assert "inception_score[scenenet]" in found.values and not read
+    assert set(found.content()["metrics"]) == {"inception_score"}
+
+
+def test_figures_that_lack_something_of_the_batch_are_told_beforehand(tmp_path):
+    with pytest.raises(UserError, match="psnr: needs 'image' beside each picture, there is caption"):
+        evaluate_pictures(shapes(4), Judges(pictures={"psnr": psnr}), None, tmp_path)  # not with themselves
+    with pytest.raises(UserError, match="clip_score: needs 'caption' beside each picture, there is image"):
+        only = PictureSet([{"image": torch.zeros(3, 32, 32)}], "only pictures")
+        metric = {"clip_score": lambda images, batch: batch["caption"]}
+        evaluate_autoencoder(Halved(), only, Judges(pictures=metric), None, tmp_path, {})
+    for metric, message in (
+        (lambda images: images, "wrong: cannot be called with pictures and their batch"),
+        (lambda images, batch: images.mean(), "wrong: does not give one value for each picture"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_pictures(shapes(4), Judges(pictures={"wrong": metric}), None, tmp_path)
+    with pytest.raises(UserError, match="differ in size: 3x16x16 and 3x32x32"):
+        psnr(torch.zeros(1, 3, 16, 16), {"image": torch.zeros(1, 3, 32, 32)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_unreadable_pictures_are_named_and_not_replaced(tmp_path):
+    for name in ("0.png", "2.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    (tmp_path / "1.png").write_text("no picture")
+    with pytest.raises(UserError, match="photos: 1.png: .*cannot be read; repair or remove it"):
+        PictureSet(ImageFolder(tmp_path, size=16), "photos").digest()
+    assert PictureSet(ImageFolder(tmp_path, size=16), "photos", replaces=True).digest()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield {"image": from_bytes(torch.arange(12, dtype=torch.uint8).view(3, 2, 2))}
+        yield {"image": torch.full((3, 2, 2), 0.123456)}
+
+
+def test_streams_are_kept_as_bytes_where_nothing_is_lost():
+    pictures = PictureSet(Stream(), "stream")
+    assert pictures.dataset[0]["image"].dtype == torch.uint8
+    for kept, read in zip(pictures.batch(range(2))["image"], Stream(), strict=True):
+        assert torch.equal(kept, read["image"])
+
+
+def test_the_sizes_are_recorded_and_a_difference_is_told(tmp_path, caplog, extractor, reference):
+    judges = Judges({"frechet": Frechet()}, extractor)
+    large = PictureSet(Shapes(8, 64), "large")
+    with caplog.at_level(logging.WARNING):
+        first = evaluate_pictures(large, judges, reference, tmp_path / "a").content()
+    assert "pictures of 64x64 are held against a reference of 32x32" in caplog.text
+    assert first["size"] == [64, 64] and first["reference"]["size"] == [32, 32]
+    second = evaluate_pictures(shapes(8), judges, reference, tmp_path / "b").content()
+    with pytest.raises(UserError, match="size: "):
+        compare(first, second)
+    drawn = {**second, "kind": "samples", "pixels_from": "floats of the model, rounded"}
+    assert any(line.startswith("pixels_from: bytes of the files") for line in compare(second, drawn).settings)
+
+
+def test_damaged_settings_say_what_to_do(tmp_path, extractor, reference):
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(UserError, match="settings.json: is damaged .*; remove .* to begin anew"):
+        evaluate_pictures(shapes(4), Judges({"frechet": Frechet()}, extractor), reference, tmp_path)
+
+
 def test_psnr_is_that_of_torchmetrics():
     functional = pytest.importorskip("torchmetrics.functional.image")
     torch.manual_seed(0)
@@ -164,12 +310,26 @@ def test_lpips_gives_one_distance_a_picture():
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     assert metric(x, {"image": x}).tolist() == [0, 0]
     assert (metric(x, {"image": x.flip(0)}) > 0).all()
+    assert Judges(pictures={"lpips": metric, "psnr": psnr}).record()["metrics"] == {
+        "lpips": {"sha256": metric.hash}, "psnr": {}
+    }  # fmt: skip
+    with torch.no_grad():
+        metric.network.lin0.model[1].weight += 1
+    other = Lpips()
+    other.network = metric.network
+    assert other.hash != metric.hash
 
 
 def test_only_inception_has_fid_and_only_fifty_thousand_fid_50k():
     assert label("frechet[inception]", 50_000) == "FID-50k"
     assert label("frechet[inception]", 49_999) == "FID of 49,999 samples"
     assert label("kernel_std[inception]", 1000) == "deviation of KID of 1,000 samples"
+    assert label("frechet[inception]", 50_000, "reconstructions") == "rFID of 50,000 reconstructions"
+    assert label("inception_score[inception]", 9, "reconstructions") == "R-IS of 9 reconstructions"
+    assert label("kernel[inception]", 50_000, is_usual=False).startswith("kernel[inception], 50,000 samples, other")
+    settings = {"kind": "samples", "metrics": {"kernel": {"subsets": 9, "size": 1000}, "frechet": {}}}
+    result = Result({"kernel_std[inception]": 0.0, "frechet[inception]": 0.0}, 9, settings, torch.zeros(0), {})
+    assert ["other options" in text for text in result.labels().values()] == [True, False]
     for name in ("frechet[scenenet]", "frechet[inception-12345678]", "psnr"):
         assert "FID" not in label(name, 50_000) and "50k" not in label(name, 50_000)
 
