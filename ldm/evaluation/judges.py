@@ -52,10 +52,15 @@ class Judges:
         return any(metric.needs_reference for metric in self.sets.values())
 
     def check(self, count: int) -> None:
-        """Raise UserError, before anything is read or drawn, if so many samples are too few, or nothing is asked.
+        """Raise UserError, before anything is read or drawn, for what `check_count` refuses.
 
         Also for an extractor without weights, or without what a figure needs.
         """
+        self.check_count(count)
+        self._check_features(None)
+
+    def check_count(self, count: int) -> None:
+        """Raise UserError if so many samples are too few, or nothing is asked; no weights are needed to tell."""
         if not self.sets and not self.pictures:
             raise UserError("evaluation: no metrics; name some")
         for name, metric in self.sets.items():
@@ -63,7 +68,6 @@ class Judges:
                 raise UserError(f"{name}: is measured on features; name an extractor")
             if count < metric.minimum:
                 raise UserError(f"{name}: needs {metric.minimum} samples or more, there are {count}")
-        self._check_features(None)
 
     def check_reference(self, reference: Referenced | None) -> None:
         """Raise UserError for a reference that is absent, has too few pictures, or lacks what a figure needs."""

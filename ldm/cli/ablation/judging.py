@@ -36,7 +36,7 @@ def check_metrics(study: Study) -> None:
     """Raise UserError for metrics and extractors that are not known, and for too few samples."""
     for name in ("metrics", "first_stage_metrics"):
         with _at(f"{study.name}, evaluation.{name}"):
-            _judges(study.judgement, name).check(study.judgement.num_samples)
+            _judges(study.judgement, name).check_count(study.judgement.num_samples)
 
 
 def check_sampling(judgement: Judgement, trial: Trial, schedule: Schedule, side_multiple: int) -> None:
