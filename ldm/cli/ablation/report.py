@@ -17,6 +17,7 @@ from ldm.evaluation.plots import Panel, plot_panels
 from ldm.evaluation.report import Section, write_page
 
 _COSTS = ("samples", "training PFLOP", "minutes")
+_IS_DISTANCE = ("frechet", "spatial_frechet", "kernel", "lpips")
 
 
 def report_folder(plan: StudyPlan, workspace: Workspace) -> Path:
@@ -38,7 +39,7 @@ def write_report(plan: StudyPlan, workspace: Workspace) -> Path:
         _progress(plan, tables.progress(plan, workspace), figures, folder),
         _throughput(plan, final, figures, folder),
         *_axes(plan, final, figures, folder),
-        _pictures(plan, workspace),
+        *_pictures(plan, workspace),
     ]
     page = folder / "report.html"
     write_page(page, plan.study.title, [section for section in shown if section is not None])
@@ -64,7 +65,8 @@ def verdict(plan: StudyPlan, rows: Sequence[Row], figures: Sequence[str]) -> str
         means = [row for row in tables.over_seeds(rows, list(plan.study.axes)) if name in row]
         means.sort(key=lambda row: row[name])
         order = ", ".join(f"{_label(plan, row)} ({row[name]:.4g})" for row in means)
-        sentences.append(f"{name}, from low to high: {order}.")
+        side = "less is better" if name.split("[")[0] in _IS_DISTANCE else "more is better"
+        sentences.append(f"{name}, from low to high ({side}): {order}.")
     return " ".join(sentences)
 
 
@@ -114,11 +116,15 @@ def _throughput(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Pa
         return None
     tables.write_csv(rows, folder / "throughput.csv")
     timed = tables.over_seeds(rows, [*plan.study.axes, "sampling steps"])
-    panels = [_panel(plan, timed, "samples/s", figure) for figure in figures]
+    panels = [_panel(plan, timed, cost, figure) for figure in figures for cost in ("samples/s", "GFLOP a sample")]
     plot_panels(panels, folder / "throughput.png")
-    steps = ", ".join(map(str, plan.study.judgement.steps))
-    text = f"From right to left, DDIM with {steps} steps. Time is that of sampling and decoding."
-    return Section("Quality against throughput (Figure 7)", text, pictures=[folder / "throughput.png"])
+    steps = ", ".join(str(steps) for steps in sorted({row["sampling steps"] for row in rows}))
+    text = (
+        f"DDIM with {steps} steps: more steps, fewer samples a second. Time is that of sampling and decoding, on the "
+        "machine of the study, where several jobs may share it; FLOPs are those of all steps and of decoding."
+    )
+    table = tables.as_text(tables.over_seeds(rows, [*plan.study.axes, "sampling steps"], deviations=True))
+    return Section("Quality against throughput (Figure 7)", text, table, [folder / "throughput.png"])
 
 
 def _axes(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path) -> list[Section]:
@@ -139,15 +145,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _pictures(plan: StudyPlan, workspace: Workspace) -> Section:
+def _pictures(plan: StudyPlan, workspace: Workspace) -> list[Section]:
     """Show samples of the first seed, and what the first stages make of validation pictures."""
-    paragraphs, pictures = [], []
-    for entry in plan.entries:
-        if entry.resolved.trial.seed == plan.study.seeds[0]:
-            for what, picture in _sheets(plan, entry, workspace):
-                paragraphs.append(f"{len(pictures) + 1}: {entry.resolved.trial}, {what}")
-                pictures.append(picture)
-    return Section("Pictures", "\n\n".join(paragraphs), pictures=pictures)
+    return [
+        Section(f"{entry.resolved.trial}: {what}", pictures=[picture])
+        for entry in plan.entries
+        if entry.resolved.trial.seed == plan.study.seeds[0]
+        for what, picture in _sheets(plan, entry, workspace)
+    ]
 
 
 def _sheets(plan: StudyPlan, entry: Entry, workspace: Workspace) -> list[tuple[str, Path]]:

@@ -114,9 +114,16 @@ def throughput(plan: StudyPlan, workspace: Workspace) -> list[Row]:
         for steps, job in entry.final.items():
             found = outcome(workspace, job)
             if found is not None:
-                speed = found.count / found.seconds
-                rows.append({**_labels(entry), "sampling steps": steps, "samples/s": speed, **found.values})
+                cost = {"samples/s": found.count / found.seconds, "GFLOP a sample": _sample_cost(entry, steps)}
+                rows.append({**_labels(entry), "sampling steps": steps, **cost, **found.values})
     return rows
+
+
+def _sample_cost(entry: Entry, steps: int) -> float:
+    """Count the GFLOP of drawing one picture, decoded; guidance runs the network twice a step."""
+    facts, sample = entry.resolved.facts, entry.resolved.trial.point.sample
+    passes = steps * (1 if float(sample.get("scale", 1)) == 1 else 2)
+    return (passes * facts.network_flops + facts.decoder_flops) / _GIGA
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str], deviations: bool = False) -> list[Row]:

@@ -88,7 +88,7 @@ def test_pictures_and_numbers_of_a_finished_study(whole, finished):
     assert files == pictures | {"report.html", "trials.csv", "first_stages.csv", "progress.csv", "throughput.csv"}
     text = page.read_text()
     assert "http" not in text and text.count("data:image/png") == len(pictures) + 2 * 2  # and two sheets for each f
-    assert "frechet[scenenet], from low to high: f=8 (15), f=4 (35)." in text
+    assert "frechet[scenenet], from low to high (less is better): f=8 (15), f=4 (35)." in text
     assert "35 ± 5" in text and "30 ± 2" in text
 
 
@@ -97,9 +97,9 @@ def test_progress_counts_what_was_trained(whole, finished):
     found = [
         row for row in rows(report_folder(whole, finished) / "progress.csv") if row["f"] == "4" and row["seed"] == "1"
     ]
-    steps = int(6 * 60 / SECONDS_OF_A_STEP / 4)  # of a quarter of six minutes
+    steps = int(4 * 60 / SECONDS_OF_A_STEP / 4)  # of a quarter of four minutes
     assert [int(row["step"]) for row in found] == [steps, 2 * steps, 3 * steps, 4 * steps]
-    assert [float(row["minutes"]) for row in found] == pytest.approx([1.5, 3.0, 4.5, 6.0])
+    assert [float(row["minutes"]) for row in found] == pytest.approx([1.0, 2.0, 3.0, 4.0])
     assert [int(row["samples"]) for row in found] == [32 * int(row["step"]) for row in found]
 
 
@@ -125,7 +125,11 @@ def training_f(whole, training: Training) -> int:
 
 def test_speed_is_that_of_drawing_also_where_an_evaluation_was_interrupted(whole, finished):
     finish(whole.entries[0].final[50], finished, seconds=None)
-    assert all(row["samples/s"] == 50.0 for row in tables.throughput(whole, finished))
+    rows = tables.throughput(whole, finished)
+    assert all(row["samples/s"] == 50.0 for row in rows)
+    facts, labels = whole.entries[0].resolved.facts, whole.entries[0].resolved.trial.labels
+    costs = {row["sampling steps"]: row["GFLOP a sample"] for row in rows if row["f"] == labels["f"]}
+    assert costs[50] == pytest.approx((50 * facts.network_flops + facts.decoder_flops) / 1e9)
 
 
 def test_a_study_under_way_is_reported_as_far_as_it_is(whole, tmp_path):
