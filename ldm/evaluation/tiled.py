@@ -31,7 +31,7 @@ class TiledAutoencoder(nn.Module):
         super().__init__()
         self._inner = (autoencoder,)  # in a tuple: as a child it would give its weights second names
         self.factor = autoencoder.factor
-        self.latent_channels = autoencoder.latent_channels
+        self.in_channels, self.latent_channels = autoencoder.in_channels, autoencoder.latent_channels
         self.architecture = autoencoder.architecture
         stride = max(1, side // 2)
         pixels = TileSpec(side * self.factor, stride * self.factor)
