@@ -1,8 +1,8 @@
 """What a run would be fed, before it costs anything: counts, shapes, ranges, unreadable files, and a sheet of items.
 
-Each key of the items is held against what it is defined to be: pictures in [-1, 1], masks of -1 and +1, maps one-hot,
-boxes in [0, 1], one shape for all. The keys that the conditioners of the model read must be there, and sizes, channels
-and class indices must go with the model.
+Each key of the items is held against what it is defined to be: pictures in [-1, 1], masks of -1 and +1, maps of class
+indices, boxes in [0, 1], one shape for all. The keys that the conditioners of the model read must be there, and sizes,
+channels and class indices must go with the model.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ldm.cli.ablation import tables
 from ldm.cli.ablation.plan import Entry, StudyPlan
+from ldm.cli.ablation.study import is_number
 from ldm.cli.ablation.tables import Row
 from ldm.cli.ablation.workspace import Workspace
 from ldm.evaluation.plots import Panel, plot_panels
@@ -133,16 +133,12 @@ def _axes(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path) ->
     means = tables.over_seeds(at, list(plan.study.axes))
     sections = []
     for axis, values in plan.study.axes.items():
-        if means and len(values) > 1 and all(_is_number(value) for value in values):
+        if means and len(values) > 1 and all(is_number(value) for value in values):
             path = folder / f"axis_{axis}.png"
             panels = [_panel(plan, means, axis, figure, without=axis) for figure in figures]
             plot_panels(panels, path, columns=3)
             sections.append(Section(f"Against {axis}", pictures=[path]))
     return sections
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _pictures(plan: StudyPlan, workspace: Workspace) -> list[Section]:

@@ -221,9 +221,9 @@ def _budget(node: Any) -> Budget:
     if len(kinds) != 1:
         raise ConfigError(f"give one of {', '.join(BUDGETS)}", "budget")
     amount, tolerance = node[kinds[0]], node.get("parameters")
-    if not _is_number(amount) or amount <= 0:
+    if not is_number(amount) or amount <= 0:
         raise ConfigError(f"{amount!r} is no positive number", f"budget.{kinds[0]}")
-    if tolerance is not None and (not _is_number(tolerance) or tolerance < 0):
+    if tolerance is not None and (not is_number(tolerance) or tolerance < 0):
         raise ConfigError(f"{tolerance!r} is no number from 0 up; 0.1 allows a difference of 10%", "budget.parameters")
     return Budget(kinds[0], amount, _whole(node.get("points", 1), "budget.points", 1), tolerance)
 
@@ -263,7 +263,8 @@ def _list(node: Any, path: str) -> list[Any]:
     return node
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tell numbers from all else, truth values included."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
