@@ -9,7 +9,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["ldm", "ldm.*"]),
-    package_data={"ldm.evaluation": ["weights/*.safetensors"]},
+    package_data={"ldm.toy": ["weights/*.safetensors"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

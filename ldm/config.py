@@ -247,7 +247,7 @@ def _is_node(value: Any) -> bool:
 
 
 def _check_checkpoints(node: Any, path: str) -> None:
-    from ldm.checkpoint import locate
+    from ldm.weights.load import locate
 
     for place, value in _walk(node, path):
         if isinstance(value, dict) and "target" in value and value.get("checkpoint"):
@@ -294,7 +294,7 @@ def _call(target: str, path: str, params: dict[str, Any]) -> Any:
 def _fill(built: Any, node: dict[str, Any], path: str) -> None:
     from torch import nn
 
-    from ldm.checkpoint import load_into
+    from ldm.weights.load import load_into
 
     place = _join(path, "checkpoint")
     if not isinstance(built, nn.Module):

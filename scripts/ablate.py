@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from ldm.cli.ablation import tables
-from ldm.cli.ablation.judging import check_ready
-from ldm.cli.ablation.plan import Programs, StudyPlan, plan
-from ldm.cli.ablation.report import write_report
-from ldm.cli.ablation.resolving import resolve
-from ldm.cli.ablation.runner import Runner
-from ldm.cli.ablation.study import Study, read
-from ldm.cli.ablation.workspace import Place, Workspace
+from ldm.ablation import tables
+from ldm.ablation.judging import check_ready
+from ldm.ablation.plan import Programs, StudyPlan, plan
+from ldm.ablation.report import write_report
+from ldm.ablation.resolving import resolve
+from ldm.ablation.runner import Runner
+from ldm.ablation.study import Study, read
+from ldm.ablation.workspace import Place, Workspace
 from ldm.cli.common import main_guard
 from ldm.errors import UserError
 

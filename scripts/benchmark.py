@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.regularizers import KL
+from ldm.models.autoencoder import Autoencoder
 from ldm.networks.encoder_decoder import Architecture
 from ldm.networks.unet import UNet
 

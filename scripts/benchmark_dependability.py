@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.cli.arguments import parse
-from ldm.cli.plan import make_plan
 from ldm.cli.train import build_model
-from ldm.cli.trainer import build_trainer
 from ldm.config import instantiate
 from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.plan import make_plan
+from ldm.training.trainer import build_trainer
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo" / "txt2img_shapes.yaml"
 

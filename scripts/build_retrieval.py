@@ -15,10 +15,10 @@ import torch
 
 from ldm.cli.common import choose_device, main_guard, progress
 from ldm.cli.inputs import list_pictures, read_picture, readable
-from ldm.data.embeddings import Database
-from ldm.data.pixels import from_bytes
+from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
+from ldm.data.core.pixels import from_bytes
+from ldm.data.readers.embeddings import Database
 from ldm.errors import UserError
-from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
 
 _log = logging.getLogger("ldm.retrieval")
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ldm.cli.common import choose_device, main_guard, progress
-from ldm.cli.models import LoadedModel, load_model
-from ldm.cli.stages import train_config
-from ldm.data.shapes import held_out_captions
-from ldm.evaluation.generate import Request, generate
 from ldm.evaluation.report import Section, picture_sheet, plot_curves, read_curve, write_page
-from ldm.evaluation.scene_detector import Verdict, verdict
+from ldm.models.generate import Request, generate
+from ldm.models.loading import LoadedModel, load_model
 from ldm.sampling.ddim import DDIM
+from ldm.toy.scene_detector import Verdict, verdict
+from ldm.toy.shapes import held_out_captions
+from ldm.training.stages import train_config
 
 _log = logging.getLogger("ldm.demo")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"

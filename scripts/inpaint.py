@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import Source, cropped, list_masked, padded, read_mask, read_picture, readable, what_is_lost
-from ldm.cli.models import LoadedModel
 from ldm.cli.published import Published
 from ldm.cli.sampling import Drawing, conditioners, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import FirstStageConditioner
-from ldm.data.pixels import from_bytes
+from ldm.data.core.pixels import from_bytes
 from ldm.errors import UserError
+from ldm.models.loading import LoadedModel
 
 _log = logging.getLogger("ldm.inpaint")
 _PUBLISHED = Published(

@@ -22,11 +22,11 @@ from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import list_pictures, read_picture, read_prompts, readable
 from ldm.cli.published import Published
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner, picture_size
+from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.conditioning.text import EmbeddingConditioner
-from ldm.data.embeddings import Database
-from ldm.data.pixels import from_bytes
+from ldm.data.core.pixels import from_bytes
+from ldm.data.readers.embeddings import Database
 from ldm.errors import UserError
-from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
 
 _DATABASES = Path("data/rdm/retrieval_databases")  # of the published ones, which are given by name
 _CLIP_NAMES = {"ViT-L/14": DEFAULT_CLIP}  # as OpenAI's package has it

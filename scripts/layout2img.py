@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ldm.cli.box_files import Placed, box_tensors, draw_boxes, read_layouts, read_names, seen_in
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.models import LoadedModel
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner, picture_size
 from ldm.conditioning.layout import LayoutConditioner
 from ldm.conditioning.text import TokenConditioner
-from ldm.data.boxes import FULL_IMAGE, Box, BoxTokenizer, LayoutObject, LayoutTokenizer
-from ldm.evaluation.tiled import TiledConditioner, tile_boxes
+from ldm.data.layout.boxes import FULL_IMAGE, Box, BoxTokenizer, LayoutObject, LayoutTokenizer
+from ldm.models.loading import LoadedModel
+from ldm.models.tiled import TiledConditioner, tile_boxes
 
 _NEEDED = "layouts need a LayoutConditioner, or a TokenConditioner of box tokens"
 

@@ -30,11 +30,11 @@ import torch
 import yaml
 
 from ldm.cli.arguments import parse
-from ldm.cli.plan import Plan, make_plan
-from ldm.cli.trainer import build_trainer
 from ldm.config import instantiate
 from ldm.errors import UserError
 from ldm.targets import find_target
+from ldm.training.plan import Plan, make_plan
+from ldm.training.trainer import build_trainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ON_CPU = ("--accelerator", "cpu", "--devices", "1")

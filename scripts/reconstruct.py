@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.cli.common import (
     AS_TRAINED,
     add_device_arguments,
@@ -28,15 +27,16 @@ from ldm.cli.common import (
     progress,
 )
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
-from ldm.cli.models import load_first_stage
 from ldm.cli.pictures import GRID_LIMIT, PictureFolder
-from ldm.data.pixels import from_bytes
+from ldm.data.core.pixels import from_bytes
 from ldm.errors import UserError
-from ldm.evaluation.agreement import psnr
-from ldm.evaluation.generate import to_uint8
-from ldm.evaluation.metrics import MIN_SSIM_SIDE, ssim
-from ldm.evaluation.tiled import TiledAutoencoder
+from ldm.evaluation.ssim import MIN_SSIM_SIDE, ssim
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.generate import to_uint8
+from ldm.models.loading import load_first_stage
+from ldm.models.tiled import TiledAutoencoder
 from ldm.networks.perceptual import LPIPS, MIN_SIZE
+from ldm.toy.agreement import psnr
 
 _log = logging.getLogger("ldm.reconstruct")
 

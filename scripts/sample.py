@@ -18,10 +18,10 @@ from ldm.cli.common import (
     add_size_arguments,
     main_guard,
 )
-from ldm.cli.models import LoadedModel
 from ldm.cli.sampling import conditioners, draw_into_folder, load_for_sampling
 from ldm.conditioning.labels import ClassConditioner
 from ldm.errors import UserError
+from ldm.models.loading import LoadedModel
 
 
 @main_guard

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_indices, readable
-from ldm.cli.models import LoadedModel, train_option
 from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.errors import UserError
+from ldm.models.loading import LoadedModel, train_option
 
 _NEEDED = "semantic maps need an ImageConditioner or a SpatialRescaler of an index map"
 _MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".npy")

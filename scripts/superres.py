@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
-from ldm.cli.models import LoadedModel, train_option
 from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
-from ldm.data.pixels import from_bytes, to_bytes
+from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.errors import UserError
-from ldm.evaluation.back_projection import held_to
+from ldm.models.back_projection import held_to
+from ldm.models.loading import LoadedModel, train_option
 
 _NEEDED = "super-resolution needs an ImageConditioner or a SpatialRescaler of a small picture"
 

@@ -27,16 +27,16 @@ from torch import Tensor
 
 from ldm import config
 from ldm.cli.common import choose_device, main_guard, progress
-from ldm.cli.models import LoadedModel, load_model
-from ldm.cli.stages import stopped_by_sigterm, train_config
-from ldm.data.digits import Digits
-from ldm.data.loader import collate
+from ldm.data.core.loader import collate
 from ldm.errors import UserError
-from ldm.evaluation.digit_classifier import digit_classifier
-from ldm.evaluation.generate import Request, generate
 from ldm.evaluation.report import Section, picture_sheet, write_page
-from ldm.evaluation.tasks import Figures, Task, condition_pictures, digit_task, photo_tasks, scene_tasks
+from ldm.models.generate import Request, generate
+from ldm.models.loading import LoadedModel, load_model
 from ldm.sampling.ddim import DDIM
+from ldm.toy.digit_classifier import digit_classifier
+from ldm.toy.digits import Digits
+from ldm.toy.tasks import Figures, Task, condition_pictures, digit_task, photo_tasks, scene_tasks
+from ldm.training.stages import stopped_by_sigterm, train_config
 
 _log = logging.getLogger("ldm.tasks")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.cli.common import main_guard, progress
-from ldm.data.loader import collate
-from ldm.data.shapes import Shapes
+from ldm.data.core.loader import collate
 from ldm.evaluation.extractors import SCENE_WEIGHTS
-from ldm.evaluation.scene_network import SIDE, train_scene_network
+from ldm.toy.scene_network import SIDE, train_scene_network
+from ldm.toy.shapes import Shapes
 
 _log = logging.getLogger("ldm.scene_network")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from picture_files import pixels, png, write_pictures
 
-from ldm.data.digits import Digits
-from ldm.data.folders import ImageFolder
-from ldm.data.inpainting import Masked, MaskedFolder
-from ldm.data.layouts import CocoLayouts, OpenImagesLayouts
-from ldm.data.paired import ADE20K, PairedFolder
-from ldm.data.super_resolution import LowRes
+from ldm.data.image_pairs.inpainting import Masked, MaskedFolder
+from ldm.data.image_pairs.paired import ADE20K, PairedFolder
+from ldm.data.image_pairs.super_resolution import LowRes
+from ldm.data.layout.layouts import CocoLayouts, OpenImagesLayouts
+from ldm.data.readers.folders import ImageFolder
+from ldm.toy.digits import Digits
 
 SIDES = {"height": 24, "width": 32}
 

@@ -13,27 +13,31 @@ PACKAGE = ROOT / "ldm"
 # Each layer -> the layers that it may import, besides itself and `errors`.
 ARROWS = {
     "errors": set(),
+    "environment": set(),
     "value_types": set(),
     "targets": {"value_types"},
-    "unpickling": set(),
+    "weights": set(),
     "compat": {"targets"},
-    "storage": {"unpickling"},
-    "checkpoint": {"unpickling", "storage"},
-    "config": {"targets", "value_types", "compat", "checkpoint"},
+    "config": {"targets", "value_types", "compat", "weights"},
     "diffusion": set(),
     "networks": set(),
     "data": set(),
     "autoencoder": {"networks"},
     "conditioning": {"networks"},
     "sampling": {"diffusion"},
-    "training": {"autoencoder", "conditioning", "sampling", "networks", "diffusion", "storage"},
-    "evaluation": {"autoencoder", "conditioning", "sampling", "networks", "diffusion", "data"},
 }
+LIBRARY = set(ARROWS)
+ARROWS["models"] = LIBRARY | {"training", "doctor"}
+ARROWS["training"] = LIBRARY | {"models", "evaluation", "toy", "cli", "doctor"}
+ARROWS["evaluation"] = LIBRARY | {"models", "toy", "cli"}
+ARROWS["toy"] = LIBRARY | {"models", "evaluation", "training", "cli"}
+ARROWS["doctor"] = LIBRARY | {"models", "training", "evaluation", "toy", "cli"}
+ARROWS["ablation"] = LIBRARY | {"models", "training", "evaluation", "toy", "doctor", "cli"}
 EVERYTHING = set(ARROWS) | {"cli"}
 ARROWS["cli"] = EVERYTHING
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_utilities", "lightning_fabric"}
-USES_LIGHTNING = {"training", "cli"}
+USES_LIGHTNING = {"training", "cli", "models", "doctor", "ablation", "evaluation", "toy"}
 WITHOUT_TORCH = {"errors", "value_types", "targets", "compat"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

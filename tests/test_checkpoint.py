@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.checkpoint import choose, load_into, locate, read
 from ldm.errors import UserError
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.weights.load import choose, load_into, locate, read
 
 
 def state(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:

@@ -97,7 +97,7 @@ def test_an_autoencoder_on_its_own_is_one_to_be_trained() -> None:
     )
     assert node["target"] == "ldm.training.autoencoder.AutoencoderTraining"
     params = node["params"]
-    assert params["autoencoder"]["target"] == "ldm.autoencoder.autoencoder.Autoencoder"
+    assert params["autoencoder"]["target"] == "ldm.models.autoencoder.Autoencoder"
     assert params["loss"] == NO_LOSS
     assert (params["ema_decay"], params["generator_lr_factor"]) == (0.9999, 2.0)
     assert (params["resize_range"], params["image_key"]) == ([128, 256], "x")
@@ -141,8 +141,8 @@ def test_data_modules_keep_what_matters() -> None:
     given = {"num_workers": 3, "use_worker_init_fn": True, "shuffle_val_dataloader": True}
     node = compat.translate_node(data(train=train, **given))
     folder = node["params"].pop("train")
-    assert node == {"target": "ldm.data.module.DataModule", "params": {"batch_size": 2, "num_workers": 3}}
-    assert folder["target"] == "ldm.data.folders.ImageFolder"
+    assert node == {"target": "ldm.data.core.module.DataModule", "params": {"batch_size": 2, "num_workers": 3}}
+    assert folder["target"] == "ldm.data.readers.folders.ImageFolder"
     want = {"root": "here/ILSVRC2012_train/data", "size": 32, "class_folders": True, "crop": "random"}
     assert folder["params"] == {**want, "interpolation": "bilinear"}
     validate(folder)
@@ -177,7 +177,7 @@ def test_data_modules_keep_what_matters() -> None:
 )  # fmt: skip
 def test_data_sets_that_are_folders_of_pictures(target: str, params: dict, want: dict) -> None:
     node = compat.translate_node({"target": target, "params": params})
-    assert node == {"target": "ldm.data.folders.ImageFolder", "params": want}
+    assert node == {"target": "ldm.data.readers.folders.ImageFolder", "params": want}
     validate(node)
 
 

@@ -110,8 +110,8 @@ def test_training_settings() -> None:
     objective = {"loss": "l1", "simple_weight": 0.5, "elbo_weight": 0.1}
     schedule = {"num_steps": 10, "start": 0.1, "end": 0.2, "posterior_weight": 0.3}
     assert params["objective"]["params"] == objective
-    assert params["schedule"] == {"target": "ldm.diffusion.schedule.Schedule.linear", "params": schedule}
-    assert params["parameterization"]["target"] == "ldm.diffusion.parameterization.Sample"
+    assert params["schedule"] == {"target": "ldm.diffusion.process.Schedule.linear", "params": schedule}
+    assert params["parameterization"]["target"] == "ldm.diffusion.prediction.Sample"
     assert (params["ema_decay"], params["image_key"], params["latent_scale"]) == (None, "jpg", 0.18215)
     assert (params["learn_logvar"], params["logvar_init"]) == (True, 0.2)
     multiplier = params["optimization"]["params"]["schedule"]
@@ -142,7 +142,7 @@ def test_measured_scale() -> None:
 def test_pixel_diffusion_and_layouts() -> None:
     ddpm = {"target": "ldm.models.diffusion.ddpm.DDPM", "params": {"unet_config": unet(num_heads=1), "timesteps": 5}}
     node = compat.translate_node(ddpm)
-    assert node["params"]["autoencoder"]["target"] == "ldm.autoencoder.autoencoder.IdentityAutoencoder"
+    assert node["params"]["autoencoder"]["target"] == "ldm.models.autoencoder.IdentityAutoencoder"
     assert "first_stage" in problem({**ddpm, "params": {**ddpm["params"], "first_stage_config": kl()}})
     layout = latent_diffusion(cond_stage_config=bert(use_tokenizer=False, vocab_size=9), conditioning_key="crossattn")
     layout["target"] = "ldm.models.diffusion.ddpm.Layout2ImgDiffusion"
@@ -155,7 +155,7 @@ def test_ours_inside_theirs() -> None:
     params = ldm_params(unet_config=network, cond_stage_config=condition)
     assert params["network"] == network
     assert params["conditioner"] == condition
-    autoencoder = {"target": "ldm.autoencoder.autoencoder.IdentityAutoencoder", "params": {"channels": 4}}
+    autoencoder = {"target": "ldm.models.autoencoder.IdentityAutoencoder", "params": {"channels": 4}}
     assert ldm_params(first_stage_config=autoencoder)["autoencoder"] == autoencoder
     theirs = {"target": "ldm.models.autoencoder.IdentityFirstStage", "params": {"vq_interface": True}}
     assert ldm_params(first_stage_config=theirs, channels=4)["autoencoder"] == autoencoder

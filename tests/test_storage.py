@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from ldm import storage
-from ldm.checkpoint import locate, read
 from ldm.errors import UserError
+from ldm.weights import files as storage
+from ldm.weights.load import locate, read
 
 WEIGHTS = {"model.weight": torch.arange(6.0).view(3, 2), "first.weight": torch.arange(3.0)}
 GIGABYTE = 1 << 30

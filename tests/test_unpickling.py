@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.checkpoint import read
 from ldm.errors import UserError
+from ldm.weights.load import read
 
 WEIGHTS = {"model.weight": torch.arange(6.0).view(3, 2), "model.bias": torch.arange(3.0)}
 

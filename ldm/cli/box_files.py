@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldm.cli.inputs import read_json
-from ldm.data.boxes import Box
+from ldm.data.layout.boxes import Box
 from ldm.errors import UserError
 
 _TOLERANCE = 1e-3  # rounded numbers may stick out of the picture by so much

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.timesteps import SPACINGS
+from ldm.diffusion.grids import SPACINGS
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.sampling.base import Sampler
 from ldm.sampling.ddim import DDIM

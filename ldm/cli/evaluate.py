@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from ldm.cli import evaluation_parts as parts
 from ldm.cli.common import (
     PRECISIONS,
     add_device_arguments,
@@ -31,14 +30,14 @@ from ldm.cli.common import (
     main_guard,
     progress,
 )
-from ldm.cli.environment import environment
-from ldm.cli.models import is_first_stage, load_first_stage, load_model, read_config, train_option
 from ldm.cli.pictures import grid, to_picture
 from ldm.cli.sampling import conditioners, picture_size, warn_of_untrained_guidance
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.labels import ClassConditioner
-from ldm.data.sampler import rank_and_world
+from ldm.data.core.sampler import rank_and_world
+from ldm.environment import environment
 from ldm.errors import UserError
+from ldm.evaluation import build as parts
 from ldm.evaluation.conditions import BalancedClasses, Conditions, DataConditions, Unconditional, UniformClasses
 from ldm.evaluation.evaluation import (
     Judges,
@@ -48,10 +47,11 @@ from ldm.evaluation.evaluation import (
     evaluate_latent_diffusion,
     evaluate_pictures,
 )
+from ldm.evaluation.image_sets import PictureSet
 from ldm.evaluation.memorisation import nearest_neighbours
-from ldm.evaluation.parts import wait_for_all
-from ldm.evaluation.picture_sets import PictureSet
 from ldm.evaluation.references import Referenced, data_reference, read_npz, write_npz
+from ldm.evaluation.resumable import wait_for_all
+from ldm.models.loading import is_first_stage, load_first_stage, load_model, read_config, train_option
 
 _log = logging.getLogger(__name__)
 RESULT = "evaluation.json"

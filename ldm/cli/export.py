@@ -12,9 +12,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ldm import checkpoint
-from ldm.cli.models import find_files
 from ldm.errors import UserError
+from ldm.models.loading import find_files
+from ldm.weights import load as checkpoint
 
 _log = logging.getLogger(__name__)
 

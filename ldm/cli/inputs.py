@@ -16,12 +16,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.data import partners
-from ldm.data.decoding import UNREADABLE, Planes, Range, open_image
-from ldm.data.folders import EXTENSIONS, find_files
-from ldm.data.partners import seen_indices
-from ldm.data.pixels import to_bytes
-from ldm.data.transforms import ImageTransform, View
+from ldm.data.core.decoding import UNREADABLE, Planes, Range, open_image
+from ldm.data.core.pixels import to_bytes
+from ldm.data.core.transforms import ImageTransform, View
+from ldm.data.image_pairs import partners
+from ldm.data.image_pairs.partners import seen_indices
+from ldm.data.readers.folders import EXTENSIONS, find_files
 from ldm.errors import UserError
 
 _log = logging.getLogger(__name__)

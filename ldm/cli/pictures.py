@@ -21,9 +21,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ldm.cli.environment import environment
+from ldm.environment import environment
 from ldm.errors import UserError
-from ldm.evaluation.generate import to_uint8
+from ldm.models.generate import to_uint8
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GRID_PIXELS = 2**26

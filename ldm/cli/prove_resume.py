@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
-from ldm import storage
-from ldm.checkpoint import locate
 from ldm.cli.small_trainings import write_configs
 from ldm.cli.train import main as train
 from ldm.errors import UserError
+from ldm.weights import files as storage
+from ldm.weights.load import locate
 
 _log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from ldm.cli.models import LoadedModel
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
+from ldm.models.loading import LoadedModel
 
 
 def enlargement(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> Fraction:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.autoencoder import IdentityAutoencoder
 from ldm.cli.common import AS_TRAINED, PRECISIONS, choose_device, choose_sampler, count_steps, progress
-from ldm.cli.models import LoadedModel, load_model
 from ldm.cli.pictures import GRID_LIMIT, PictureFolder
 from ldm.conditioning.base import Conditioner
 from ldm.errors import UserError
-from ldm.evaluation.generate import Known, Request, generate, to_uint8
-from ldm.evaluation.tiled import TiledAutoencoder, TiledNetwork
+from ldm.models.autoencoder import IdentityAutoencoder
+from ldm.models.generate import Known, Request, generate, to_uint8
+from ldm.models.loading import LoadedModel, load_model
+from ldm.models.tiled import TiledAutoencoder, TiledNetwork
 from ldm.sampling.base import Sampler
 
 _log = logging.getLogger(__name__)

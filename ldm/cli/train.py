@@ -19,19 +19,19 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ldm.cli.arguments import Arguments, parse
-from ldm.cli.data_fit import insist_on_fit
-from ldm.cli.latents import CacheSettings, cached
-from ldm.cli.models import without_checkpoints
-from ldm.cli.plan import Plan, make_plan, untrained_first_stage
-from ldm.cli.trainer import build_trainer
 from ldm.conditioning.text import TextConditioner
 from ldm.conditioning.tokenizers import TrainedTokenizer
 from ldm.config import instantiate
+from ldm.doctor.data_fit import insist_on_fit
 from ldm.errors import UserError
-from ldm.training.checkpoints import Stopped
+from ldm.models.loading import without_checkpoints
+from ldm.training.cached_latents import CacheSettings, cached
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.guard import StepGuard
+from ldm.training.lightning_fixes.checkpoints import Stopped
+from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.module import TrainingModule
+from ldm.training.plan import Plan, make_plan, untrained_first_stage
+from ldm.training.trainer import build_trainer
 
 _log = logging.getLogger(__name__)
 

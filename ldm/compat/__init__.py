@@ -22,7 +22,11 @@ TABLE: dict[str, Translate] = {
     **diffusion.TABLE,
     **data.TABLE,
 }
-_FOREIGN = ("ldm.models.", "ldm.modules.", "ldm.lr_scheduler.", "ldm.util.", "main.", "taming.models.")
+_FOREIGN = (
+    "ldm.models.diffusion.", "ldm.models.autoencoder.", "ldm.modules.", "ldm.lr_scheduler.", "ldm.util.", "main.",
+    "taming.models.",
+)  # fmt: skip
+_OURS = ("ldm.models.autoencoder.Autoencoder", "ldm.models.autoencoder.IdentityAutoencoder")
 _SECTIONS = ("model", "data")
 
 
@@ -49,7 +53,7 @@ def translate_node(node: Any, path: str = "") -> Any:
     translation = _translation_of(target)
     if translation is not None:
         return apply(translation, node, path, translate_node)
-    if isinstance(target, str) and target.startswith(_FOREIGN):
+    if isinstance(target, str) and target.startswith(_FOREIGN) and target not in _OURS:
         hint = nearest(target, TABLE) or "; no translation of it exists"
         raise ConfigError(f"{target} is unknown{hint}", f"{path}.target".lstrip("."))
     return {key: translate_node(value, f"{path}.{key}".lstrip(".")) for key, value in node.items()}

@@ -23,13 +23,12 @@ _ELSEWHERE = (
     "taming.data.", "ldm.data.base.", "ldm.data.imagenet.", "ldm.data.lsun.", "ldm.data.openimages.",
     "ldm.data.faceshq.", "ldm.data.landscapes.", "ldm.data.previews.",
 )  # fmt: skip
-_OURS = ("ldm.data.imagenet.ImageNet", "ldm.data.lsun.LSUN")  # in modules of the same name
 _REMEDIES = {
-    "OpenImagesBBox": "write one whose items hold coordinates_bbox, tokens of an ldm.data.boxes.BoxTokenizer",
-    "Previews": "use ldm.data.captions.CaptionedFolder with your own pictures and captions",
-    "Caption": "use ldm.data.captions.CaptionedFolder",
+    "OpenImagesBBox": "write one whose items hold coordinates_bbox, tokens of an ldm.data.layout.boxes.BoxTokenizer",
+    "Previews": "use ldm.data.readers.captions.CaptionedFolder with your own pictures and captions",
+    "Caption": "use ldm.data.readers.captions.CaptionedFolder",
 }
-_ANY_REMEDY = "name one of ours in its place, such as ldm.data.folders.ImageFolder with root and size"
+_ANY_REMEDY = "name one of ours in its place, such as ldm.data.readers.folders.ImageFolder with root and size"
 
 
 def missing_dataset(original: str, remedy: str = _ANY_REMEDY) -> NoReturn:
@@ -39,7 +38,7 @@ def missing_dataset(original: str, remedy: str = _ANY_REMEDY) -> NoReturn:
 
 def without_counterpart(target: str) -> Translate | None:
     """Give the translation of a data set of the original that is not here; None for any other target."""
-    if not target.startswith(_ELSEWHERE) or target in _OURS:
+    if not target.startswith(_ELSEWHERE):
         return None
     remedy = next((remedy for name, remedy in _REMEDIES.items() if name in target), _ANY_REMEDY)
 
@@ -58,11 +57,11 @@ def data_module(p: Params) -> Node:
             params[split] = p.child(split)
     p.drop("train", "validation", "test", "predict", "wrap", "use_worker_init_fn")
     p.drop("shuffle_test_loader", "shuffle_val_dataloader")
-    return node("ldm.data.module.DataModule", **params)
+    return node("ldm.data.core.module.DataModule", **params)
 
 
 def _folder(root: str, **params: Any) -> Node:
-    return node("ldm.data.folders.ImageFolder", root=root, **params)
+    return node("ldm.data.readers.folders.ImageFolder", root=root, **params)
 
 
 def _faces(name: str, split: str) -> Translate:
@@ -158,7 +157,7 @@ def _tokenizer(name: str) -> Translate:
             "no_object_classes>num_classes", "no_max_objects>max_objects", "no_tokens>vocab_size", "encode_crop",
             "use_group_parameter>use_group", "use_additional_parameters>use_attributes",
         )  # fmt: skip
-        return node(f"ldm.data.boxes.{name}", **params)
+        return node(f"ldm.data.layout.boxes.{name}", **params)
 
     return translate
 

@@ -7,10 +7,10 @@ from ldm.compat.first_stage import AUTOENCODERS, IDENTITY, first_stage, with_wei
 from ldm.compat.params import Node, Params, Translate, node, renaming, unavailable
 
 _EMA_DECAY = 0.9999
-_SCHEDULE = "ldm.diffusion.schedule.Schedule"
-_NO_AUTOENCODER = "ldm.autoencoder.autoencoder.IdentityAutoencoder"
+_SCHEDULE = "ldm.diffusion.process.Schedule"
+_NO_AUTOENCODER = "ldm.models.autoencoder.IdentityAutoencoder"
 _LR = "ldm.training.lr_schedules"
-_PARAMETERIZATION = "ldm.diffusion.parameterization"
+_PARAMETERIZATION = "ldm.diffusion.prediction"
 # What a checkpoint holds beside the U-Net and its average.
 _NOT_THE_UNET = (
     "betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod", "posterior_", "logvar", "scale_factor",

@@ -44,7 +44,7 @@ def _autoencoder(p: Params) -> Node:
     inner.close()
     regularizer = node("ldm.autoencoder.regularizers.KL") if is_kl else _quantizer(p)
     params = {"architecture": arch, "regularizer": regularizer, "embed_dim": p.take("embed_dim"), **options}
-    return node("ldm.autoencoder.autoencoder.Autoencoder", **params)
+    return node("ldm.models.autoencoder.Autoencoder", **params)
 
 
 def _quantizer(p: Params) -> Node:
@@ -145,7 +145,7 @@ _NOT_RELEASED = "the paper's models use VQModel or AutoencoderKL, which are"
 TABLE: dict[str, Translate] = {
     **dict.fromkeys(AUTOENCODERS, training),
     **dict.fromkeys(DUMMY_LOSSES, no_loss),
-    IDENTITY: renaming("ldm.autoencoder.autoencoder.IdentityAutoencoder", drop=("vq_interface",)),
+    IDENTITY: renaming("ldm.models.autoencoder.IdentityAutoencoder", drop=("vq_interface",)),
     "ldm.modules.losses.LPIPSWithDiscriminator": kl_loss,
     "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator": kl_loss,
     "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": vq_loss,

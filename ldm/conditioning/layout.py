@@ -19,7 +19,7 @@ __all__ = ["LayoutConditioner", "LayoutTokenizer", "LayoutValue"]
 
 
 class LayoutTokenizer(Protocol):
-    """What is needed of a tokenizer; those of ldm.data.boxes are ones."""
+    """What is needed of a tokenizer; those of ldm.data.layout.boxes are ones."""
 
     vocab_size: int
     encode_crop: bool

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.diffusion.parameterization import Denoise, Prediction, epsilon_to_x0
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import Denoise, Prediction, epsilon_to_x0
+from ldm.diffusion.process import Schedule
 
 Correction = Callable[[Tensor, Tensor, Tensor], Tensor]
 LogProbability = Callable[[Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.evaluation.parts import differences
+from ldm.evaluation.resumable import differences
 
 Content = dict[str, Any]
 # How figures are measured. The rest (weights, sampler, steps, guidance, seeds, ...) is what comparisons are about.

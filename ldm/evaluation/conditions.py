@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ldm.evaluation.picture_sets import PictureSet
+from ldm.evaluation.image_sets import PictureSet
 
 
 class Conditions(Protocol):

@@ -1,6 +1,6 @@
 """Evaluate a diffusion model, an autoencoder, or a set of pictures: figures with everything that they depend on.
 
-Work is done in parts (`ldm.evaluation.parts`): features and figures of each picture are kept as they are made, so that
+Work is done in parts (see `resumable`): features and figures of each picture are kept as they are made, so that
 an evaluation can be stopped, continued and spread over ranks without a change in its result. Sample i has seed
 `seed + i`, so that none is drawn twice. All pictures are measured as bytes.
 """
@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
-from ldm.data.pixels import from_bytes, to_bytes
-from ldm.diffusion.schedule import Schedule
+from ldm.data.core.pixels import from_bytes, to_bytes
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Conditions, Unconditional
-from ldm.evaluation.generate import GenerativeModel, Request, generate
-from ldm.evaluation.judges import Judges
-from ldm.evaluation.measures import SET_METRICS, Values
-from ldm.evaluation.parts import Columns, Parts
-from ldm.evaluation.picture_sets import PictureSet
+from ldm.evaluation.distribution_metrics import SET_METRICS, Values
+from ldm.evaluation.image_sets import PictureSet
+from ldm.evaluation.metric_suite import Judges
 from ldm.evaluation.references import Referenced, columns_of, features_of
+from ldm.evaluation.resumable import Columns, Parts
+from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.models.generate import GenerativeModel, Request, generate
 from ldm.sampling.base import Sampler, Step
 
 _log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.errors import UserError
-from ldm.evaluation.clip import DEFAULT_CLIP, ClipEmbedder
-from ldm.evaluation.scene_network import SIDE, SceneNetwork
+from ldm.toy.scene_network import SIDE, SceneNetwork
 
 _log = logging.getLogger(__name__)
 SCENE_WEIGHTS = Path(__file__).parent / "weights" / "scenenet.safetensors"
@@ -106,7 +106,7 @@ class _Network:
 
 
 class SceneNet(_Network):
-    """Features of the network that ships with the project (`ldm.evaluation.scene_network`), for toys and tests."""
+    """Features of the network that ships with the project (`ldm.toy.scene_network`), for toys and tests."""
 
     name = "scenenet"
     resize = f"antialiased bilinear to {SIDE}x{SIDE}"
@@ -213,7 +213,7 @@ class Dino(_Network):
 
 
 class Clip(_Network):
-    """Embeddings of CLIP's image model, of norm 1; the same weights score texts (`ldm.evaluation.measures`)."""
+    """Embeddings of CLIP's image model, of norm 1; the same weights score texts."""
 
     name = "clip"
     resize = "largest centre square, antialiased bicubic to CLIP's size"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.data.pixels import from_bytes, to_bytes
+from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.evaluation.extractors import Extractor
-from ldm.evaluation.picture_sets import PictureSet
+from ldm.evaluation.image_sets import PictureSet
 
 _BATCH = 256
 Space = Callable[[Tensor], Tensor]

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.pixels import to_bytes
-from ldm.data.sampler import rank_and_world
+from ldm.data.core.pixels import to_bytes
+from ldm.data.core.sampler import rank_and_world
 from ldm.errors import UserError
+from ldm.evaluation.distribution_metrics import Moments, Reference
 from ldm.evaluation.extractors import Extractor, Features
-from ldm.evaluation.measures import Moments, Reference
-from ldm.evaluation.parts import Columns, Parts, wait_for_all
-from ldm.evaluation.picture_sets import PictureSet
+from ldm.evaluation.image_sets import PictureSet
+from ldm.evaluation.resumable import Columns, Parts, wait_for_all
 
 _log = logging.getLogger(__name__)
 _PART = 256

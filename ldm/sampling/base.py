@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ldm.diffusion.parameterization import Denoise
-from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.timesteps import Spacing, TimeGrid, resolve_spacing
+from ldm.diffusion.grids import Spacing, TimeGrid, resolve_spacing
+from ldm.diffusion.prediction import Denoise
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 
 Refine = Callable[[Tensor], Tensor]

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.diffusion.parameterization import Denoise
-from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.timesteps import Spacing, TimeGrid, uniform
+from ldm.diffusion.grids import Spacing, TimeGrid, uniform
+from ldm.diffusion.prediction import Denoise
+from ldm.diffusion.process import Schedule
 from ldm.sampling.base import GridSampler, Hooks, Step, steps_like
 
 

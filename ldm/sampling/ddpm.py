@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.diffusion.parameterization import Denoise
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import Denoise
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.sampling.base import Constrain, Noise, Refine, Step, gaussian_noise, identity, identity_constrain, steps_like
 

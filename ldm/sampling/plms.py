@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldm.diffusion.parameterization import Denoise, epsilon_to_x0
-from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.timesteps import Spacing, TimeGrid, uniform
+from ldm.diffusion.grids import Spacing, TimeGrid, uniform
+from ldm.diffusion.prediction import Denoise, epsilon_to_x0
+from ldm.diffusion.process import Schedule
 from ldm.sampling.base import GridSampler, Hooks, Step, steps_like
 from ldm.sampling.ddim import coefficients_of, ddim_step
 

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.losses import AdversarialLoss
 from ldm.autoencoder.regularizers import Info, VectorQuantizer
 from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder
 from ldm.training.codebook import CodebookUpkeep, CodeCounts
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.module import TrainingModule

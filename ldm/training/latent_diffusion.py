@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
-from ldm.conditioning.network import ConditionalNetwork, check_fit
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.objective import Objective, Terms
-from ldm.diffusion.parameterization import Denoise, Epsilon, Parameterization, Prediction
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import Denoise, Epsilon, Parameterization, Prediction
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.models.conditional_network import ConditionalNetwork, check_fit
 from ldm.networks.transformer import TransformerEncoder
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.latent_scale import LatentScale, unit_variance_scale

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.guard import StepGuard
+from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.meters import Means, SampleMeans
 from ldm.training.optimization import clip_gradients
 from ldm.training.randomness import TRAINING, VALIDATION, Draws, seed_device, seed_from

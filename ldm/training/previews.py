@@ -15,8 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.autoencoder.autoencoder import IdentityAutoencoder
 from ldm.conditioning.base import Conditioning
+from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.sampling.base import Sampler, identity
 from ldm.sampling.ddim import DDIM
 from ldm.training.autoencoder import AutoencoderTraining

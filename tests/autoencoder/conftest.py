@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.regularizers import KL, Regularizer, VectorQuantizer
+from ldm.models.autoencoder import Autoencoder
 from ldm.networks.encoder_decoder import Architecture
 
 TINY = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 4, "resolution": 16}

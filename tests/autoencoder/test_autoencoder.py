@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.autoencoder.regularizers import KL, Identity, VectorQuantizer
 from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.networks.encoder_decoder import Architecture
 
 

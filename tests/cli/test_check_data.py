@@ -5,15 +5,15 @@ import yaml
 from picture_files import pixels, png, write_pictures
 from PIL import Image
 
-from ldm.cli.check_data import main, needed_keys
-from ldm.cli.data_summary import Summary
-from ldm.cli.item_sheet import item_sheet
+from ldm.doctor.check_data import main, needed_keys
+from ldm.doctor.item_sheet import item_sheet
+from ldm.doctor.summary import Summary
 
 
-def write_config(path, params, target="ldm.data.folders.ImageFolder", **sections):
+def write_config(path, params, target="ldm.data.readers.folders.ImageFolder", **sections):
     content = {
         "data": {
-            "target": "ldm.data.module.DataModule",
+            "target": "ldm.data.core.module.DataModule",
             "params": {"batch_size": 2, "train": {"target": target, "params": params}},
         }
     }
@@ -139,7 +139,8 @@ def test_streams(tmp_path, capsys):
     from picture_files import write_tar
 
     write_tar(tmp_path / "a.tar", range(5))
-    config = write_config(tmp_path / "a.yaml", {"urls": str(tmp_path / "a.tar"), "size": 8}, "ldm.data.shards.Shards")
+    params = {"urls": str(tmp_path / "a.tar"), "size": 8}
+    config = write_config(tmp_path / "a.yaml", params, "ldm.data.shards.shards.Shards")
     main(["--base", config, "--num", "3", "--outdir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "train: Shards, a stream, 3 read" in printed and "e.g. 'picture 0'" in printed

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.autoencoder.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.autoencoder.losses import KLLoss
 from ldm.autoencoder.regularizers import KL
-from ldm.cli.data_fit import fit_problems, insist_on_fit, side_multiple
-from ldm.cli.data_summary import Summary
 from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
 from ldm.conditioning.labels import ClassConditioner
 from ldm.conditioning.layout import LayoutConditioner
-from ldm.data.boxes import BoxTokenizer
-from ldm.data.module import DataModule
-from ldm.diffusion.schedule import Schedule
+from ldm.data.core.module import DataModule
+from ldm.data.layout.boxes import BoxTokenizer
+from ldm.diffusion.process import Schedule
+from ldm.doctor.data_fit import fit_problems, insist_on_fit, side_multiple
+from ldm.doctor.summary import Summary
 from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.networks.encoder_decoder import Architecture
 from ldm.networks.unet import UNet
 from ldm.training.autoencoder import AutoencoderTraining

@@ -5,9 +5,9 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from ldm import storage
-from ldm.checkpoint import read
 from ldm.cli.export import main
+from ldm.weights import files as storage
+from ldm.weights.load import read
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 
-from ldm.cli.devices import Devices, choose
-from ldm.cli.launch import Launch, check_by_hand, detect
 from ldm.errors import UserError
+from ldm.training.devices import Devices, choose
+from ldm.training.launch import Launch, check_by_hand, detect
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0"}

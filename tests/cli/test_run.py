@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ldm.cli.arguments import parse
-from ldm.cli.run import choose_run
 from ldm.errors import UserError
+from ldm.training.run_folder import choose_run
 
 
 def a_run(logs: Path, name: str, saved: bool = True, seed: int = 7) -> Path:

@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import IterableDataset
 
-from ldm.cli.sample_metrics import SampleMetrics
-from ldm.data.streams import Decoder
+from ldm.data.shards.streams import Decoder
 from ldm.errors import UserError
-from ldm.training.metrics_csv import MetricsCsv
+from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
+from ldm.training.sample_metrics import SampleMetrics
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from training_models import autoencoder_training, latent_diffusion, loader  # noqa: E402

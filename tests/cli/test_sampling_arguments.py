@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ldm.cli.common import add_sampler_arguments, choose_device, choose_sampler, count_steps, main_guard
-from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.timesteps import SPACINGS
+from ldm.diffusion.grids import SPACINGS
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.sampling.ddim import DDIM
 from ldm.sampling.ddpm import DDPM

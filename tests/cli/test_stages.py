@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from ldm.cli import stages
 from ldm.errors import UserError
+from ldm.training import stages
 
 
 def finished_run(logs: Path, made: int, wanted: int | None) -> Path:

@@ -11,8 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
-from ldm import storage
 from ldm.cli.train import main
+from ldm.weights import files as storage
 
 WORDS = ("red", "green", "blue")
 

@@ -5,12 +5,12 @@ import pytest
 import yaml
 
 from ldm.cli.arguments import boolean, parse
-from ldm.cli.devices import Devices, choose
-from ldm.cli.plan import learning_rate, make_plan, untrained_first_stage
 from ldm.compat.lightning import translate
 from ldm.errors import UserError
+from ldm.training.devices import Devices, choose
+from ldm.training.plan import learning_rate, make_plan, untrained_first_stage
 
-SCHEDULE = {"target": "ldm.diffusion.schedule.Schedule.linear", "params": {"num_steps": 10}}
+SCHEDULE = {"target": "ldm.diffusion.process.Schedule.linear", "params": {"num_steps": 10}}
 NETWORK = {
     "target": "ldm.networks.unet.UNet",
     "params": {
@@ -20,7 +20,7 @@ NETWORK = {
 }  # fmt: skip
 ARCHITECTURE = {"target": "ldm.networks.encoder_decoder.Architecture", "params": {"channels": 32}}
 FIRST_STAGE = {
-    "target": "ldm.autoencoder.autoencoder.Autoencoder",
+    "target": "ldm.models.autoencoder.Autoencoder",
     "params": {
         "architecture": ARCHITECTURE, "regularizer": {"target": "ldm.autoencoder.regularizers.KL"}, "embed_dim": 3,
     },
@@ -30,7 +30,7 @@ FIRST_STAGE = {
 def config(**model: Any) -> dict[str, Any]:
     params = {"schedule": SCHEDULE, "network": NETWORK, "autoencoder": FIRST_STAGE}
     node = {"target": "ldm.training.latent_diffusion.LatentDiffusion", "params": params, "learning_rate": 1e-4}
-    data = {"target": "ldm.data.module.DataModule", "params": {"batch_size": 4}}
+    data = {"target": "ldm.data.core.module.DataModule", "params": {"batch_size": 4}}
     return {"model": {**node, **model}, "data": data}
 
 
@@ -164,7 +164,7 @@ def test_first_stage_without_weights_is_noticed(base: str, tmp_path: Path) -> No
     assert not untrained_first_stage(make_plan(parse(["-b", base, "model.params.autoencoder.checkpoint=x.ckpt"])))
     pixels = tmp_path / "pixels.yaml"
     content = config()
-    content["model"]["params"]["autoencoder"] = {"target": "ldm.autoencoder.autoencoder.IdentityAutoencoder"}
+    content["model"]["params"]["autoencoder"] = {"target": "ldm.models.autoencoder.IdentityAutoencoder"}
     pixels.write_text(yaml.safe_dump(content))
     assert not untrained_first_stage(make_plan(parse(["-b", str(pixels)])))
 

@@ -8,9 +8,9 @@ import torch
 from ldm.conditioning.base import Conditioning, JointConditioner
 from ldm.conditioning.images import ImageConditioner
 from ldm.conditioning.labels import ClassConditioner
-from ldm.conditioning.network import ConditionalNetwork
 from ldm.conditioning.text import EmbeddingConditioner
 from ldm.errors import UserError
+from ldm.models.conditional_network import ConditionalNetwork
 from ldm.networks.unet import UNet
 
 B = 2

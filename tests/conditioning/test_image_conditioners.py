@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.regularizers import KL
 from ldm.conditioning.images import RESCALE_METHODS, FirstStageConditioner, ImageConditioner, SpatialRescaler
 from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder
 from ldm.networks.encoder_decoder import Architecture
 
 

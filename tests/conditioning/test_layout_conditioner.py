@@ -3,7 +3,7 @@ import torch
 
 from ldm.conditioning.layout import LayoutConditioner
 from ldm.conditioning.text import TokenConditioner
-from ldm.data.boxes import Box, BoxTokenizer, CentrePointTokenizer, LayoutObject
+from ldm.data.layout.boxes import Box, BoxTokenizer, CentrePointTokenizer, LayoutObject
 from ldm.errors import UserError
 
 OBJECTS = [(3, (0.1, 0.2, 0.3, 0.4)), (7, (0.5, 0.5, 0.5, 0.5))]

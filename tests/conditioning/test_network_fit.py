@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.autoencoder.autoencoder import IdentityAutoencoder
 from ldm.conditioning.base import JointConditioner
 from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
 from ldm.conditioning.labels import ClassConditioner
-from ldm.conditioning.network import check_fit
 from ldm.conditioning.text import EmbeddingConditioner
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
+from ldm.models.autoencoder import IdentityAutoencoder
+from ldm.models.conditional_network import check_fit
 from ldm.networks.unet import UNet
 from ldm.training.latent_diffusion import LatentDiffusion
 

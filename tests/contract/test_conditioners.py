@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import ldm.conditioning
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.regularizers import KL
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
 from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
@@ -22,8 +21,9 @@ from ldm.conditioning.text import (
     TokenConditioner,
     TrainedTokenizer,
 )
-from ldm.data.boxes import BoxTokenizer
+from ldm.data.layout.boxes import BoxTokenizer
 from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder
 from ldm.networks.encoder_decoder import Architecture
 
 B = 3

@@ -13,18 +13,18 @@ from task_data import make_task_data
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import ldm.data
-from ldm.data.captions import CaptionedFolder
-from ldm.data.folders import ImageFolder
-from ldm.data.imagenet import ImageNet
-from ldm.data.latents import CachedLatents
-from ldm.data.loader import collate
-from ldm.data.lsun import LSUN
-from ldm.data.module import DataModule
-from ldm.data.neighbours import RetrievalFolder
-from ldm.data.parquet import Parquet
-from ldm.data.shapes import Shapes
-from ldm.data.shards import IndexedShards, Shards
-from ldm.data.thumbnails import ThumbnailNeighbours
+from ldm.data.core.latents import CachedLatents
+from ldm.data.core.loader import collate
+from ldm.data.core.module import DataModule
+from ldm.data.readers.captions import CaptionedFolder
+from ldm.data.readers.folders import ImageFolder
+from ldm.data.readers.imagenet import ImageNet
+from ldm.data.readers.lsun import LSUN
+from ldm.data.readers.neighbours import RetrievalFolder
+from ldm.data.readers.parquet import Parquet
+from ldm.data.shards.shards import IndexedShards, Shards
+from ldm.toy.shapes import Shapes
+from ldm.toy.thumbnails import ThumbnailNeighbours
 
 COUNT, SIZE = 6, 16
 AUGMENTED = {"crop": "random", "flip": 0.5, "resize": "none"}

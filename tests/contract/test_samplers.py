@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import ldm.sampling
-from ldm.diffusion.parameterization import Prediction
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.sampling.base import SeededNoise, last
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from ldm.data.boxes import FULL_IMAGE, Box, BoxTokenizer, CentrePointTokenizer, LayoutObject, visible_objects
+from ldm.data.layout.boxes import FULL_IMAGE, Box, BoxTokenizer, CentrePointTokenizer, LayoutObject, visible_objects
 from ldm.errors import UserError
 
 CAR = LayoutObject(3, Box(0.1, 0.2, 0.3, 0.4))

@@ -4,8 +4,8 @@ import logging
 import pytest
 from picture_files import write_pictures
 
-from ldm.data.captions import CaptionedFolder
-from ldm.data.transforms import Draw
+from ldm.data.core.transforms import Draw
+from ldm.data.readers.captions import CaptionedFolder
 from ldm.errors import UserError
 
 

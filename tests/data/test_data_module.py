@@ -6,12 +6,12 @@ from picture_files import write_pictures, write_tar
 from ranks import as_rank
 from torch.utils.data import Dataset
 
-from ldm.data.folders import ImageFolder
-from ldm.data.loader import collate
-from ldm.data.module import DataModule
-from ldm.data.sampler import DrawSampler, epoch_order
-from ldm.data.shards import IndexedShards, Shards
-from ldm.data.super_resolution import LowRes
+from ldm.data.core.loader import collate
+from ldm.data.core.module import DataModule
+from ldm.data.core.sampler import DrawSampler, epoch_order
+from ldm.data.image_pairs.super_resolution import LowRes
+from ldm.data.readers.folders import ImageFolder
+from ldm.data.shards.shards import IndexedShards, Shards
 from ldm.errors import UserError
 
 

@@ -8,9 +8,9 @@ import torch
 from picture_files import pixels, png
 from PIL import Image
 
-from ldm.data.decoding import UNREADABLE, Planes, open_image
-from ldm.data.folders import ImageFolder
-from ldm.data.transforms import ImageTransform, with_channels
+from ldm.data.core.decoding import UNREADABLE, Planes, open_image
+from ldm.data.core.transforms import ImageTransform, with_channels
+from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
 
 

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from ldm.data.degradation import Draws, bsrgan, bsrgan_light
+from ldm.data.image_pairs.degradation import Draws, bsrgan, bsrgan_light
 from ldm.errors import UserError
 
 pytest.importorskip("cv2")

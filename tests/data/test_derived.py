@@ -2,12 +2,12 @@ import pytest
 import torch
 from picture_files import write_pictures
 
-from ldm.data.captions import CaptionedFolder
-from ldm.data.folders import ImageFolder
-from ldm.data.inpainting import Masked
-from ldm.data.module import DataModule
-from ldm.data.shapes import Shapes
-from ldm.data.super_resolution import LowRes
+from ldm.data.core.module import DataModule
+from ldm.data.image_pairs.inpainting import Masked
+from ldm.data.image_pairs.super_resolution import LowRes
+from ldm.data.readers.captions import CaptionedFolder
+from ldm.data.readers.folders import ImageFolder
+from ldm.toy.shapes import Shapes
 
 
 def epochs_of(dataset, key):

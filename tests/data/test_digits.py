@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.digits import Digits
 from ldm.errors import UserError
+from ldm.toy.digits import Digits
 
 
 @pytest.fixture

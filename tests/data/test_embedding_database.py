@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.data import embeddings
-from ldm.data.embeddings import Database
+from ldm.data.readers import embeddings
+from ldm.data.readers.embeddings import Database
 from ldm.errors import UserError
 
 

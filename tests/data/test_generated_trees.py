@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.captions import CaptionedFolder
-from ldm.data.decoding import UNREADABLE, open_image
-from ldm.data.folders import ImageFolder
+from ldm.data.core.decoding import UNREADABLE, open_image
+from ldm.data.readers.captions import CaptionedFolder
+from ldm.data.readers.folders import ImageFolder
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".gif": "GIF"}
 SIZE = (8, 12)

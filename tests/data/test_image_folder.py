@@ -5,9 +5,9 @@ import torch
 from picture_files import pixels, write_pictures
 from PIL import Image
 
-from ldm.data.base import _Decoded, in_split
-from ldm.data.folders import ImageFolder
-from ldm.data.transforms import Draw
+from ldm.data.core.base import _Decoded, in_split
+from ldm.data.core.transforms import Draw
+from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
 
 

@@ -3,8 +3,8 @@ import hashlib
 import pytest
 from picture_files import pixels, png
 
-from ldm.data.imagenet import ImageNet
-from ldm.data.imagenet_synsets import SYNSETS
+from ldm.data.readers.imagenet import ImageNet
+from ldm.data.readers.imagenet_synsets import SYNSETS
 from ldm.errors import UserError
 
 AGARIC, RETRIEVER, TENCH = "n12998815", "n02099601", "n01440764"

@@ -7,12 +7,12 @@ import torch
 from picture_files import pixels, write_pictures
 from PIL import Image
 
-from ldm.data.folders import ImageFolder
-from ldm.data.inpainting import Masked, MaskedFolder
-from ldm.data.shapes import Shapes
-from ldm.data.shards import Shards
-from ldm.data.transforms import Draw
+from ldm.data.core.transforms import Draw
+from ldm.data.image_pairs.inpainting import Masked, MaskedFolder
+from ldm.data.readers.folders import ImageFolder
+from ldm.data.shards.shards import Shards
 from ldm.errors import UserError
+from ldm.toy.shapes import Shapes
 
 
 def test_the_hole_is_minus_one_and_the_rest_untouched(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ldm.data.kernels import anisotropic_gaussian_kernel, bicubic_resize, gaussian_kernel, shift_kernel
+from ldm.data.image_pairs.kernels import anisotropic_gaussian_kernel, bicubic_resize, gaussian_kernel, shift_kernel
 
 
 def ramp(height, width):

@@ -7,9 +7,9 @@ import torch
 from picture_files import pixels, png
 from PIL import Image
 
-from ldm.data.boxes import Box, BoxTokenizer, LayoutObject
-from ldm.data.layouts import CocoLayouts, OpenImagesLayouts
-from ldm.data.transforms import Draw
+from ldm.data.core.transforms import Draw
+from ldm.data.layout.boxes import Box, BoxTokenizer, LayoutObject
+from ldm.data.layout.layouts import CocoLayouts, OpenImagesLayouts
 from ldm.errors import UserError
 
 HEIGHT, WIDTH = 40, 60

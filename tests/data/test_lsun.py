@@ -6,7 +6,7 @@ import torch
 from picture_files import pixels, png
 from torch.utils.data import DataLoader
 
-from ldm.data.lsun import LSUN
+from ldm.data.readers.lsun import LSUN
 from ldm.errors import UserError
 
 KEYS = ["00a1", "00b2", "ff03"]

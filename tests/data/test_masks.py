@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ldm.data.masks import MASKS, Boxes, RandomMask, Strokes
+from ldm.data.image_pairs.masks import MASKS, Boxes, RandomMask, Strokes
 from ldm.errors import UserError
 
 

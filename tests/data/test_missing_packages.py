@@ -6,12 +6,12 @@ import sys
 import pytest
 
 CASES = {
-    "lmdb": "open(root / 'data.mdb', 'wb').close(); from ldm.data.lsun import LSUN; LSUN(root, 8)",
-    "pyarrow": "open(root / 'a.parquet', 'wb').close(); from ldm.data.parquet import Parquet; Parquet(root, 8)",
+    "lmdb": "open(root / 'data.mdb', 'wb').close(); from ldm.data.readers.lsun import LSUN; LSUN(root, 8)",
+    "pyarrow": "open(root / 'a.parquet', 'wb').close(); from ldm.data.readers.parquet import Parquet; Parquet(root, 8)",
     "tifffile": (
         "from PIL import Image; page = Image.new('L', (4, 4));"
         "page.save(root / 'a.tif', save_all=True, append_images=[page]);"
-        "from ldm.data.folders import ImageFolder; ImageFolder(root, 4, channels=2)[0]"
+        "from ldm.data.readers.folders import ImageFolder; ImageFolder(root, 4, channels=2)[0]"
     ),
 }
 

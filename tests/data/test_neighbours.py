@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.embeddings import Database
-from ldm.data.neighbours import RetrievalFolder
+from ldm.data.readers.embeddings import Database
+from ldm.data.readers.neighbours import RetrievalFolder
 from ldm.errors import UserError
 
 ANGLES = {"a.png": 0.0, "b/c.png": 10.0, "d.png": 25.0, "e.png": 180.0}

@@ -9,9 +9,9 @@ import torch
 from picture_files import pixels
 from PIL import Image
 
-from ldm.data.inpainting import MaskedFolder
-from ldm.data.paired import PairedFolder
-from ldm.data.transforms import Draw
+from ldm.data.core.transforms import Draw
+from ldm.data.image_pairs.inpainting import MaskedFolder
+from ldm.data.image_pairs.paired import PairedFolder
 
 K = 4
 KINDS = ("RGB", "L", "RGBA", "I;16", "P", "1")  # of pictures

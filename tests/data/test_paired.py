@@ -6,8 +6,8 @@ import torch
 from picture_files import pixels, png, write_pictures
 from PIL import Image
 
-from ldm.data.paired import ADE20K, PairedFolder
-from ldm.data.transforms import Draw
+from ldm.data.core.transforms import Draw
+from ldm.data.image_pairs.paired import ADE20K, PairedFolder
 from ldm.errors import UserError
 
 K = 5

@@ -5,8 +5,8 @@ import pytest
 import torch
 from picture_files import pixels, png
 
-from ldm.data.parquet import Parquet
-from ldm.data.transforms import Draw
+from ldm.data.core.transforms import Draw
+from ldm.data.readers.parquet import Parquet
 from ldm.errors import UserError
 
 pa = pytest.importorskip("pyarrow")

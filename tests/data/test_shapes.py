@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from ldm.data.shape_captions import SIZES, parse, two_object_descriptions
-from ldm.data.shapes import HALF_EXTENTS, MAX_OBJECTS, PALETTE, Shapes, covered, held_out, held_out_captions
 from ldm.errors import UserError
+from ldm.toy.captions import SIZES, parse, two_object_descriptions
+from ldm.toy.shapes import HALF_EXTENTS, MAX_OBJECTS, PALETTE, Shapes, covered, held_out, held_out_captions
 
 
 def test_items_have_the_documented_shapes_and_ranges():

@@ -5,8 +5,8 @@ import torch
 from picture_files import pixels, png, write_tar
 from torch.utils.data import DataLoader
 
-from ldm.data.shards import IndexedShards, Shards
-from ldm.data.tar_samples import expand_urls, split_name
+from ldm.data.shards.shards import IndexedShards, Shards
+from ldm.data.shards.tar_samples import expand_urls, split_name
 from ldm.errors import UserError
 
 FIELDS = {"caption": "txt", "class_label": "json.class", "source": "json.meta.source"}

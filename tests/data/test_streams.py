@@ -10,9 +10,9 @@ import torch
 from picture_files import write_tar
 from ranks import as_rank
 
-from ldm.data.module import DataModule
-from ldm.data.shards import Shards
-from ldm.data.streams import read_ahead
+from ldm.data.core.module import DataModule
+from ldm.data.shards.shards import Shards
+from ldm.data.shards.streams import read_ahead
 from ldm.errors import UserError
 
 ALL = [f"picture {i}" for i in range(22)]

@@ -4,12 +4,12 @@ import torch
 from picture_files import write_pictures
 from PIL import Image
 
-from ldm.data.degradation import bsrgan, bsrgan_light
-from ldm.data.folders import ImageFolder
-from ldm.data.shapes import Shapes
-from ldm.data.super_resolution import LowRes
-from ldm.data.transforms import Draw
+from ldm.data.core.transforms import Draw
+from ldm.data.image_pairs.degradation import bsrgan, bsrgan_light
+from ldm.data.image_pairs.super_resolution import LowRes
+from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
+from ldm.toy.shapes import Shapes
 
 
 def folder(root, size=(24, 32), **options):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ldm.data.shapes import Shapes
-from ldm.data.thumbnails import ThumbnailNeighbours, thumbnail_embeddings
 from ldm.errors import UserError
+from ldm.toy.shapes import Shapes
+from ldm.toy.thumbnails import ThumbnailNeighbours, thumbnail_embeddings
 
 
 def test_embeddings_have_norm_one_and_ignore_brightness():

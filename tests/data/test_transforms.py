@@ -6,7 +6,7 @@ import torch
 from picture_files import pixels, png
 from PIL import Image
 
-from ldm.data.transforms import UNREADABLE, Draw, ImageTransform, open_image
+from ldm.data.core.transforms import UNREADABLE, Draw, ImageTransform, open_image
 from ldm.errors import UserError
 
 

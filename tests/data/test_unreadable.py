@@ -9,11 +9,11 @@ import pytest
 from picture_files import pixels, png, write_tar
 from PIL import Image
 
-from ldm.data.captions import CaptionedFolder
-from ldm.data.folders import ImageFolder
-from ldm.data.module import DataModule
-from ldm.data.shards import IndexedShards, Shards
-from ldm.data.super_resolution import LowRes
+from ldm.data.core.module import DataModule
+from ldm.data.image_pairs.super_resolution import LowRes
+from ldm.data.readers.captions import CaptionedFolder
+from ldm.data.readers.folders import ImageFolder
+from ldm.data.shards.shards import IndexedShards, Shards
 from ldm.errors import UserError
 
 COUNT, BAD = 30, (4, 11, 17)
@@ -125,7 +125,7 @@ def test_damage_of_every_kind_is_skipped_and_counted(tmp_path, make, kind, caplo
         sizes = list(epochs(dataset, max_bad_fraction=0.25))
     assert sizes == [[5] * (12 if make is make_stream else 6)] * 2
     assert dataset.num_unreadable == 3
-    told = [record.getMessage() for record in caplog.records if record.name == "ldm.data.loader"]
+    told = [record.getMessage() for record in caplog.records if record.name == "ldm.data.core.loader"]
     assert told and told[-1].startswith("data: 3 unreadable so far")
     assert all(f"{i:04d}" in told[-1] for i in BAD)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from picture_files import pixels, png
 
-from ldm.data.transforms import ImageTransform, View, open_image
+from ldm.data.core.transforms import ImageTransform, View, open_image
 
 
 def rng(seed=0):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ldm.diffusion.guidance import classifier_free, correct_epsilon, gradient
-from ldm.diffusion.parameterization import Prediction, epsilon_to_x0
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import Prediction, epsilon_to_x0
+from ldm.diffusion.process import Schedule
 
 SCHEDULE = Schedule.linear(100)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldm.diffusion.parameterization import Epsilon, Sample, Velocity
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import Epsilon, Sample, Velocity
+from ldm.diffusion.process import Schedule
 
 ALL = [Epsilon(), Sample(), Velocity()]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.diffusion import schedule as schedules
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion import process as schedules
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 
 BUILDERS = [Schedule.linear, Schedule.sqrt_linear, Schedule.sqrt, Schedule.cosine]

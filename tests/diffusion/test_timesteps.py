@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.diffusion.timesteps import SPACINGS, compvis, compvis_quad, resolve_spacing, uniform
+from ldm.diffusion.grids import SPACINGS, compvis, compvis_quad, resolve_spacing, uniform
 from ldm.errors import UserError
 
 

@@ -21,9 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training_models import Noise, autoencoder_training, latent_diffusion
 
-from ldm.data.module import DataModule
-from ldm.training.checkpoints import Checkpoints
+from ldm.data.core.module import DataModule
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.lightning_fixes.checkpoints import Checkpoints
 from ldm.training.lr_schedules import WarmUpLinear
 from ldm.training.optimization import Optimization
 

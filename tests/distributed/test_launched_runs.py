@@ -23,8 +23,8 @@ model:
   target: ldm.training.latent_diffusion.LatentDiffusion
   learning_rate: 1.0e-3
   params:
-    autoencoder: {target: ldm.autoencoder.autoencoder.IdentityAutoencoder}
-    schedule: {target: ldm.diffusion.schedule.Schedule.linear, params: {num_steps: 20}}
+    autoencoder: {target: ldm.models.autoencoder.IdentityAutoencoder}
+    schedule: {target: ldm.diffusion.process.Schedule.linear, params: {num_steps: 20}}
     ema_decay: 0.9
     learn_logvar: true
     optimization: # a large eps, since Adam's sign of a gradient of nearly nothing is chance
@@ -42,12 +42,12 @@ model:
         {dim: 8, depth: 1, drop_rate: 0.2, tokenizer:
           {target: ldm.conditioning.tokenizers.TrainedTokenizer, params: {max_length: 8, vocab_size: 64}}}
 data:
-  target: ldm.data.module.DataModule
+  target: ldm.data.core.module.DataModule
   params:
     batch_size: 2
     num_workers: 0
-    train: {target: ldm.data.shapes.Shapes, params: {num_samples: 32, size: 8}}
-    validation: {target: ldm.data.shapes.Shapes, params: {num_samples: 3, size: 8, split: validation}}
+    train: {target: ldm.toy.shapes.Shapes, params: {num_samples: 32, size: 8}}
+    validation: {target: ldm.toy.shapes.Shapes, params: {num_samples: 3, size: 8, split: validation}}
 lightning:
   trainer: {accelerator: cpu, log_every_n_steps: 1, num_sanity_val_steps: 1, val_check_interval: 2}
   callbacks:

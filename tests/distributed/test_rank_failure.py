@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm import storage
 from ldm.cli.prove_resume import write_configs
+from ldm.weights import files as storage
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 240  # a hang would last until the timeout of a collective, half an hour

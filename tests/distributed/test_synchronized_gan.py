@@ -15,9 +15,9 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.losses import Adversary, VQLoss
 from ldm.autoencoder.regularizers import VectorQuantizer
+from ldm.models.autoencoder import Autoencoder
 from ldm.networks.discriminator import PatchDiscriminator
 from ldm.networks.encoder_decoder import Architecture
 from ldm.training.autoencoder import AutoencoderTraining

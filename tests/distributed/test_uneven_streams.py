@@ -19,7 +19,7 @@ model:
   base_learning_rate: 1.0e-3
   params:
     autoencoder:
-      target: ldm.autoencoder.autoencoder.Autoencoder
+      target: ldm.models.autoencoder.Autoencoder
       params:
         architecture:
           target: ldm.networks.encoder_decoder.Architecture
@@ -38,11 +38,11 @@ def write_config(folder: Path, samples_per_epoch: int | None) -> None:
     for number, (first, last) in enumerate([(0, 7), (7, 8), (8, 13)]):
         write_tar(folder / f"train-{number}.tar", range(first, last), lambda i: damaged.get(i, {}))
     write_tar(folder / "val-0.tar", range(20, 25))
-    shards = {"target": "ldm.data.shards.Shards", "params": {"size": 8, "urls": "train-*.tar"}}
+    shards = {"target": "ldm.data.shards.shards.Shards", "params": {"size": 8, "urls": "train-*.tar"}}
     train = {**shards, "params": {**shards["params"], "samples_per_epoch": samples_per_epoch}}
     validation = {**shards, "params": {**shards["params"], "urls": "val-*.tar"}}
     params = {"batch_size": 2, "num_workers": 0, "max_bad_fraction": 0.5, "train": train, "validation": validation}
-    data = {"data": {"target": "ldm.data.module.DataModule", "params": params}}
+    data = {"data": {"target": "ldm.data.core.module.DataModule", "params": params}}
     (folder / "config.yaml").write_text(yaml.safe_dump({**yaml.safe_load(CONFIG), **data}))
 
 

@@ -14,8 +14,8 @@ from tiny_runs import ROOT, autoencoder_node, diffusion_node, fails, node, noise
 
 from ldm.cli.evaluate import _conditions as conditions_of
 from ldm.cli.evaluate import parse
-from ldm.cli.evaluation_parts import join_ranks, scaled_folder_set
 from ldm.conditioning.labels import ClassConditioner
+from ldm.evaluation.build import join_ranks, scaled_folder_set
 
 pytest.importorskip("torch_fidelity")
 evaluate, compare = script("evaluate").main, script("compare").main
@@ -154,7 +154,7 @@ def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
         (("--metrics", "precision_recall:neighbourhood=2.5"), "neighbourhood: 2.5 is not a whole number"),
         (("--metrics", "kernel:size=5", "kernel:size=6"), "--metrics kernel:size=6: kernel is asked for twice"),
         (("--metrics", "pathlib.Path"), "is no metric"),
-        (("--metrics", "ldm.evaluation.agreement.psnr", "--n", 12), "cannot be called with pictures and their batch"),
+        (("--metrics", "ldm.toy.agreement.psnr", "--n", 12), "cannot be called with pictures and their batch"),
         (("--metrics", "psnr", "--n", 12), "psnr: needs 'image' beside each picture, there is nothing"),
         (("--metrics", "psnr", "--neighbours"), "--neighbours: are also sought by features"),
         (("--metrics", "psnr", "--export-reference", "a.npz"), "--export-reference: no metric needs a reference"),

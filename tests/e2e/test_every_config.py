@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from small_configs import made_up_data, narrowing, pinned, plain
 
-from ldm import checkpoint
-from ldm.cli.models import load_model
 from ldm.cli.train import main
 from ldm.config import instantiate, load
-from ldm.data.loader import collate
+from ldm.data.core.loader import collate
+from ldm.models.loading import load_model
 from ldm.sampling.ddim import DDIM
 from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.weights import load as checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "ablation"]  # studies are no configs

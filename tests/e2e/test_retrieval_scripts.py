@@ -11,10 +11,10 @@ from picture_files import write_pictures
 from PIL import Image
 from tiny_runs import fails, node, script
 
+from ldm.conditioning.clip import ClipEmbedder
 from ldm.config import instantiate
-from ldm.data.embeddings import Database
+from ldm.data.readers.embeddings import Database
 from ldm.errors import UserError
-from ldm.evaluation.clip import ClipEmbedder
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 12  # of the embeddings

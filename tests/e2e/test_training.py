@@ -12,13 +12,13 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from ldm import storage
+from ldm.weights import files as storage
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
 AUTOENCODER = """
-target: ldm.autoencoder.autoencoder.Autoencoder
+target: ldm.models.autoencoder.Autoencoder
 params:
   embed_dim: 2
   regularizer: {target: ldm.autoencoder.regularizers.KL}
@@ -45,7 +45,7 @@ model:
   target: ldm.training.latent_diffusion.LatentDiffusion
   params:
     latent_scale: measure
-    schedule: {target: ldm.diffusion.schedule.Schedule.linear, params: {num_steps: 20}}
+    schedule: {target: ldm.diffusion.process.Schedule.linear, params: {num_steps: 20}}
     network:
       target: ldm.networks.unet.UNet
       params:
@@ -76,14 +76,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = yaml.safe_load(text)
         config["model"]["params"]["autoencoder"] = yaml.safe_load(AUTOENCODER)
         dataset = {
-            "target": "ldm.data.captions.CaptionedFolder",
+            "target": "ldm.data.readers.captions.CaptionedFolder",
             "params": {"root": "pictures", "size": 16, "validation_share": 0.25},
         }
         splits = {
             split: {**dataset, "params": {**dataset["params"], "split": split}} for split in ("train", "validation")
         }
         params = {"batch_size": 2, "num_workers": 0, **splits}
-        config["data"] = {"target": "ldm.data.module.DataModule", "params": params}
+        config["data"] = {"target": "ldm.data.core.module.DataModule", "params": params}
         config["lightning"] = {
             "trainer": {"accelerator": "cpu", "log_every_n_steps": 1, "num_sanity_val_steps": 1},
             "callbacks": {"image_logger": None},

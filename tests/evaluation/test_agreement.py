@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ldm.data.loader import collate
-from ldm.data.shapes import Shapes
-from ldm.evaluation import agreement
+from ldm.data.core.loader import collate
+from ldm.toy import agreement
+from ldm.toy.shapes import Shapes
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import torch
 
-from ldm.evaluation.agreement import enlarged, psnr, sharpness, shrunk
-from ldm.evaluation.back_projection import held_to
+from ldm.models.back_projection import held_to
+from ldm.toy.agreement import enlarged, psnr, sharpness, shrunk
 
 
 def test_pictures_are_held_to_small_ones_and_keep_their_detail():

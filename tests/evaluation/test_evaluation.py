@@ -9,19 +9,19 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from ldm.data.folders import ImageFolder
-from ldm.data.pixels import from_bytes, to_bytes
-from ldm.data.shapes import Shapes
+from ldm.data.core.pixels import from_bytes, to_bytes
+from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
 from ldm.evaluation.comparison import compare
 from ldm.evaluation.conditions import BalancedClasses, DataConditions, Unconditional, UniformClasses
+from ldm.evaluation.distribution_metrics import Frechet, InceptionScore, Kernel, PrecisionRecall, SpatialFrechet
 from ldm.evaluation.evaluation import Judges, Result, evaluate_autoencoder, evaluate_pictures, label
 from ldm.evaluation.extractors import Features, SceneNet
-from ldm.evaluation.measures import Frechet, InceptionScore, Kernel, PrecisionRecall, SpatialFrechet
+from ldm.evaluation.image_metrics import Lpips, psnr, ssim
+from ldm.evaluation.image_sets import PictureSet
 from ldm.evaluation.memorisation import nearest_neighbours
-from ldm.evaluation.picture_metrics import Lpips, psnr, ssim
-from ldm.evaluation.picture_sets import PictureSet
 from ldm.evaluation.references import Referenced, data_reference, read_npz, write_npz
+from ldm.toy.shapes import Shapes
 
 pytest.importorskip("torch_fidelity")
 

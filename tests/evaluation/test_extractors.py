@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ldm.data.loader import collate
-from ldm.data.pixels import to_bytes
-from ldm.data.shapes import Shapes
+from ldm.data.core.loader import collate
+from ldm.data.core.pixels import to_bytes
 from ldm.errors import UserError
-from ldm.evaluation import scene_network
+from ldm.evaluation.distribution_metrics import Frechet, Reference
 from ldm.evaluation.extractors import SCENE_WEIGHTS, Clip, Dino, Inception, SceneNet
-from ldm.evaluation.measures import Frechet, Reference
+from ldm.toy import scene_network
+from ldm.toy.shapes import Shapes
 
 
 def scenes(count, **options):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ldm.autoencoder.autoencoder import IdentityAutoencoder
 from ldm.conditioning.labels import ClassConditioner
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
-from ldm.evaluation.generate import Known, Request, generate, to_uint8
+from ldm.models.autoencoder import IdentityAutoencoder
+from ldm.models.generate import Known, Request, generate, to_uint8
 from ldm.networks.unet import UNet
 from ldm.sampling.ddim import DDIM
 from ldm.training.latent_diffusion import LatentDiffusion

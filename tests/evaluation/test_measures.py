@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.evaluation.extractors import Features, SceneNet
-from ldm.evaluation.measures import (
+from ldm.evaluation.distribution_metrics import (
     SET_METRICS,
     Frechet,
     InceptionScore,
@@ -18,6 +17,7 @@ from ldm.evaluation.measures import (
     frechet_distance,
     moments,
 )
+from ldm.evaluation.extractors import Features, SceneNet
 
 fidelity = pytest.importorskip("torch_fidelity")
 KINDS = {"fid": Frechet(), "kid": Kernel(5, 20), "isc": InceptionScore(4), "prc": PrecisionRecall()}

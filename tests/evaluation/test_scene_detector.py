@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.data.shape_captions import COLOURS, OPPOSITE, RELATIONS, SHAPES, SIDES, SIZES, parse
-from ldm.data.shapes import Shapes
-from ldm.evaluation.scene_detector import caption_is_drawn, detect, score, verdict
+from ldm.toy.captions import COLOURS, OPPOSITE, RELATIONS, SHAPES, SIDES, SIZES, parse
+from ldm.toy.scene_detector import caption_is_drawn, detect, score, verdict
+from ldm.toy.shapes import Shapes
 
 NUM = 200
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ldm.data.loader import collate
-from ldm.data.shapes import Shapes
-from ldm.data.thumbnails import ThumbnailNeighbours
-from ldm.evaluation.digit_classifier import digit_classifier
-from ldm.evaluation.tasks import condition_pictures, digit_task, photo_tasks, scene_tasks, shuffled
+from ldm.data.core.loader import collate
+from ldm.toy.digit_classifier import digit_classifier
+from ldm.toy.shapes import Shapes
+from ldm.toy.tasks import condition_pictures, digit_task, photo_tasks, scene_tasks, shuffled
+from ldm.toy.thumbnails import ThumbnailNeighbours
 
 
 @pytest.fixture(scope="module")

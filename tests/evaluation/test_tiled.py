@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.regularizers import KL, VectorQuantizer
 from ldm.conditioning.base import Conditioning
 from ldm.conditioning.images import FirstStageConditioner
 from ldm.conditioning.labels import ClassConditioner
-from ldm.conditioning.network import ConditionalNetwork
 from ldm.errors import UserError
-from ldm.evaluation.tiled import TiledAutoencoder, TiledConditioner, TiledNetwork, tile_boxes
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.conditional_network import ConditionalNetwork
+from ldm.models.tiled import TiledAutoencoder, TiledConditioner, TiledNetwork, tile_boxes
 from ldm.networks.encoder_decoder import Architecture
 from ldm.networks.unet import UNet
 

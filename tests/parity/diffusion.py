@@ -3,7 +3,7 @@
 import torch
 
 from ldm.diffusion.objective import ERRORS
-from ldm.diffusion.parameterization import Epsilon, Sample
+from ldm.diffusion.prediction import Epsilon, Sample
 
 from .case import Case
 from .latent import conditioning, images_first

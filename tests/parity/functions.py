@@ -4,9 +4,10 @@ import math
 
 from ldm.autoencoder import losses
 from ldm.autoencoder.regularizers import measure_perplexity
-from ldm.data import kernels
-from ldm.data.degradation import Draws, bsrgan, bsrgan_light
-from ldm.diffusion import schedule, timesteps
+from ldm.data.image_pairs import kernels
+from ldm.data.image_pairs.degradation import Draws, bsrgan, bsrgan_light
+from ldm.diffusion import grids as timesteps
+from ldm.diffusion import process as schedule
 from ldm.networks.embeddings import timestep_embedding
 from ldm.networks.rescaling import sinusoidal_embedding
 

@@ -5,7 +5,7 @@ import random
 import torch
 
 from ldm.config import instantiate
-from ldm.data.boxes import Box, LayoutObject
+from ldm.data.layout.boxes import Box, LayoutObject
 
 from .case import Case
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.sampling.base import SeededNoise, Step, gaussian_noise, keep_known, last, scaled_noise
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.parameterization import Prediction, epsilon_to_x0
-from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.timesteps import TimeGrid
+from ldm.diffusion.grids import TimeGrid
+from ldm.diffusion.prediction import Prediction, epsilon_to_x0
+from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.sampling.base import last
 from ldm.sampling.ddim import DDIM

@@ -7,7 +7,7 @@ from training_models import SIZE, autoencoder, autoencoder_training, fit, larges
 
 from ldm.errors import UserError
 from ldm.training.autoencoder import AutoencoderTraining, psnr
-from ldm.training.checkpoints import Checkpoints
+from ldm.training.lightning_fixes.checkpoints import Checkpoints
 from ldm.training.randomness import Draws
 
 

@@ -8,8 +8,8 @@ from training_models import autoencoder, autoencoder_training, fit, largest_diff
 
 from ldm.errors import UserError
 from ldm.training.autoencoder import AutoencoderTraining
-from ldm.training.checkpoints import Checkpoints
 from ldm.training.codebook import CodebookUpkeep, CodeCounts
+from ldm.training.lightning_fixes.checkpoints import Checkpoints
 
 
 def positions(codes: torch.Tensor) -> torch.Tensor:

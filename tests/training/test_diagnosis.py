@@ -9,10 +9,10 @@ from training_models import autoencoder_training, fit, vq_training
 
 from ldm.autoencoder.losses import Adversary, VQLoss
 from ldm.cli.arguments import parse
-from ldm.cli.plan import make_plan
-from ldm.cli.trainer import build_trainer
 from ldm.networks.discriminator import PatchDiscriminator
 from ldm.training.diagnosis import Diagnosis
+from ldm.training.plan import make_plan
+from ldm.training.trainer import build_trainer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "autoencoder" / "vq_f4.yaml"
 HEALTHY = {"train/disc_accuracy": 0.7, "train/d_weight": 3.0, "train/codebook_usage": 0.8}

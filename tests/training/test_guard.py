@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from training_models import Noise, autoencoder_training, fit, latent_diffusion
 
 from ldm.errors import UserError
-from ldm.training.guard import StepGuard
-from ldm.training.metrics_csv import MetricsCsv
+from ldm.training.lightning_fixes.guard import StepGuard
+from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 
 MODELS = {"autoencoder": lambda: autoencoder_training(disc_start=0, ema_decay=0.9), "diffusion": latent_diffusion}
 

@@ -7,9 +7,9 @@ from training_models import SIZE, fit, largest_difference, latent_diffusion, loa
 
 from ldm.diffusion.objective import Objective
 from ldm.errors import UserError
-from ldm.training.checkpoints import Checkpoints
+from ldm.training.lightning_fixes.checkpoints import Checkpoints
+from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.lr_schedules import WarmUpLinear
-from ldm.training.metrics_csv import MetricsCsv
 from ldm.training.optimization import Optimization
 from ldm.training.randomness import Draws
 

@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 import torch
 from training_models import Noise, autoencoder_training, largest_difference, latent_diffusion
 
-from ldm import storage
-from ldm.checkpoint import locate
-from ldm.data.module import DataModule
+from ldm.data.core.module import DataModule
 from ldm.errors import UserError
-from ldm.training.checkpoints import Checkpoints, Stopped
-from ldm.training.metrics_csv import MetricsCsv
+from ldm.training.lightning_fixes.checkpoints import Checkpoints, Stopped
+from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
+from ldm.weights import files as storage
+from ldm.weights.load import locate
 
 
 class Die(BaseException):

@@ -12,13 +12,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_models import autoencoder_training, fit, largest_difference, latent_diffusion
 
-from ldm import storage
 from ldm.errors import UserError
 from ldm.sampling.ddim import DDIM
 from ldm.training.callbacks import ImageLogger, grid
-from ldm.training.checkpoints import Checkpoints, Stopped
-from ldm.training.metrics_csv import MetricsCsv
+from ldm.training.lightning_fixes.checkpoints import Checkpoints, Stopped
+from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.progress import Progress, duration
+from ldm.weights import files as storage
 
 
 def test_checkpoint_holds_plain_data_only_and_the_raw_weights(tmp_path: Path) -> None:

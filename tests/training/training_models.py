@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.autoencoder.autoencoder import Autoencoder
 from ldm.autoencoder.losses import Adversary, KLLoss, VQLoss
 from ldm.autoencoder.regularizers import KL, Regularizer, VectorQuantizer
 from ldm.conditioning.labels import ClassConditioner
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.process import Schedule
+from ldm.models.autoencoder import Autoencoder
 from ldm.networks.discriminator import PatchDiscriminator
 from ldm.networks.encoder_decoder import Architecture
 from ldm.networks.unet import UNet

@@ -11,13 +11,13 @@ import torch
 import yaml
 from PIL import Image
 
-from ldm.cli.ablation import tables
-from ldm.cli.ablation.jobs import Evaluation, Training
-from ldm.cli.ablation.plan import Programs, StudyPlan, plan
-from ldm.cli.ablation.report import report_folder, write_report
-from ldm.cli.ablation.resolving import resolve
-from ldm.cli.ablation.study import read
-from ldm.cli.ablation.workspace import NUMBERED, PACE_STEPS, Place, Workspace
+from ldm.ablation import tables
+from ldm.ablation.jobs import Evaluation, Training
+from ldm.ablation.plan import Programs, StudyPlan, plan
+from ldm.ablation.report import report_folder, write_report
+from ldm.ablation.resolving import resolve
+from ldm.ablation.study import read
+from ldm.ablation.workspace import NUMBERED, PACE_STEPS, Place, Workspace
 from ldm.errors import UserError
 
 STUDY = Path(__file__).resolve().parents[3] / "configs" / "ablation" / "toy_f.yaml"

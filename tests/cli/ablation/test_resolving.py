@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.cli.ablation.judging import check_ready
-from ldm.cli.ablation.plan import Programs, plan
-from ldm.cli.ablation.resolving import Resolved, resolve
-from ldm.cli.ablation.study import Point, Recipe, read
+from ldm.ablation.judging import check_ready
+from ldm.ablation.plan import Programs, plan
+from ldm.ablation.resolving import Resolved, resolve
+from ldm.ablation.study import Point, Recipe, read
 from ldm.errors import UserError
 
 STUDIES = Path(__file__).resolve().parents[3] / "configs" / "ablation"

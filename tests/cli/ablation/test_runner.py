@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.cli.ablation.runner import Runner
-from ldm.cli.ablation.workspace import Place, Workspace
+from ldm.ablation.runner import Runner
+from ldm.ablation.workspace import Place, Workspace
 from ldm.errors import UserError
 
 CPU = Place((), "cpu")
@@ -98,8 +98,8 @@ import sys
 sys.path.insert(0, {folder!r})
 from pathlib import Path
 from test_runner import CPU, Program
-from ldm.cli.ablation.workspace import Workspace
-from ldm.cli.ablation.runner import Runner
+from ldm.ablation.workspace import Workspace
+from ldm.ablation.runner import Runner
 Runner(Workspace(Path({out!r})), [CPU], {{}}).run([Program("long", {line!r}), Program("next", needs=("long",))])
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.cli.ablation.study import Recipe, read
+from ldm.ablation.study import Recipe, read
 from ldm.errors import ConfigError, UserError
 
 STUDY = {

@@ -1,0 +1,1 @@
+"""Data sets, transforms, loaders and the data module."""

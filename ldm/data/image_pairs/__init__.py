@@ -1,0 +1,1 @@
+"""Pairs of images: super-resolution, inpainting, masks and maps."""

@@ -1,0 +1,1 @@
+"""Bounding boxes: annotations, crops and layout tokens."""

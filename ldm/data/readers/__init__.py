@@ -1,0 +1,1 @@
+"""Readers of folders, ImageNet, LSUN, Parquet and embeddings."""

@@ -1,0 +1,1 @@
+"""WebDataset shards: map-style and as resumable streams."""

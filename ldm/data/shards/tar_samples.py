@@ -1,0 +1,169 @@
+"""What WebDataset shards hold: files of one tar that share a name up to the first dot make one sample.
+
+`fields` says where the keys of a batch come from: {caption: txt} the text of NAME.txt, {class_label: json.class} the
+entry `class` of NAME.json, dots lead further in; {image: left.png} names the picture where a sample has several.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import braceexpand
+
+from ldm.data.readers.folders import EXTENSIONS
+from ldm.errors import UserError
+
+__all__ = ["ABSENT", "Fields", "Member", "expand_urls", "index_tar", "is_remote", "split_name"]
+
+_DECODED = ("json",)  # files in which a field may name an entry
+
+
+class Member(NamedTuple):
+    """Say where a file lies in an uncompressed tar: its first byte, and their number."""
+
+    start: int
+    size: int
+
+    def read(self, tar: str) -> bytes:
+        """Read the bytes from a tar; OSError if it is shorter, or for the member that stands for an absent one."""
+        if self == ABSENT:
+            raise OSError("not in the shard, which is damaged, or lacks it")
+        with open(tar, "rb") as stream:
+            stream.seek(self.start)
+            content = stream.read(self.size)
+        if len(content) != self.size:
+            raise OSError(f"{tar} is cut off")
+        return content
+
+
+ABSENT = Member(0, -1)
+
+
+def is_remote(url: str) -> bool:
+    """Tell whether a shard is not a local file but something the webdataset library opens: http:, s3:, pipe: ..."""
+    return ":" in url.split("/")[0] and not Path(url).exists()
+
+
+def expand_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
+    """List the shards that folders, globs and braces (`train-{0000..0003}.tar`) mean. UserError for absent ones."""
+    given = [urls] if isinstance(urls, (str, Path)) else list(urls)
+    shards: list[str] = []
+    for pattern in given:
+        for url in braceexpand.braceexpand(str(pattern)):
+            shards += [url] if is_remote(url) else _local_shards(str(Path(url).expanduser()))
+    if not shards:
+        raise UserError(f"{urls}: no shards; set urls to tar files, a folder of them, or a pattern")
+    return shards
+
+
+def _local_shards(url: str) -> list[str]:
+    if Path(url).is_file():
+        return [url]
+    found = sorted(glob(url)) if has_magic(url) else sorted(str(path) for path in Path(url).glob("*.tar"))
+    if not found:
+        what = "a folder without *.tar files" if Path(url).is_dir() else "no such shard"
+        raise UserError(f"{url}: {what}; set urls to tar files, a folder of them, or a pattern")
+    return found
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split the name of a member into sample and extension: a/b.left.PNG -> (a/b, left.png)."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def index_tar(path: str) -> tuple[dict[str, dict[str, Member]], str | None]:
+    """List the samples of a local tar (name -> extension -> member) from its headers, and say what is wrong with it.
+
+    Of a tar that is damaged or cut off, what lies before the damage is listed.
+    """
+    samples: dict[str, dict[str, Member]] = {}
+    try:
+        length = os.path.getsize(path)
+        with tarfile.open(path, "r:") as archive:
+            for info in archive:
+                key, extension = split_name(info.name)
+                if info.offset_data + info.size > length:
+                    return samples, f"{info.name} is cut off"
+                if info.isfile() and extension and not key.rpartition("/")[2].startswith("__") and key[-1:] not in "/":
+                    samples.setdefault(key, {})[extension] = Member(info.offset_data, info.size)
+    except (tarfile.TarError, OSError) as error:
+        return samples, f"not a readable uncompressed tar ({error}); stream others by Shards"
+    return samples, None
+
+
+class Fields:
+    """Read the keys of a batch from a sample, given as extension -> content."""
+
+    def __init__(self, fields: Mapping[str, str] | None) -> None:
+        self.sources = {"caption": "txt"} if fields is None else dict(fields)
+        self.image = self.sources.pop("image", None)
+
+    @property
+    def extensions(self) -> set[str]:
+        """Give the extensions that are read besides the picture's."""
+        return {self._split(source)[0] for source in self.sources.values()}
+
+    @staticmethod
+    def _split(source: str) -> tuple[str, list[str]]:
+        """Split json.a.b into the extension and the path within; other sources are extensions as they are."""
+        first, *path = source.split(".")
+        return (first, path) if first in _DECODED else (source, [])
+
+    def is_needed(self, name: str) -> bool:
+        """Tell whether a member of a tar is read at all."""
+        extension = split_name(name)[1]
+        return extension in self.extensions or self.is_image(extension)
+
+    def is_image(self, extension: str) -> bool:
+        """Tell whether an extension can be the picture's."""
+        return extension == self.image if self.image else f".{extension.rpartition('.')[2]}" in EXTENSIONS
+
+    def image_of(self, extensions: Sequence[str]) -> str | None:
+        """Choose the picture of a sample, or None if it has none."""
+        return min((extension for extension in extensions if self.is_image(extension)), key=_plain_first, default=None)
+
+    def problem(self, extensions: Sequence[str]) -> str | None:
+        """Say what a sample with these files lacks."""
+        have = f"it has {', '.join(sorted(extensions)) or 'no file that is asked for'}"
+        if self.image_of(extensions) is None:
+            return f"has no picture, {have}"
+        for key, source in self.sources.items():
+            if self._split(source)[0] not in extensions:
+                return (
+                    f"has no {self._split(source)[0]} for {key!r}, {have}; "
+                    f"set fields.{key}, or fields={{}} for pictures only"
+                )
+        return None
+
+    def read(self, content: Callable[[str], bytes]) -> dict[str, Any]:
+        """Read all keys but the picture. Raises ValueError for absent entries and files that are damaged."""
+        values: dict[str, Any] = {}
+        for key, source in self.sources.items():
+            extension, path = self._split(source)
+            text = content(extension).decode("utf-8")
+            value = _entry(key, json.loads(text), path) if extension in _DECODED else text.strip()
+            if not isinstance(value, (str, int, float)):
+                raise ValueError(f"{source} for {key!r} is {type(value).__name__}, neither text nor a number")
+            values[key] = int(value) if extension == "cls" else value
+        return values
+
+
+def _entry(key: str, value: Any, path: Sequence[str]) -> Any:
+    for step in path:
+        if not isinstance(value, dict) or step not in value:
+            have = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(f"json has no {'.'.join(path)} for {key!r}, it has {have}; set fields.{key}")
+        value = value[step]
+    return value
+
+
+def _plain_first(extension: str) -> tuple[bool, str]:
+    return "." in extension, extension

@@ -1,0 +1,1 @@
+"""Checks of data and models before GPU time is spent."""

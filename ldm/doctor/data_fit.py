@@ -1,0 +1,90 @@
+"""Whether data and a model go together: sizes and channels of pictures, class indices. Told before training.
+
+What conditioners need they say themselves (`Conditioner.takes`); pictures must fit the first stage and the U-Net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from ldm.conditioning.base import Conditioner, Taken
+from ldm.data.core.classes import class_names
+from ldm.data.core.module import DataModule
+from ldm.doctor.summary import Summary
+from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.networks.unet import UNet
+from ldm.training.autoencoder import AutoencoderTraining
+from ldm.training.latent_diffusion import LatentDiffusion
+
+_NAMED = ("class_label", "box_labels")  # what `class_names` of a data set lists
+
+
+def insist_on_fit(model: nn.Module, data: DataModule) -> None:
+    """Hold the first item of each data set, and the classes that it knows, against a model. UserError for a misfit."""
+    for name, item in data.first_items.items():
+        summary = Summary()
+        summary.add(item)
+        for problem in fit_problems(model, summary, class_names(getattr(data, name))):
+            raise UserError(f"data.params.{name}: {problem}")
+
+
+def fit_problems(model: nn.Module, summary: Summary, names: Sequence[str] = ()) -> list[str]:
+    """Say in a line each what of the items summed up does not go with a model. names: of the classes, by label."""
+    found = list(_picture_problems(model, summary))
+    for part in model.modules():
+        if isinstance(part, Conditioner):
+            for key, taken in part.takes().items():
+                known = names if key in _NAMED else ()
+                found += [f"{key}: {text}" for text in _entry_problems(type(part).__name__, taken, summary, key, known)]
+    return found
+
+
+def side_multiple(model: LatentDiffusion | AutoencoderTraining) -> int:
+    """Give the number that must divide the sides of a picture, for the first stage and for the denoiser if any."""
+    if isinstance(model, AutoencoderTraining):
+        return model.autoencoder.factor
+    multiples = [module.size_multiple for module in model.model.modules() if isinstance(module, UNet)]
+    return model.first_stage_model.factor * max(multiples, default=1)
+
+
+def _first_stage(model: LatentDiffusion | AutoencoderTraining) -> Autoencoder | IdentityAutoencoder:
+    return model.autoencoder if isinstance(model, AutoencoderTraining) else model.first_stage_model
+
+
+def _picture_problems(model: nn.Module, summary: Summary) -> Iterator[str]:
+    if not isinstance(model, (LatentDiffusion, AutoencoderTraining)):
+        return
+    shape = summary.shape(model.image_key)
+    if shape is None or len(shape) != 3:
+        return
+    channels, height, width = shape
+    multiple, key, wanted = side_multiple(model), model.image_key, _first_stage(model).in_channels
+    is_resized = isinstance(model, AutoencoderTraining) and model.resize_range is not None
+    if (height % multiple or width % multiple) and not is_resized:
+        yield (
+            f"{key}: the size {height}x{width} does not go with this model, whose pictures need sides that {multiple} "
+            f"divides; set size, e.g. to {[_nearest(side, multiple) for side in (height, width)]}"
+        )
+    if channels != wanted:
+        yield f"{key}: has {channels} channels, the autoencoder takes {wanted}; set channels: {wanted}, or in_channels"
+
+
+def _nearest(side: int, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple
+
+
+def _entry_problems(name: str, taken: Taken, summary: Summary, key: str, names: Sequence[str]) -> Iterator[str]:
+    """Compare one entry of the batch with what the conditioner `name` takes there."""
+    indices, shape = summary.indices(key), summary.shape(key)
+    if indices and taken.num_classes is not None:
+        highest = max(*indices, len(names) - 1)
+        if highest >= taken.num_classes:
+            raised = "num_classes" if taken.channels is None else "in_channels"
+            yield f"has the class {highest}, but {name} takes 0 to {taken.num_classes - 1}; raise its {raised}"
+        if taken.reserved is not None and (taken.reserved in indices or taken.reserved < len(names)):
+            yield f"{taken.reserved} is a class of the data, but means 'no class' to {name}; set null_label to no class"
+    elif shape is not None and len(shape) == 3 and taken.channels not in (None, shape[0]):
+        yield f"has {shape[0]} channels, but {name} takes {taken.channels}"

@@ -1,0 +1,1 @@
+"""Models that one can hold: the autoencoder and the latent diffusion model, their sampling and loading."""

@@ -1,0 +1,114 @@
+"""A latent diffusion model that works on overlapping tiles: first stage and denoiser, for pictures of any size.
+
+Both are convolutional, so that they apply to larger maps than they were trained on (section 4.3.2); tile by tile,
+memory does not grow with the picture, and attention and normalisation see maps of the size that they know. Outputs of
+neighbouring tiles are blended at every step by `ldm.networks.tiling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoder.regularizers import Noise
+from ldm.conditioning.base import Conditioner, Conditioning
+from ldm.models.autoencoder import Autoencoder
+from ldm.networks.tiling import FoldUnfold, TileSpec, blend, tiled
+
+
+class TiledAutoencoder(nn.Module):
+    """Encode and decode by tiles of `side` positions of the latent that overlap by half.
+
+    It shares the autoencoder's weights and owns none. Distributions are blended, not samples of them, and z is
+    quantised before it is cut.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, side: int) -> None:
+        super().__init__()
+        self._inner = (autoencoder,)  # in a tuple: as a child it would give its weights second names
+        self.factor = autoencoder.factor
+        self.in_channels, self.latent_channels = autoencoder.in_channels, autoencoder.latent_channels
+        self.architecture = autoencoder.architecture
+        stride = max(1, side // 2)
+        pixels = TileSpec(side * self.factor, stride * self.factor)
+        self.moments = tiled(autoencoder.moments, pixels, down=self.factor)
+        self._decode = tiled(partial(autoencoder.decode, snap=False), TileSpec(side, stride), up=self.factor)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, h, w) of the latent of a height x width image; UserError unless f divides both."""
+        return self._inner[0].latent_shape(height, width)
+
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Return latents (B, C, H/f, W/f) of images (B, in_channels, H, W)."""
+        return self._inner[0].quantize.latent(self.moments(x), noise)
+
+    def encode_mode(self, x: Tensor) -> Tensor:
+        """Return the latents without noise."""
+        return self._inner[0].quantize.mode(self.moments(x))
+
+    def decode(self, z: Tensor, snap: bool = True) -> Tensor:
+        """Map latents (B, C, h, w) to images (B, out_channels, f*h, f*w); `snap` quantises z first (VQ)."""
+        return self._decode(self._inner[0].quantize.snap(z) if snap else z)
+
+
+class TiledNetwork(nn.Module):
+    """Denoise tile by tile; a picture that is concatenated is cut alike.
+
+    A context of cross-attention is given to every tile, unless `contexts_differ`: then it holds, one after the other,
+    the tokens of each tile, as `TiledConditioner` makes them.
+    """
+
+    def __init__(self, network: nn.Module, side: int, contexts_differ: bool = False) -> None:
+        """Take a network that is called with (x, t, conditioning); side: of a tile, in positions of x."""
+        super().__init__()
+        self.network = network
+        self.spec = TileSpec(side, max(1, side // 2))
+        self.contexts_differ = contexts_differ
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        """Run the network on x (B, C, H, W) and steps t (B,)."""
+        concat = None if conditioning is None else conditioning.concat
+        if concat is not None and concat.shape[2:] not in {(1, 1), x.shape[2:]}:
+            return self.network(x, t, conditioning)  # which says what is wrong
+        tiles = FoldUnfold(self.spec, *x.shape[2:])
+        each = range(len(tiles.positions))
+        return blend(tiles, (self.network(tiles.crop(x, i), t, self._part(conditioning, tiles, i)) for i in each))
+
+    def _part(self, conditioning: Conditioning | None, tiles: FoldUnfold, i: int) -> Conditioning | None:
+        """Give the condition of tile i."""
+        if conditioning is None:
+            return None
+        concat, context = conditioning.concat, conditioning.context
+        if concat is not None and concat.shape[2:] != (1, 1):
+            concat = tiles.crop(concat, i)
+        if self.contexts_differ and context is not None:
+            context = context.chunk(len(tiles.positions), dim=1)[i]  # (B, L, D)
+        return replace(conditioning, concat=concat, context=context)
+
+
+class TiledConditioner(nn.Module):
+    """Embed conditions that differ from tile to tile: entries of the batch are (B, number of tiles, ...)."""
+
+    def __init__(self, conditioner: Conditioner, num_tiles: int) -> None:
+        super().__init__()
+        self.conditioner, self.num_tiles, self.drop_rate = conditioner, num_tiles, conditioner.drop_rate
+
+    def forward(self, batch: Mapping[str, Tensor], drop: Tensor | None = None) -> Conditioning:
+        """Give the contexts of all tiles, one after the other: (B, tiles * L, D)."""
+        parts = [{key: entry[:, i] for key, entry in batch.items()} for i in range(self.num_tiles)]
+        return Conditioning(context=torch.cat([self.conditioner(part, drop).context for part in parts], dim=1))
+
+    def unconditional(self, n: int) -> Conditioning:
+        """Give n samples without condition, in every tile."""
+        return Conditioning(context=self.conditioner.unconditional(n).context.repeat(1, self.num_tiles, 1))
+
+
+def tile_boxes(height: int, width: int, side: int) -> list[tuple[float, float, float, float]]:
+    """List the places of the tiles of TiledNetwork on a map: left, top, width, height as fractions of it."""
+    tiles = FoldUnfold(TileSpec(side, max(1, side // 2)), height, width)
+    down, across = tiles.kernel
+    return [(left / width, top / height, across / width, down / height) for top, left in tiles.positions]

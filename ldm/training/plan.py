@@ -1,0 +1,253 @@
+"""What will be trained, worked out before anything is built: merged config, devices, global batch, learning rate.
+
+    model:      target, params, checkpoint, ignore_keys
+                learning_rate: of a step, as it is; global_batch: the one that it was chosen for
+                base_learning_rate: per sample, in place of learning_rate (CompVis configs)
+                allow_untrained_first_stage: true lets a latent model start on a first stage without weights
+    data:       target, params
+    lightning:  trainer: arguments of Lightning's Trainer
+                callbacks: by name; image_logger, progress and diagnosis are there unless null
+                modelcheckpoint: params of ldm.training.lightning_fixes.checkpoints.Checkpoints, or another target
+                logger: one node, or several by name, beside metrics.csv
+                channels_last, compile: true or false; cache_latents: true, or {views, half}
+                max_skipped_steps: more steps in a row (10) without finite gradients end the run
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+
+from ldm import config as configs
+from ldm.cli.arguments import Arguments
+from ldm.compat import lightning as lightning_dialect
+from ldm.errors import ConfigError, UserError
+from ldm.targets import find_target, nearest, parameters_of
+from ldm.training.devices import Devices, choose
+from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.launch import Launch, check_by_hand, detect
+from ldm.training.run_folder import RunFolder, choose_run
+from ldm.training.strategies import STRATEGIES
+from ldm.value_types import hints_of, mismatch
+
+_log = logging.getLogger(__name__)
+_LIGHTNING_KEYS = (
+    "trainer", "logger", "modelcheckpoint", "callbacks", "channels_last", "compile", "cache_latents",
+    "max_skipped_steps",
+)  # fmt: skip
+_MAPPINGS = ("trainer", "callbacks", "modelcheckpoint", "logger")
+_MADE_HERE = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_model_summary")
+_COUNTS = (
+    "num_nodes", "max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches", "log_every_n_steps",
+    "check_val_every_n_epoch",
+)  # fmt: skip
+_ENDLESS = ("max_steps", "max_epochs")  # -1: without limit
+_LARGE_LEARNING_RATE = 1e-3
+_WITHOUT_WEIGHTS = "IdentityAutoencoder"
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """Count the samples of one optimiser step."""
+
+    per_device: int
+    devices: int
+    nodes: int
+    accumulate: int
+
+    @property
+    def processes(self) -> int:
+        """Count the processes, one a device."""
+        return self.devices * self.nodes
+
+    @property
+    def total(self) -> int:
+        """Give the product."""
+        return self.per_device * self.processes * self.accumulate
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total} = {self.per_device} per device x {self.devices} devices x {self.nodes} nodes "
+            f"x {self.accumulate} accumulated"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold the resolved config (plain dicts, sections model, data, lightning) and what was worked out from it."""
+
+    config: dict[str, Any]
+    run: RunFolder
+    devices: Devices
+    batch: GlobalBatch
+    learning_rate: float
+    seed: int
+    launch: Launch | None = None
+
+    @property
+    def strategy(self) -> str | dict[str, Any]:
+        """Name how the processes share the work: as asked, else ddp for several; a node stands for another one."""
+        return self.lightning["trainer"].get("strategy") or ("ddp" if self.batch.processes > 1 else "auto")
+
+    def check_machine(self) -> None:
+        """Raise UserError if this machine cannot do it: absent devices, or no word about where the hosts meet."""
+        self.devices.check()
+        if self.launch is None:
+            check_by_hand(os.environ, self.batch.nodes)
+
+    @property
+    def lightning(self) -> dict[str, Any]:
+        """Give the section `lightning`."""
+        return self.config["lightning"]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Give the section `model`."""
+        return self.config["model"]
+
+
+def make_plan(arguments: Arguments) -> Plan:
+    """Read and check everything that can be checked without building. Writes nothing. Raises UserError."""
+    run = choose_run(arguments)
+    paths = run.configs(arguments)
+    seed = run.seed(arguments)
+    if not paths:
+        raise UserError("--base: name at least one config, e.g. --base configs/ldm/txt2img.yaml")
+    config = OmegaConf.to_container(configs.load(paths, arguments.overrides), resolve=True)
+    for section in ("model", "data"):
+        if section not in config:
+            raise UserError(f"{', '.join(paths)}: there is no section {section}")
+    _check_mappings(config.get("lightning"))
+    lightning = lightning_dialect.translate(config.get("lightning") or {})
+    _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
+    trainer = lightning["trainer"] | arguments.trainer_options()
+    launch = detect(os.environ)
+    devices = choose(arguments.gpus, arguments.devices, arguments.accelerator, trainer, launch)
+    if launch is not None:
+        launch.check(None, arguments.num_nodes)
+        trainer["num_nodes"] = launch.nodes
+    _check_trainer(trainer)
+    _seed_data(config["data"], seed)
+    batch = _global_batch(config["data"], trainer, devices)
+    rate = learning_rate(config["model"], batch.total, arguments.scale_lr)
+    model = {key: value for key, value in config["model"].items() if key != "base_learning_rate"}
+    model |= {"learning_rate": rate, "global_batch": batch.total}
+    lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
+    resolved = {"model": model, "data": config["data"], "lightning": lightning}
+    return Plan(resolved, run, devices, batch, rate, seed, launch)
+
+
+def _check_mappings(section: Any) -> None:
+    """Check the form of the section before anything looks into it."""
+    parts = {f"lightning.{key}": section.get(key) for key in _MAPPINGS} if isinstance(section, dict) else {}
+    for path, value in {"lightning": section, **parts}.items():
+        if problem := mismatch(value, dict | None):
+            raise ConfigError(problem, path)
+
+
+def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:
+    for key in section:
+        if key not in known:
+            hint = nearest(str(key), known) or f"; known are {', '.join(known)}"
+            raise ConfigError(f"unknown{hint}", f"{path}.{key}")
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Check names and types of the trainer's arguments, and what Lightning would only find out much later."""
+    names = inspect.signature(pl.Trainer.__init__).parameters
+    _check_keys(trainer, tuple(name for name in names if name not in ("self", *_MADE_HERE)), "lightning.trainer")
+    hints = hints_of(pl.Trainer)
+    for name, value in trainer.items():
+        place, is_node = f"lightning.trainer.{name}", isinstance(value, dict) and "target" in value
+        if not is_node and value != -1 and (problem := mismatch(value, hints.get(name, object))):
+            raise ConfigError(problem, place)
+        if name in _COUNTS and value is not None and value < (-1 if name in _ENDLESS else 1):
+            raise ConfigError(f"{value} is less than 1", place)
+    strategy, precision = trainer.get("strategy") or "auto", str(trainer.get("precision", 32))
+    if isinstance(strategy, str) and strategy not in ("auto", *STRATEGIES):
+        hint = nearest(strategy, STRATEGIES) or f"; known are auto, {', '.join(STRATEGIES)}"
+        raise ConfigError(f"{strategy!r} is unknown{hint}", "lightning.trainer.strategy")
+    if strategy == "fsdp" and precision.startswith("16"):
+        raise ConfigError("16-mixed needs a gradient scaler, which fsdp has not; use bf16-mixed", "--precision")
+
+
+def _seed_data(data: dict[str, Any], seed: int) -> None:
+    """Let the order of the data follow --seed unless the config fixes it."""
+    if "seed" in parameters_of(find_target(data["target"], "data")).names:
+        data["params"] = {"seed": seed, **(data.get("params") or {})}
+
+
+def _global_batch(data: Mapping[str, Any], trainer: Mapping[str, Any], devices: Devices) -> GlobalBatch:
+    per_device = (data.get("params") or {}).get("batch_size")
+    if type(per_device) is not int or per_device < 1:
+        raise ConfigError("give a whole number, 1 or more", "data.params.batch_size")
+    return GlobalBatch(
+        per_device, devices.count, trainer.get("num_nodes", 1), trainer.get("accumulate_grad_batches", 1)
+    )
+
+
+def learning_rate(model: Mapping[str, Any], global_batch: int, scale: bool | None) -> float:
+    """Work out the learning rate of a step over `global_batch` samples.
+
+    `learning_rate` is absolute; a `global_batch` beside it says for which it was chosen, and `scale` True then scales
+    it in proportion. `base_learning_rate`, as CompVis configs have it, is per sample unless `scale` is False.
+    """
+    absolute, base = model.get("learning_rate"), model.get("base_learning_rate")
+    if (absolute is None) == (base is None):
+        given = "neither is" if base is None else "both are"
+        raise ConfigError(f"{given} given; write one of learning_rate (absolute) and base_learning_rate", "model")
+    value = absolute if base is None else base
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        name = "learning_rate" if base is None else "base_learning_rate"
+        raise ConfigError(f"{value!r} is no positive number (YAML reads 1e-4 as text; write 1.0e-4)", f"model.{name}")
+    if base is not None:
+        return _per_sample(float(base), global_batch, scale)
+    chosen_for = model.get("global_batch")
+    if chosen_for is not None and (type(chosen_for) is not int or chosen_for < 1):
+        raise ConfigError(f"{chosen_for!r} is no whole number, 1 or more", "model.global_batch")
+    if chosen_for is None or chosen_for == global_batch:
+        return float(absolute)
+    if scale:
+        return float(absolute) * global_batch / chosen_for
+    _log.warning(
+        "the learning rate %g was chosen for a global batch of %d, this run has %d; it is kept "
+        "(--scale_lr scales it in proportion)",
+        absolute,
+        chosen_for,
+        global_batch,
+    )
+    return float(absolute)
+
+
+def _per_sample(base: float, global_batch: int, scale: bool | None) -> float:
+    if scale is False:
+        return base
+    scaled = base * global_batch
+    if scaled > _LARGE_LEARNING_RATE:
+        _log.warning(
+            "the learning rate is %g = base_learning_rate %g x global batch %d, which is unusually large; if the "
+            "config means %g for a step (as the published one for churches does), give --scale_lr false",
+            scaled,
+            base,
+            global_batch,
+            base,
+        )
+    return scaled
+
+
+def untrained_first_stage(plan: Plan) -> bool:
+    """Tell whether a new latent model would be trained on a first stage that nothing fills with weights."""
+    model = plan.model
+    target = find_target(model["target"], "model")
+    if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):
+        return False
+    first_stage = model["params"].get("autoencoder") or {}
+    has_weights = "checkpoint" in first_stage or "checkpoint" in model or not plan.run.is_new
+    return not has_weights and not str(first_stage.get("target", "")).endswith(_WITHOUT_WEIGHTS)
