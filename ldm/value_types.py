@@ -19,7 +19,7 @@ _LONGEST = 60
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Give the annotations of the parameters of a class or function; none where they cannot be evaluated."""
+    """Return the annotations of the parameters of a class or function; none where they cannot be evaluated."""
     try:
         return typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
     except (NameError, TypeError, AttributeError):
@@ -36,7 +36,7 @@ def mismatch(value: Any, annotation: Any, name: str = "") -> str:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Tell whether a value can be given where an annotation stands."""
+    """Return whether a value can be given where an annotation stands."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         return any(fits(value, argument) for argument in arguments)

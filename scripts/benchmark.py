@@ -134,7 +134,7 @@ def _synchronize() -> None:
 
 
 def _awaken(network: nn.Module) -> None:
-    """Give the zero-initialised layers weights, so that every layer matters to the output."""
+    """Return the zero-initialised layers weights, so that every layer matters to the output."""
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

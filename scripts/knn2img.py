@@ -104,7 +104,7 @@ def embed(options: argparse.Namespace, embedder: ClipEmbedder) -> tuple[Tensor, 
 def contexts_of(
     queries: Tensor, details: list[dict[str, Any]], database: Database | None, options: argparse.Namespace
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Give the context of each query, (Q, tokens, D), and note the neighbours in its details."""
+    """Return the context of each query, (Q, tokens, D), and note the neighbours in its details."""
     if database is None:
         return queries[:, None], details
     indices, similarities = database.nearest(queries, options.knn, options.index)

@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def tokenizer_of(conditioner: LayoutConditioner | TokenConditioner) -> LayoutTokenizer:
-    """Give the tokenizer of a model; the published one has boxes as tokens, whose classes are tokens themselves."""
+    """Return the tokenizer of a model; the published one has boxes as tokens, whose classes are tokens themselves."""
     if isinstance(conditioner, LayoutConditioner):
         return conditioner.tokenizer
     vocab_size, length = conditioner.transformer.token_emb.num_embeddings, len(conditioner.null_ids)
@@ -88,7 +88,7 @@ def describe(
 def embeddable(
     layout: Sequence[Placed], conditioner: LayoutConditioner | TokenConditioner, crop: Box
 ) -> dict[str, Tensor]:
-    """Give the batch entries of the part of a layout that a crop shows, as a conditioner reads them."""
+    """Return the batch entries of the part of a layout that a crop shows, as a conditioner reads them."""
     tokenizer = tokenizer_of(conditioner)
     if isinstance(conditioner, LayoutConditioner):
         seen = seen_in(layout, crop, relative=not tokenizer.encode_crop)

@@ -78,7 +78,7 @@ def misspell(word: str, rng: random.Random) -> str:
 
 
 def wrong_type(value: Any, rng: random.Random) -> Any:
-    """Give a value of a kind that nobody could mean here."""
+    """Return a value of a kind that nobody could mean here."""
     around = [[value], {"value": value}]
     if isinstance(value, bool):
         return rng.choice(["perhaps", *around])
@@ -181,7 +181,7 @@ def path_of(place: Place) -> str:
 
 
 def names_place(message: str, place: Place) -> bool:
-    """Tell whether a message names the changed key, the node around it, or the reference that leads nowhere."""
+    """Return whether a message names the changed key, the node around it, or the reference that leads nowhere."""
     around = [path_of(place[:length]) for length in range(1, len(place) + 1)]
     return any(word in message for word in (str(place[-1]), NOWHERE)) or any(
         f"{path}:" in message or f"{path}." in message for path in around
@@ -189,14 +189,14 @@ def names_place(message: str, place: Place) -> bool:
 
 
 def at(config: Any, place: Place) -> Any:
-    """Give the value at a place, which must exist."""
+    """Return the value at a place, which must exist."""
     for key in place:
         config = config[key]
     return config
 
 
 def has_default(config: dict[str, Any], place: Place, null: bool) -> bool:
-    """Tell whether the value at a place may be left out (or null), since it has a default (that is None)."""
+    """Return whether the value at a place may be left out (or null), since it has a default (that is None)."""
     if len(place) < 2 or place[-2] != "params":
         return True  # a whole node, its params, or what lies in a list: judged by what is built
     node = at(config, place[:-2])
@@ -234,7 +234,7 @@ def data_problem(data: dict[str, Any]) -> str:
 
 @cache
 def unchanged(name: str) -> tuple[str, str]:
-    """Give the resolved model section of a shipped config, and what is wrong with its data: its files are elsewhere."""
+    """Return the resolved model section of a shipped config, and what is wrong with its data (no files here)."""
     plan = make_plan(parse(["--base", str(CONFIGS / name), *ON_CPU]))
     return json.dumps(plan.model, default=str), data_problem(plan.config["data"])
 

@@ -93,7 +93,7 @@ def with_tiles(autoencoder: Autoencoder, side: int | None) -> Autoencoder | Tile
 
 
 def perceptual(device: torch.device) -> LPIPS | None:
-    """Give LPIPS if its weights are on this machine."""
+    """Return LPIPS if its weights are on this machine."""
     metric, probe = LPIPS().to(device), torch.zeros(1, 3, MIN_SIZE, MIN_SIZE, device=device)
     try:
         metric(probe, probe)

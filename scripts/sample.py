@@ -58,7 +58,7 @@ def class_list(text: str) -> list[int]:
 
 
 def class_conditions(loaded: LoadedModel, options: argparse.Namespace) -> dict[str, list[int]]:
-    """Give each sample its label. UserError if the model and --classes do not go together."""
+    """Return each sample its label. UserError if the model and --classes do not go together."""
     known = conditioners(loaded)
     others = [module.key for module in known if not isinstance(module, ClassConditioner)]
     if others:

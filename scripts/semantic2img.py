@@ -78,7 +78,7 @@ def describe(
 
 
 def checked(indices: Tensor, path: Path, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Give the map with -1, no class, where it has ignore_index. UserError for another index that is no class."""
+    """Return the map with -1, no class, where it has ignore_index. UserError for another index that is no class."""
     classes = indices[indices != ignore_index] if ignore_index is not None else indices.flatten()
     wrong = classes[(classes < 0) | (classes >= num_classes)]
     if len(wrong):
@@ -88,7 +88,7 @@ def checked(indices: Tensor, path: Path, num_classes: int, ignore_index: int | N
 
 
 def colours(num_classes: int) -> Tensor:
-    """Give every class a colour of its own, bytes (K, 3); 0 is black."""
+    """Return every class a colour of its own, bytes (K, 3); 0 is black."""
     turns = [index * 0.618034 % 1 for index in range(num_classes)]  # golden section: neighbours differ most
     table = [colorsys.hsv_to_rgb(turn, 0.65, 0.95) for turn in turns]
     return (torch.tensor([(0.0, 0.0, 0.0), *table[1:]]) * 255).to(torch.uint8)

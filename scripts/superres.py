@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def sees_maps(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> bool:
-    """Tell whether a model draws from maps of class indices, which are under `segmentation` unless the data say so."""
+    """Return whether a model draws from maps of class indices, under `segmentation` unless the data say so."""
     return conditioner.key == "segmentation" or train_option(loaded.content, "num_classes") is not None
 
 

@@ -195,7 +195,7 @@ def trained(task: Task, first_stage: str, options: argparse.Namespace) -> Path:
 
 
 def photo_paths(name: str, photos: str | None) -> list[str]:
-    """Give the overrides that say where the photos are, for the configs that read photos."""
+    """Return the overrides that say where the photos are, for the configs that read photos."""
     if not name.endswith("_photos"):
         return []
     inner = "params" if name.startswith("autoencoder") else "params.dataset.params"

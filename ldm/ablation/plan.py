@@ -65,7 +65,7 @@ class StudyPlan:
         return list(unique.values())
 
     def part(self, task: int, of: int) -> StudyPlan:
-        """Give the share of task number `task` (from 0) of an array of `of`; no task waits for another.
+        """Return the share of task number `task` (from 0) of an array of `of`; no task waits for another.
 
         Trials that share a first stage stay together. UserError for a task that is not in the array.
         """

@@ -49,7 +49,7 @@ class Runner:
         self._failed: dict[str, str] = {}
 
     def is_done(self, name: str) -> bool:
-        """Tell whether a job was finished, by whomever."""
+        """Return whether a job was finished, by whomever."""
         return self.workspace.done(name).is_file()
 
     def run(self, jobs: Sequence[Job]) -> None:

@@ -134,7 +134,7 @@ class Study:
                 yield Trial(labels, seed, self.last.over(point))
 
     def changed(self, overrides: Sequence[str]) -> Study:
-        """Give the study with `first_stage.KEY=VALUE` and `latent.KEY=VALUE` laid over every trial."""
+        """Return the study with `first_stage.KEY=VALUE` and `latent.KEY=VALUE` laid over every trial."""
         settings: dict[str, dict[str, Any]] = {"first_stage": {}, "latent": {}}
         for override in overrides:
             part, _, rest = override.partition(".")

@@ -28,7 +28,7 @@ def outcome(workspace: Workspace, job: Evaluation | None) -> Outcome | None:
 
 
 def first_stages(plan: StudyPlan, workspace: Workspace) -> list[Row]:
-    """Give Table 8: a row for each first stage, trained or given."""
+    """Return Table 8: a row for each first stage, trained or given."""
     rows = {}
     for entry in plan.entries:
         found = outcome(workspace, entry.first_stage)
@@ -44,7 +44,7 @@ def first_stages(plan: StudyPlan, workspace: Workspace) -> list[Row]:
 
 
 def sizes(plan: StudyPlan) -> list[Row]:
-    """Give a row for each trial: what is known before anything is trained."""
+    """Return a row for each trial: what is known before anything is trained."""
     return [_size(entry) for entry in plan.entries]
 
 
@@ -56,7 +56,7 @@ def _size(entry: Entry) -> Row:
 
 
 def trials(plan: StudyPlan, workspace: Workspace) -> list[Row]:
-    """Give a row for each trial, trained or not: its size, its cost, and how it was judged at the end."""
+    """Return a row for each trial, trained or not: its size, its cost, and how it was judged at the end."""
     return [_trial(plan, entry, workspace) for entry in plan.entries]
 
 
@@ -95,7 +95,7 @@ def figures(plan: StudyPlan, workspace: Workspace) -> list[str]:
 
 
 def progress(plan: StudyPlan, workspace: Workspace) -> list[Row]:
-    """Give Figure 6: how good every trial is along its training; `part` counts those of the budget."""
+    """Return Figure 6: how good every trial is along its training; `part` counts those of the budget."""
     rows = []
     for entry in plan.entries:
         for part, job in enumerate((*entry.curve, entry.final[plan.study.judgement.curve_steps]), start=1):
@@ -108,7 +108,7 @@ def progress(plan: StudyPlan, workspace: Workspace) -> list[Row]:
 
 
 def throughput(plan: StudyPlan, workspace: Workspace) -> list[Row]:
-    """Give Figure 7: how good and how fast every trial is at the end, for several numbers of steps."""
+    """Return Figure 7: how good and how fast every trial is at the end, for several numbers of steps."""
     rows = []
     for entry in plan.entries:
         for steps, job in entry.final.items():

@@ -33,11 +33,11 @@ class Workspace:
             (self.folder / kind).mkdir(parents=True, exist_ok=True)
 
     def place(self, kind: str, name: str) -> Path:
-        """Give a path below the folder `kind`."""
+        """Return a path below the folder `kind`."""
         return self.folder / kind / name
 
     def config(self, name: str) -> Path:
-        """Give the config of a training."""
+        """Return the config of a training."""
         return self.place("configs", f"{name}.yaml")
 
     def run(self, name: str) -> Path | None:
@@ -53,19 +53,19 @@ class Workspace:
         return run
 
     def done(self, name: str) -> Path:
-        """Give the file that says that a job is finished."""
+        """Return the file that says that a job is finished."""
         return self.place("done", f"{name}.json")
 
     def seconds(self, name: str) -> float | None:
-        """Tell how long a finished job took; None if it was interrupted, since nobody knows then."""
+        """Return how long a finished job took; None if it was interrupted, since nobody knows then."""
         return json.loads(self.done(name).read_text(encoding="utf-8"))["seconds"]
 
     def checkpoint(self, name: str, step: int) -> Path:
-        """Give the checkpoint that a training kept of a step."""
+        """Return the checkpoint that a training kept of a step."""
         return self.finished_run(name) / "checkpoints" / NUMBERED.format(step)
 
     def steps(self, name: str) -> int:
-        """Tell how many steps a training makes, as its config says."""
+        """Return how many steps a training makes, as its config says."""
         content = yaml.safe_load(self.config(name).read_text(encoding="utf-8"))
         return int(content["lightning"]["trainer"]["max_steps"])
 

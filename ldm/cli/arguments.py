@@ -42,7 +42,7 @@ class Arguments:
     max_steps: int | None
 
     def trainer_options(self) -> dict[str, str | int]:
-        """Give what overrides the trainer section of the config as it stands."""
+        """Return what overrides the trainer section of the config as it stands."""
         names = ("num_nodes", "strategy", "precision", "max_steps")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

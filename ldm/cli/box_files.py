@@ -106,7 +106,7 @@ def read_names(path: str | None) -> dict[str, int]:
 
 
 def box_tensors(layout: Sequence[Placed], max_objects: int) -> tuple[Tensor, Tensor]:
-    """Give boxes float32 (N, 4), zeros where absent, and labels int64 (N,), -1 where absent; N = max_objects."""
+    """Return boxes float32 (N, 4), zeros where absent, and labels int64 (N,), -1 where absent; N = max_objects."""
     boxes, labels = torch.zeros(max_objects, 4), torch.full((max_objects,), -1)
     for i, item in enumerate(layout):
         boxes[i], labels[i] = torch.tensor(item.box), item.label

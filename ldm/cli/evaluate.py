@@ -177,7 +177,7 @@ def _evaluate_samples(options: argparse.Namespace, device: torch.device) -> tupl
 
 
 def _of_conditions(options: argparse.Namespace) -> dict[str, bool]:
-    """Tell which flags are given that only mean something to a model with conditions."""
+    """Return which flags are given that only mean something to a model with conditions."""
     choice, scale = options.conditions, options.scale
     return {f"--conditions {choice}": choice != "data", f"--scale {scale:g}": scale != 1.0}
 

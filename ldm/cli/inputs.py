@@ -140,7 +140,7 @@ def read_mask(path: Path, size: tuple[int, int], target: Size = (None, None)) ->
 
 
 def _mask_values(image: Image.Image, lossless: bool) -> tuple[np.ndarray, float]:
-    """Give the values of a mask (H, W), and the one above which they are hole.
+    """Return the values of a mask (H, W), and the one above which they are hole.
 
     That is the middle of their range: 0..1, 0..255 or 0..65535, whichever holds them; or any palette's index 0.
     """

@@ -145,7 +145,7 @@ def _start(config: Path, logs: Path, prepare: Callable[[], None] | None = None) 
 
 
 def _wait(process: int, seconds: float | None) -> int | None:
-    """Give the exit status, None if the process still runs after so many seconds."""
+    """Return the exit status, None if the process still runs after so many seconds."""
     end = None if seconds is None else time.monotonic() + seconds
     while end is None or time.monotonic() < end:
         done, status = os.waitpid(process, os.WNOHANG)
@@ -226,7 +226,7 @@ _FAULTS: dict[str, Callable[[Path], None]] = {
 
 
 def fingerprint(logs: Path) -> dict[str, Any]:
-    """Give all that the end of a run consists of, under flat names."""
+    """Return all that the end of a run consists of, under flat names."""
     run = _newest(logs)
     folder, flat = run / "checkpoints", {}
     for file in ("last.ckpt", "best.ckpt"):

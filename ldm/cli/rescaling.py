@@ -9,7 +9,7 @@ from ldm.models.loading import LoadedModel
 
 
 def enlargement(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> Fraction:
-    """Give the output's side per side of the conditioning picture: f m^n, for n scalings by m before the latent."""
+    """Return the output's side per side of the conditioning picture: f m^n, for n scalings by m before the latent."""
     scale = Fraction(loaded.model.first_stage_model.factor)
     if isinstance(conditioner, SpatialRescaler):
         scale *= Fraction(conditioner.multiplier).limit_denominator(1000) ** conditioner.num_stages
@@ -17,5 +17,5 @@ def enlargement(loaded: LoadedModel, conditioner: ImageConditioner | SpatialResc
 
 
 def input_size(size: tuple[int | None, int | None], scale: Fraction) -> tuple[int | None, int | None]:
-    """Give the sides of the input from which an output of `size` is drawn; None stays None."""
+    """Return the sides of the input from which an output of `size` is drawn; None stays None."""
     return tuple(None if side is None else max(1, round(side / scale)) for side in size)

@@ -88,7 +88,7 @@ def conditioners(loaded: LoadedModel) -> list[Conditioner]:
 
 
 def only_conditioner(loaded: LoadedModel, kinds: type | tuple[type, ...], needed: str) -> Any:
-    """Give the one conditioner of a model. UserError, with what is `needed`, unless it is of one of these kinds."""
+    """Return the one conditioner of a model. UserError, with what is `needed`, unless it is of one of these kinds."""
     known = conditioners(loaded)
     if len(known) != 1 or not isinstance(known[0], kinds):
         found = ", ".join(f"{type(module).__name__} of '{module.key}'" for module in known) or "nothing"

@@ -35,7 +35,7 @@ class Wiring:
     path: str = ""  # of the model's parameters
 
     def params(self, *names: str) -> dict[str, Any]:
-        """Give those of the named settings that are known."""
+        """Return those of the named settings that are known."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def insist(self, p: Params, slot: str) -> None:

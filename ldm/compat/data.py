@@ -37,7 +37,7 @@ def missing_dataset(original: str, remedy: str = _ANY_REMEDY) -> NoReturn:
 
 
 def without_counterpart(target: str) -> Translate | None:
-    """Give the translation of a data set of the original that is not here; None for any other target."""
+    """Return the translation of a data set of the original that is not here; None for any other target."""
     if not target.startswith(_ELSEWHERE):
         return None
     remedy = next((remedy for name, remedy in _REMEDIES.items() if name in target), _ANY_REMEDY)

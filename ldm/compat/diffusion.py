@@ -94,7 +94,7 @@ def _first_stage(p: Params) -> Node:
 
 
 def published_latent_size(section: dict[str, Any]) -> Any:
-    """Give `image_size`, the side of the latents, of a `model` section of the original; None in one of ours.
+    """Return `image_size`, the side of the latents, of a `model` section of the original; None in one of ours.
 
     It says what is sampled. The data need not be there, and their `size` may be that before cropping.
     """

@@ -71,7 +71,7 @@ class Params:
         return choices[value]
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether a parameter is set and not yet taken."""
+        """Return whether a parameter is set and not yet taken."""
         return name in self._left
 
     def peek(self, name: str, default: Any = None) -> Any:
@@ -95,7 +95,7 @@ class Params:
         return iter(tuple(self._left))
 
     def at(self, name: str) -> str:
-        """Give the path of a parameter."""
+        """Return the path of a parameter."""
         return f"{self.path}.{name}"
 
     def error(self, name: str, problem: str) -> ConfigError:

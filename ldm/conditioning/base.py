@@ -129,7 +129,7 @@ class Conditioner(nn.Module):
         raise NotImplementedError
 
     def null(self, n: int) -> Tensor:
-        """Give the embedding of 'no condition' for n samples, of the shape of `embed` (pictures: of 1 x 1 pixels)."""
+        """Return the embedding of 'no condition' for n samples, of the shape of `embed` (pictures: of 1 x 1 pixels)."""
         raise NotImplementedError
 
     def embed_dropped(self, value: Any, drop: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class Conditioner(nn.Module):
         return uniform((n,)) < self.drop_rate
 
     def unconditional(self, n: int) -> Conditioning:
-        """Give n samples without condition."""
+        """Return n samples without condition."""
         with nullcontext() if self.trainable else torch.no_grad():
             return Conditioning(**{self.slot: self.null(n)})
 
@@ -211,7 +211,7 @@ class JointConditioner(nn.Module):
 
     @property
     def trainable(self) -> bool:
-        """Tell whether any of the conditioners learns."""
+        """Return whether any of the conditioners learns."""
         return any(child.trainable for child in self.children())
 
     def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Conditioning:
@@ -229,7 +229,7 @@ class JointConditioner(nn.Module):
         return own | together
 
     def unconditional(self, n: int) -> Conditioning:
-        """Give n samples without any condition."""
+        """Return n samples without any condition."""
         return self._joined(child.unconditional(n) for child in self.children())
 
     def use_first_stage(self, autoencoder: nn.Module) -> None:

@@ -35,12 +35,12 @@ class ClipEmbedder:
 
     @property
     def image_model(self) -> nn.Module:
-        """Give the model of pictures."""
+        """Return the model of pictures."""
         return self._model("CLIPVisionModelWithProjection", "image model")
 
     @property
     def text_model(self) -> nn.Module:
-        """Give the model of texts."""
+        """Return the model of texts."""
         return self._model("CLIPTextModelWithProjection", "text model")
 
     @torch.no_grad()

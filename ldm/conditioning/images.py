@@ -59,7 +59,7 @@ class ImageConditioner(Conditioner):
         return planes(value.to(self.device), self.channels)
 
     def null(self, n: int) -> Tensor:
-        """Give pictures of zeros: (B, C, 1, 1)."""
+        """Return pictures of zeros: (B, C, 1, 1)."""
         return self._anchor.new_zeros(n, self.channels, 1, 1)
 
 
@@ -110,7 +110,7 @@ class SpatialRescaler(Conditioner):
         return self.channel_mapper(x)
 
     def null(self, n: int) -> Tensor:
-        """Give pictures of zeros: (B, C, 1, 1)."""
+        """Return pictures of zeros: (B, C, 1, 1)."""
         return self._anchor.new_zeros(n, self.channels, 1, 1)
 
 
@@ -152,7 +152,7 @@ class FirstStageConditioner(Conditioner):
         return torch.cat([latent, *(F.interpolate(mask, size=latent.shape[2:]) for mask in masks)], dim=1)
 
     def null(self, n: int) -> Tensor:
-        """Give latents (and masks) of zeros: (B, C, 1, 1)."""
+        """Return latents (and masks) of zeros: (B, C, 1, 1)."""
         self._first_stage()  # which says so if there is none yet
         return self._anchor.new_zeros(n, self.width, 1, 1)
 

@@ -26,11 +26,11 @@ class LayoutTokenizer(Protocol):
 
     @property
     def length(self) -> int:
-        """Give L."""
+        """Return L."""
 
     @property
     def none_token(self) -> int:
-        """Give the token of absent objects."""
+        """Return the token of absent objects."""
 
     @property
     def num_labels(self) -> int:

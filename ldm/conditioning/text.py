@@ -181,7 +181,7 @@ class EmbeddingConditioner(Conditioner):
         return value.to(self.device).reshape(len(value), -1, value.shape[-1])
 
     def null(self, n: int) -> Tensor:
-        """Give zeros (n, num_tokens, dim)."""
+        """Return zeros (n, num_tokens, dim)."""
         return self._anchor.new_zeros(n, self.num_tokens, self.dim)
 
 
@@ -210,7 +210,7 @@ def _clip_skeleton(version: str) -> nn.Module:
 
 
 def _text_model(model: Any) -> nn.Module:
-    """Give the part that is published as text_model: older transformers wrap it once more."""
+    """Return the part that is published as text_model: older transformers wrap it once more."""
     return dict(model.named_children()).get("text_model", model)
 
 

@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
     vocab_size: int
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Give ids int64 (B, max_length) on the CPU."""
+        """Return ids int64 (B, max_length) on the CPU."""
 
 
 class TruncationWarning:
@@ -70,7 +70,7 @@ class HuggingFaceTokenizer:
         self._loaded: Any = None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Give ids int64 (B, max_length) on the CPU."""
+        """Return ids int64 (B, max_length) on the CPU."""
         tokenizer = self._tokenizer()
         settings = {"truncation": True, "max_length": self.max_length, "padding": "max_length"}
         encoded = tokenizer(list(texts), return_offsets_mapping=True, return_overflowing_tokens=True, **settings)
@@ -134,7 +134,7 @@ class TrainedTokenizer(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Tell whether there is a vocabulary."""
+        """Return whether there is a vocabulary."""
         return bool(self.vocabulary.any())
 
     def tokens(self) -> list[str]:
@@ -174,7 +174,7 @@ class TrainedTokenizer(nn.Module):
         self._store([line for line in file.read_text(encoding="utf-8").split("\n") if line], str(file))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Give ids int64 (B, max_length) on the CPU. UserError before the vocabulary is there."""
+        """Return ids int64 (B, max_length) on the CPU. UserError before the vocabulary is there."""
         if self._built is None:
             self._built = self._build()
         ids = torch.zeros(len(texts), self.max_length, dtype=torch.long)  # padding is token 0

@@ -29,17 +29,17 @@ class Parameterization(Protocol):
     """Relate the output of the network to (x0, eps)."""
 
     def target(self, schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Give the regression target (B, C, H, W)."""
+        """Return the regression target (B, C, H, W)."""
 
     def predict(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
         """Turn the output of the network into a prediction."""
 
     def vlb_weights(self, schedule: Schedule) -> Tensor:
-        """Give the weight (T,) of the squared error in the variational bound."""
+        """Return the weight (T,) of the squared error in the variational bound."""
 
 
 def _epsilon_vlb_weights(schedule: Schedule) -> Tensor:
-    """Give beta^2 / (2 var alpha (1 - abar)), DDPM eq. 12; infinite at t = 0 when the posterior variance is 0."""
+    """Return beta^2 / (2 var alpha (1 - abar)), DDPM eq. 12; infinite at t = 0 when the posterior variance is 0."""
     variance, abar = schedule.posterior_variance, schedule.alphas_cumprod
     alphas = abar / schedule.alphas_cumprod_prev  # keeps its digits where beta is close to 1
     return schedule.betas**2 / (2 * variance * alphas * (1 - abar))
@@ -65,7 +65,7 @@ class Epsilon:
     """Predict the noise."""
 
     def target(self, schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Give the noise."""
+        """Return the noise."""
         return noise
 
     def predict(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
@@ -73,7 +73,7 @@ class Epsilon:
         return Prediction(epsilon_to_x0(schedule, output, x_t, t), output)
 
     def vlb_weights(self, schedule: Schedule) -> Tensor:
-        """Give the weights (T,) of DDPM eq. 12, that of step 0 copied from step 1."""
+        """Return the weights (T,) of DDPM eq. 12, that of step 0 copied from step 1."""
         return _finite_at_zero(_epsilon_vlb_weights(schedule))
 
 
@@ -88,7 +88,7 @@ class Sample:
     exact_vlb: bool = False
 
     def target(self, schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Give the data."""
+        """Return the data."""
         return x0
 
     def predict(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
@@ -97,7 +97,7 @@ class Sample:
         return Prediction(output, (x_t - alpha * output) / sigma)
 
     def vlb_weights(self, schedule: Schedule) -> Tensor:
-        """Give the weights (T,), that of step 0 copied from step 1."""
+        """Return the weights (T,), that of step 0 copied from step 1."""
         abar = schedule.alphas_cumprod
         if self.exact_vlb:
             return _finite_at_zero(_epsilon_vlb_weights(schedule) * abar / (1 - abar))
@@ -109,7 +109,7 @@ class Velocity:
     """Predict v = alpha eps - sigma x0."""
 
     def target(self, schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Give the velocity."""
+        """Return the velocity."""
         alpha, sigma = schedule.level(t)
         return alpha * noise - sigma * x0
 

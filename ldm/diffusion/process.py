@@ -168,7 +168,7 @@ class Schedule:
         return alpha * x0 + sigma * noise
 
     def diffusion_moments(self, x0: Tensor, t: Tensor) -> Moments:
-        """Give the moments of q(x_t | x0)."""
+        """Return the moments of q(x_t | x0)."""
         # 1 - abar from float32 abar, not sigma^2: the value that the published code reports
         return Moments(
             _at(self.sqrt_alphas_cumprod, t) * x0,
@@ -177,7 +177,7 @@ class Schedule:
         )
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Moments:
-        """Give the moments of q(x_{t-1} | x_t, x0); the log variance is clipped at log 1e-20."""
+        """Return the moments of q(x_{t-1} | x_t, x0); the log variance is clipped at log 1e-20."""
         mean = _at(self.posterior_mean_coef1, t) * x0 + _at(self.posterior_mean_coef2, t) * x_t
         return Moments(mean, _at(self.posterior_variance, t), _at(self.posterior_log_variance_clipped, t))
 

@@ -121,7 +121,7 @@ def _total(dataset: Dataset, num: int) -> int | None:
 
 
 def _items(dataset: Dataset, num: int) -> Iterator[Mapping[str, Any]]:
-    """Give items that are evenly spread over a data set, or the first ones of a stream."""
+    """Return items that are evenly spread over a data set, or the first ones of a stream."""
     if isinstance(dataset, IterableDataset):
         yield from islice(iter(dataset), num or None)
         return

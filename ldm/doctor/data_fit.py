@@ -43,7 +43,7 @@ def fit_problems(model: nn.Module, summary: Summary, names: Sequence[str] = ()) 
 
 
 def side_multiple(model: LatentDiffusion | AutoencoderTraining) -> int:
-    """Give the number that must divide the sides of a picture, for the first stage and for the denoiser if any."""
+    """Return the number that must divide the sides of a picture, for the first stage and for the denoiser if any."""
     if isinstance(model, AutoencoderTraining):
         return model.autoencoder.factor
     multiples = [module.size_multiple for module in model.model.modules() if isinstance(module, UNet)]

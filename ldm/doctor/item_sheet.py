@@ -58,7 +58,7 @@ def _panels(item: Mapping[str, Any]) -> dict[str, Image.Image]:
 
 
 def _size(item: Mapping[str, Any]) -> tuple[int, int]:
-    """Give the height and width at which the pictures of an item are shown: small ones by a whole factor larger."""
+    """Return the height and width at which the pictures of an item are shown: small ones by a whole factor larger."""
     image = item.get("image")
     height, width = image.shape[-2:] if isinstance(image, Tensor) else (_LEAST_SIDE, _LEAST_SIDE)
     factor = max(1, -(-_LEAST_SIDE // min(height, width)))
@@ -71,7 +71,7 @@ def _picture(value: Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def _painted(classes: Tensor) -> np.ndarray:
-    """Give each class of a map (H, W) a colour of its own, and black to pixels without one, -1."""
+    """Return each class of a map (H, W) a colour of its own, and black to pixels without one, -1."""
     count = int(classes.max()) + 1
     hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.5 + 0.5 * (i % 2), 1 - 0.3 * (i % 3) / 2) for i in range(count)]
     palette = np.array([*(tuple(round(255 * part) for part in hue) for hue in hues), _NO_CLASS], np.uint8)

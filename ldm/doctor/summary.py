@@ -39,7 +39,7 @@ class Summary:
         self.num_items += 1
 
     def shape(self, key: str) -> tuple[int, ...] | None:
-        """Give the shape that tensors under a key have most often; None where there are none."""
+        """Return the shape that tensors under a key have most often; None where there are none."""
         column = self._columns.get(key)
         return column.shapes.most_common(1)[0][0] if isinstance(column, _Tensors) else None
 

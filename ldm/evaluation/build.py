@@ -114,14 +114,14 @@ def data_set(content: Mapping[str, Any], split: str) -> Dataset:
 
 
 def folder_set(folder: str, limit: int | None = None) -> PictureSet:
-    """Give the pictures of a folder as they are."""
+    """Return the pictures of a folder as they are."""
     return PictureSet(_AsTheyAre(folder), folder, limit)
 
 
 def scaled_folder_set(
     folder: str, size: tuple[int, int], limit: int | None = None, value_range: Sequence[float] | None = None
 ) -> PictureSet:
-    """Give the pictures of a folder scaled and cut to a size, as data sets do by default."""
+    """Return the pictures of a folder scaled and cut to a size, as data sets do by default."""
     pictures = ImageFolder(folder, size=list(size), value_range=value_range)
     return PictureSet(pictures, f"{folder}, its centres at {size[0]}x{size[1]}", limit)
 
@@ -153,5 +153,5 @@ def join_ranks(options: argparse.Namespace) -> torch.device:
 
 
 def default_cache(out: Path) -> Path:
-    """Give the folder where features of references are kept: beside the results, so that these share them."""
+    """Return the folder where features of references are kept: beside the results, so that these share them."""
     return out.parent / "references"

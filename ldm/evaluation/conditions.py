@@ -18,7 +18,7 @@ from ldm.evaluation.image_sets import PictureSet
 
 
 class Conditions(Protocol):
-    """Give the batch that samples are conditioned on and judged by; `name` says how it is chosen.
+    """Return the batch that samples are conditioned on and judged by; `name` says how it is chosen.
 
     sha256: of what it is chosen from, None for nothing.
     """
@@ -27,7 +27,7 @@ class Conditions(Protocol):
     sha256: str | None
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Give the batch of these positions."""
+        """Return the batch of these positions."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Unconditional:
     sha256: None = None
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Give nothing."""
+        """Return nothing."""
         return {}
 
 
@@ -77,7 +77,7 @@ class BalancedClasses:
         return _of_labels(self.key, self.labels)
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Give labels (B,)."""
+        """Return labels (B,)."""
         return {self.key: torch.tensor([self.labels[p % len(self.labels)] for p in positions])}
 
 
@@ -96,7 +96,7 @@ class UniformClasses:
         return _of_labels(self.key, self.labels)
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Give labels (B,)."""
+        """Return labels (B,)."""
         draws = [np.random.default_rng([self.seed, p]).integers(len(self.labels)) for p in positions]
         return {self.key: torch.tensor([self.labels[draw] for draw in draws])}
 

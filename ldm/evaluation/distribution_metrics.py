@@ -35,13 +35,13 @@ class Moments(NamedTuple):
 
 
 def moments(features: Tensor) -> Moments:
-    """Give mean and covariance of features (N, d), N at least 2."""
+    """Return mean and covariance of features (N, d), N at least 2."""
     statistics = _fidelity("metric_fid").fid_features_to_statistics(features.float().cpu())
     return Moments(statistics["mu"], np.atleast_2d(statistics["sigma"]))
 
 
 def frechet_distance(samples: Moments, reference: Moments) -> float:
-    """Give the Fréchet distance of the Gaussians with these moments. UserError for features of another width."""
+    """Return the Fréchet distance of the Gaussians with these moments. UserError for features of another width."""
     if samples.mean.shape != reference.mean.shape:
         widths = f"{len(samples.mean)} and {len(reference.mean)}"
         raise UserError(f"frechet: features of {widths} numbers; the reference was made with another extractor")
@@ -50,20 +50,20 @@ def frechet_distance(samples: Moments, reference: Moments) -> float:
 
 
 def kernel_distance(samples: Tensor, reference: Tensor, subsets: int = 100, size: int = 1000) -> tuple[float, float]:
-    """Give mean and deviation of the kernel distance over random subsets of `size`, of features (N, d) and (M, d)."""
+    """Return mean and deviation of the kernel distance over random subsets of `size`, of features (N, d) and (M, d)."""
     options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": _SEED, "verbose": False}
     found = _fidelity("metric_kid").kid_features_to_metric(samples, reference, **options)
     return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """Give mean and deviation over `splits` parts of the exponential of the mean divergence, of logits (N, K)."""
+    """Return mean and deviation over `splits` parts of the exponential of the mean divergence, of logits (N, K)."""
     found = _fidelity("metric_isc").isc_features_to_metric(logits, splits, True, _SEED)
     return found["inception_score_mean"], found["inception_score_std"]
 
 
 def precision_recall(samples: Tensor, reference: Tensor, neighbourhood: int = 3) -> tuple[float, float]:
-    """Give precision and recall of features (N, d) and (M, d)."""
+    """Return precision and recall of features (N, d) and (M, d)."""
     options = {"prc_neighborhood": neighbourhood, "save_cpu_ram": True, "verbose": False}
     found = _fidelity("metric_prc").prc_features_to_metric(samples, reference, **options)
     return found["precision"], found["recall"]
@@ -99,7 +99,7 @@ class Reference:
         return cls(len(features.pooled), moments(features.pooled), spatial, features.pooled, made_by)
 
     def all_features(self, metric: str) -> Tensor:
-        """Give the features themselves. UserError where only their moments were imported."""
+        """Return the features themselves. UserError where only their moments were imported."""
         if self.features is None:
             raise UserError(f"{metric}: needs the features of the reference, this file has moments only; "
                             "leave it out, or use a data set or a folder as --reference")  # fmt: skip
@@ -123,7 +123,7 @@ class SetMetric(ABC):
 
     @abstractmethod
     def __call__(self, samples: Features, reference: Reference | None) -> Values:
-        """Give figures by name, without the extractor's."""
+        """Return figures by name, without the extractor's."""
 
 
 def _check_width(features: Tensor, reference: Moments) -> None:
@@ -171,7 +171,7 @@ class Kernel(SetMetric):
 
     @property
     def minimum(self) -> int:
-        """Give the size of a subset."""
+        """Return the size of a subset."""
         return self.size
 
     def check(self, seen: Features, reference: Reference | None = None) -> None:
@@ -196,7 +196,7 @@ class InceptionScore(SetMetric):
 
     @property
     def minimum(self) -> int:
-        """Give as many as there are parts."""
+        """Return as many as there are parts."""
         return self.splits
 
     def check(self, seen: Features, reference: Reference | None = None) -> None:
@@ -219,7 +219,7 @@ class PrecisionRecall(SetMetric):
 
     @property
     def minimum(self) -> int:
-        """Give k neighbours and the picture itself."""
+        """Return k neighbours and the picture itself."""
         return self.neighbourhood + 1
 
     def check(self, seen: Features, reference: Reference | None = None) -> None:

@@ -91,17 +91,17 @@ class Result:
         return {name: label(name, self.count, kind, _is_usual(name, metrics)) for name in self.values}
 
     def content(self, made: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Give the result as plain values; `made`: when and by what, the only part that differs between repetitions."""
+        """Return the result as plain values; `made`: when and by what, all that differs between repetitions."""
         figures = {"values": dict(self.values), "labels": self.labels(), "n": self.count}
         return {**figures, **self.settings, "made": {**(made or {}), **self.seconds}}
 
     def to_json(self, made: Mapping[str, Any] | None = None) -> str:
-        """Give `content` as text."""
+        """Return `content` as text."""
         return json.dumps(self.content(made), indent=2, ensure_ascii=False)
 
 
 def label(name: str, count: int, kind: str = "samples", is_usual: bool = True) -> str:
-    """Give the usual name of a figure of Inception's, with the number of samples; its own name for all others.
+    """Return the usual name of a figure of Inception's, with the number of samples; its own name for all others.
 
     is_usual: measured with the usual options; kind: reconstructions have names of their own.
     """
@@ -116,7 +116,7 @@ def label(name: str, count: int, kind: str = "samples", is_usual: bool = True) -
 
 
 def _is_usual(name: str, metrics: Mapping[str, Any]) -> bool:
-    """Tell whether a figure was measured with the default options of its metric."""
+    """Return whether a figure was measured with the default options of its metric."""
     metric = name.partition("[")[0].removesuffix("_std")
     return metric not in SET_METRICS or metrics.get(metric) == asdict(SET_METRICS[metric]())
 

@@ -49,7 +49,7 @@ class Extractor(Protocol):
 
     @property
     def hash(self) -> str:
-        """Give the SHA-256 of the weights."""
+        """Return the SHA-256 of the weights."""
 
     def to(self, device: torch.device) -> Extractor:
         """Move to a device and return itself."""
@@ -59,7 +59,7 @@ class Extractor(Protocol):
 
 
 def weights_hash(*networks: nn.Module) -> str:
-    """Give the SHA-256 of the weights' names and values."""
+    """Return the SHA-256 of the weights' names and values."""
     digest = hashlib.sha256()
     for network in networks:
         for name, tensor in sorted(network.state_dict().items()):
@@ -78,7 +78,7 @@ class _Network:
 
     @cached_property
     def network(self) -> nn.Module:
-        """Give the network in eval mode."""
+        """Return the network in eval mode."""
         return self._build().eval().requires_grad_(False).to(self.device)
 
     def _build(self) -> nn.Module:
@@ -86,7 +86,7 @@ class _Network:
 
     @cached_property
     def hash(self) -> str:
-        """Give the SHA-256 of the weights' names and values."""
+        """Return the SHA-256 of the weights' names and values."""
         return weights_hash(self.network)
 
     def to(self, device: torch.device) -> Any:

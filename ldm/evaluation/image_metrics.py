@@ -35,7 +35,7 @@ def ssim(images: Tensor, batch: Batch) -> Tensor:
 
 
 def _original(images: Tensor, batch: Batch) -> Tensor:
-    """Give what pictures are compared with. UserError for another size."""
+    """Return what pictures are compared with. UserError for another size."""
     original = batch["image"]
     if original.shape[1:] != images.shape[1:]:
         sizes = " and ".join("x".join(map(str, part.shape[1:])) for part in (images, original))
@@ -49,7 +49,7 @@ class Weighted(ABC):
     @property
     @abstractmethod
     def hash(self) -> str:
-        """Give the SHA-256 of the weights."""
+        """Return the SHA-256 of the weights."""
 
 
 class Lpips(Weighted):
@@ -60,7 +60,7 @@ class Lpips(Weighted):
 
     @cached_property
     def hash(self) -> str:
-        """Give the SHA-256 of the weights."""
+        """Return the SHA-256 of the weights."""
         black = torch.zeros(1, 3, MIN_SIZE, MIN_SIZE, device=self.device)
         self.network(black, black)  # weights are read at the first use
         return weights_hash(self.network)
@@ -79,7 +79,7 @@ class ClipScore(Weighted):
 
     @cached_property
     def hash(self) -> str:
-        """Give the SHA-256 of the weights for pictures and texts."""
+        """Return the SHA-256 of the weights for pictures and texts."""
         return weights_hash(self.embedder.image_model, self.embedder.text_model)
 
     def __call__(self, images: Tensor, batch: Batch) -> Tensor:

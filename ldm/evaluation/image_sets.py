@@ -23,7 +23,7 @@ _PART = 256  # pictures that are hashed together
 
 
 class PictureSet:
-    """Give items of a data set by position, at most `limit`, spread over all of it where there are more.
+    """Return items of a data set by position, at most `limit`, spread over all of it where there are more.
 
     Of a stream the first `limit` are read once and kept in memory. UserError for an empty set and, unless they are
     replaced as in training (`replaces`), for unreadable pictures.
@@ -58,11 +58,11 @@ class PictureSet:
         return collate(items)
 
     def digest(self) -> str:
-        """Give the SHA-256 of the bytes of all pictures, in order; the ranks share the reading, which is done once."""
+        """Return the SHA-256 of the bytes of all pictures, in order; the ranks share the reading, done once."""
         return self._digests[0]
 
     def data_digest(self) -> str:
-        """Give the SHA-256 of pictures and all that comes with them: texts, labels, boxes, ..."""
+        """Return the SHA-256 of pictures and all that comes with them: texts, labels, boxes, ..."""
         return self._digests[1]
 
     @cached_property

@@ -32,7 +32,7 @@ class Nearest:
 
     @property
     def ratio(self) -> float:
-        """Give the median distance of samples over that of held-out pictures; 1 where both are 0."""
+        """Return the median distance of samples over that of held-out pictures; 1 where both are 0."""
         ours, theirs = self.distances.median().item(), self.held_out.median().item()
         return ours / theirs if theirs else float(ours == theirs) or float("inf")
 

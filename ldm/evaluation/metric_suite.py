@@ -48,7 +48,7 @@ class Judges:
 
     @property
     def needs_reference(self) -> bool:
-        """Tell whether any figure is a comparison of sets."""
+        """Return whether any figure is a comparison of sets."""
         return any(metric.needs_reference for metric in self.sets.values())
 
     def check(self, count: int) -> None:
@@ -96,7 +96,7 @@ class Judges:
                 raise UserError(f"{name}: does not give one value for each picture")
 
     def figures(self, images: Tensor, batch: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        """Give each figure of pictures by its name, (B,)."""
+        """Return each figure of pictures by its name, (B,)."""
         for name, metric in self.pictures.items():
             yield name, metric(images, _Entries(name, batch)).float()
 

@@ -56,7 +56,7 @@ def maker(extractor: Extractor) -> str:
 def data_reference(
     pictures: PictureSet, extractor: Extractor, cache: Path, on_pictures: Callable[[int], None] = lambda count: None
 ) -> Referenced:
-    """Give the features of a data set's pictures, from the cache if they were made before; parts outlive a stop."""
+    """Return the features of a data set's pictures, from the cache if they were made before; parts outlive a stop."""
     sha256 = pictures.digest()
     folder = cache / f"{sha256[:16]}-{extractor.name}-{extractor.hash[:8]}"
 

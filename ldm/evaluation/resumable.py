@@ -98,7 +98,7 @@ def wait_for_all() -> None:
 
 
 def _read(path: Path) -> Columns | None:
-    """Give what a part holds, None where it is absent or was cut off."""
+    """Return what a part holds, None where it is absent or was cut off."""
     try:
         return load_file(path)
     except (OSError, SafetensorError):

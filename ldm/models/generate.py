@@ -37,7 +37,7 @@ class GenerativeModel(Protocol):
         """Embed the conditions of a batch."""
 
     def guided(self, conditioning: Conditioning | None, scale: float) -> Denoise:
-        """Give the denoiser under classifier-free guidance."""
+        """Return the denoiser under classifier-free guidance."""
 
     def encode_images(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Encode images to scaled latents."""

@@ -60,7 +60,7 @@ class LoadedModel:
 
     @property
     def value_range(self) -> Range | None:
-        """Give the values of black and white in the arrays and files of more than 8 bits that it was trained on."""
+        """Return the values of black and white in the arrays and files of more than 8 bits that it was trained on."""
         return check_range(train_option(self.content, "value_range"))
 
     @property
@@ -70,7 +70,7 @@ class LoadedModel:
 
     @property
     def side_multiple(self) -> int:
-        """Give the number that must divide the sides of a picture for first stage and denoiser."""
+        """Return the number that must divide the sides of a picture for first stage and denoiser."""
         return side_multiple(self.model)
 
 
@@ -80,7 +80,7 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_first_stage(options: argparse.Namespace) -> bool:
-    """Tell whether --run or --config is an autoencoder, rather than a model that samples."""
+    """Return whether --run or --config is an autoencoder, rather than a model that samples."""
     node = {key: without_checkpoints(read_config(options)["model"].get(key)) for key in ("target", "params")}
     return find_target(compat.translate_node(node, "model")["target"], "model") in (Autoencoder, AutoencoderTraining)
 

@@ -79,7 +79,7 @@ class TiledNetwork(nn.Module):
         return blend(tiles, (self.network(tiles.crop(x, i), t, self._part(conditioning, tiles, i)) for i in each))
 
     def _part(self, conditioning: Conditioning | None, tiles: FoldUnfold, i: int) -> Conditioning | None:
-        """Give the condition of tile i."""
+        """Return the condition of tile i."""
         if conditioning is None:
             return None
         concat, context = conditioning.concat, conditioning.context
@@ -98,12 +98,12 @@ class TiledConditioner(nn.Module):
         self.conditioner, self.num_tiles, self.drop_rate = conditioner, num_tiles, conditioner.drop_rate
 
     def forward(self, batch: Mapping[str, Tensor], drop: Tensor | None = None) -> Conditioning:
-        """Give the contexts of all tiles, one after the other: (B, tiles * L, D)."""
+        """Return the contexts of all tiles, one after the other: (B, tiles * L, D)."""
         parts = [{key: entry[:, i] for key, entry in batch.items()} for i in range(self.num_tiles)]
         return Conditioning(context=torch.cat([self.conditioner(part, drop).context for part in parts], dim=1))
 
     def unconditional(self, n: int) -> Conditioning:
-        """Give n samples without condition, in every tile."""
+        """Return n samples without condition, in every tile."""
         return Conditioning(context=self.conditioner.unconditional(n).context.repeat(1, self.num_tiles, 1))
 
 

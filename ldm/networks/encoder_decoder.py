@@ -75,7 +75,7 @@ class Architecture:
         return tuple(int(self.channels * mult) for mult in self.channel_mult)
 
     def has_attention(self, level: int) -> bool:
-        """Tell whether the blocks of this level are followed by attention."""
+        """Return whether the blocks of this level are followed by attention."""
         return self.resolution // 2**level in self.attention_resolutions
 
 

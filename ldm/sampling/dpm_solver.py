@@ -21,7 +21,7 @@ from ldm.sampling.ddim import coefficients_of
 
 
 def _lambda(abar: float) -> float:
-    """Give log(alpha / sigma); infinite for clean data."""
+    """Return log(alpha / sigma); infinite for clean data."""
     return math.inf if abar == 1 else 0.5 * (math.log(abar) - math.log1p(-abar))
 
 

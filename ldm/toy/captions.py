@@ -98,13 +98,13 @@ def parse(caption: str) -> Description:
 
 
 def is_held_out(description: Description) -> bool:
-    """Tell whether the first two things in this arrangement are kept out of the training split."""
+    """Return whether the first two things in this arrangement are kept out of the training split."""
     pair = description.pair()
     return pair is not None and zlib.crc32(pair.encode()) % 100 < HELD_OUT_PERCENT
 
 
 def held_out(caption: str) -> bool:
-    """Tell whether the training split never shows this caption."""
+    """Return whether the training split never shows this caption."""
     return is_held_out(parse(caption))
 
 

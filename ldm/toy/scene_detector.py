@@ -58,7 +58,7 @@ class Verdict:
 
     @property
     def is_right(self) -> bool:
-        """Tell whether all is as said."""
+        """Return whether all is as said."""
         return all(astuple(self))
 
 
@@ -112,7 +112,7 @@ def verdict(image: Tensor | np.ndarray, caption: str) -> Verdict:
 
 
 def caption_is_drawn(image: Tensor | np.ndarray, caption: str) -> bool:
-    """Tell whether an image (3, H, W) in [-1, 1] shows exactly what its caption says."""
+    """Return whether an image (3, H, W) in [-1, 1] shows exactly what its caption says."""
     return verdict(image, caption).is_right
 
 
@@ -190,7 +190,7 @@ def _has_size(item: Object, thing: Thing) -> bool:
 
 
 def _stand_as_said(matched: list[Object], description: Description) -> bool:
-    """Tell whether the second thing stands mainly in the said direction, and the third beyond both others' boxes."""
+    """Return whether the second thing stands mainly in the said direction, and the third beyond both others' boxes."""
     if description.relation is None:
         return True
     first, second = matched[:2]
@@ -209,7 +209,7 @@ def _offset(item: Object, other: Object, relation: str) -> tuple[float, float]:
 
 
 def _is_beyond(item: Object, other: Object, side: str) -> bool:
-    """Tell whether the centre of `item` lies beyond the box of `other` on this side."""
+    """Return whether the centre of `item` lies beyond the box of `other` on this side."""
     left, top, right, bottom = other.box
     x, y = item.centre
     return {"left": x < left, "right": x > right, "above": y < top, "below": y > bottom}[side]

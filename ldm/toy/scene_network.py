@@ -66,7 +66,7 @@ class SceneNetwork(nn.Module):
         return Seen(features, self.kind(F.silu(features)), maps[-2])
 
     def loss(self, x: Tensor, kinds: Tensor, places: Tensor, defects: Tensor) -> Tensor:
-        """Give the loss of pictures with what they show.
+        """Return the loss of pictures with what they show.
 
         kinds (B, 18), 1 where there is such a thing; places (B, 18, 4); defects (B, 4), their strengths in [0, 1].
         """
@@ -116,7 +116,7 @@ def with_defects(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def train_scene_network(num_steps: int, num_scenes: int, seed: int = 0) -> tuple[SceneNetwork, Iterator[float]]:
-    """Give a network and the losses of its training, 64 scenes a step; it is trained as far as they are taken."""
+    """Return a network and the losses of its training, 64 scenes a step; it is trained as far as they are taken."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         network = SceneNetwork()

@@ -64,7 +64,7 @@ class Task:
 
 
 def shuffled(batch: Batch) -> dict[str, Any]:
-    """Give every item the entries of the one half a batch away."""
+    """Return every item the entries of the one half a batch away."""
     size = len(next(iter(batch.values())))
     order = torch.arange(size).roll(size // 2)
     return {
@@ -74,7 +74,7 @@ def shuffled(batch: Batch) -> dict[str, Any]:
 
 
 def captions_drawn(images: Tensor, batch: Batch) -> Tensor:
-    """Tell which pictures show exactly what their captions say, (B,)."""
+    """Return which pictures show exactly what their captions say, (B,)."""
     return torch.tensor([caption_is_drawn(x, text) for x, text in zip(images, batch["caption"], strict=True)])
 
 
@@ -86,7 +86,7 @@ def similarity_to_neighbours(images: Tensor, batch: Batch) -> Tensor:
 
 
 def recognised_by(classifier: nn.Module) -> Measure:
-    """Give the measure that tells which pictures a classifier takes for their `class_label`."""
+    """Return the measure that tells which pictures a classifier takes for their `class_label`."""
 
     def measure(images: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -80,12 +80,12 @@ class AutoencoderTraining(TrainingModule):
 
     @property
     def autoencoder(self) -> Autoencoder:
-        """Give the autoencoder whose parts this module trains."""
+        """Return the autoencoder whose parts this module trains."""
         return self._adopted[0]
 
     @property
     def averaged(self) -> nn.Module:
-        """Give this module: all that is trained is averaged."""
+        """Return this module: all that is trained is averaged."""
         return self
 
     def train(self, mode: bool = True) -> AutoencoderTraining:
@@ -159,7 +159,7 @@ class AutoencoderTraining(TrainingModule):
         return loss
 
     def losses(self, x: Tensor, draws: Draws, split: str, suffix: str = "") -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Give generator plus discriminator loss for images x (B, C, H, W), their logs, and the reconstruction.
+        """Return generator plus discriminator loss for images x (B, C, H, W), their logs, and the reconstruction.
 
         Codes in use are counted for the logs of `split` + `suffix`.
         """
@@ -182,7 +182,7 @@ class AutoencoderTraining(TrainingModule):
             self.codebook.observe(info["z"], info["codes"])
 
     def interval_logs(self) -> dict[str, Tensor]:
-        """Give perplexity and usage of the codebook since the last time, over all ranks."""
+        """Return perplexity and usage of the codebook since the last time, over all ranks."""
         return self._counts["train"].logs(self.device) if self._counts else {}
 
     def _resized(self, x: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ class AutoencoderTraining(TrainingModule):
 
 
 def psnr(reconstruction: Tensor, x: Tensor) -> Tensor:
-    """Give the mean peak signal-to-noise ratio in dB over images (B, C, H, W) in [-1, 1]; clamps the reconstruction."""
+    """Return the mean PSNR in dB over images (B, C, H, W) in [-1, 1]; clamps the reconstruction."""
     error = (reconstruction.float().clamp(-1, 1) - x.float()).square().flatten(1).mean(1)  # (B,)
     return (10 * torch.log10(4 / error.clamp(min=1e-10))).mean()
 

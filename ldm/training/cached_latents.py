@@ -42,7 +42,7 @@ class CacheSettings:
 
 
 def cached(data: DataModule, model: TrainingModule, settings: CacheSettings, devices: Devices) -> DataModule:
-    """Give the same data with the training set replaced by the outputs of the model's frozen encoder."""
+    """Return the same data with the training set replaced by the outputs of the model's frozen encoder."""
     if not isinstance(model, LatentDiffusion):
         raise ConfigError("only a latent diffusion model has a frozen encoder", _PATH)
     if isinstance(data.train, IterableDataset):
@@ -71,7 +71,7 @@ def _encoded(
 
 
 def _device(devices: Devices) -> torch.device:
-    """Give the device that this process will train on."""
+    """Return the device that this process will train on."""
     if devices.accelerator == "cpu":
         return torch.device("cpu")
     rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -75,7 +75,7 @@ class CodebookUpkeep:
 
     @property
     def replaces_gradient(self) -> bool:
-        """Tell whether codes move by the average alone."""
+        """Return whether codes move by the average alone."""
         return self.decay is not None
 
     def observe(self, z: Tensor, codes: Tensor) -> None:

@@ -102,5 +102,5 @@ class ExponentialMovingAverage(nn.Module):
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """Give the part that this rank holds; it shares the memory."""
+    """Return the part that this rank holds; it shares the memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -107,17 +107,17 @@ class LatentDiffusion(TrainingModule):
 
     @property
     def schedule(self) -> Schedule:
-        """Give the forward process on the device of the model."""
+        """Return the forward process on the device of the model."""
         return Schedule(**{field.name: getattr(self, field.name) for field in fields(Schedule)})
 
     @property
     def averaged(self) -> nn.Module:
-        """Give the conditional network, the only part that is averaged."""
+        """Return the conditional network, the only part that is averaged."""
         return self.model
 
     @property
     def num_steps(self) -> int:
-        """Give T."""
+        """Return T."""
         return len(self.betas)
 
     @torch.no_grad()
@@ -131,13 +131,13 @@ class LatentDiffusion(TrainingModule):
 
     @torch.no_grad()
     def latents(self, batch: Batch, noise: Noise | None = None) -> Tensor:
-        """Give the scaled latents of a batch, from its cached "moments" or from its images."""
+        """Return the scaled latents of a batch, from its cached "moments" or from its images."""
         if "moments" in batch:
             return self.scale_factor * self.first_stage_model.latent_from_moments(batch["moments"].float(), noise)
         return self.encode_images(self._source(batch), noise)
 
     def _source(self, batch: Batch) -> Tensor:
-        """Give what a batch has to be encoded: its cached "moments" or its images."""
+        """Return what a batch has to be encoded: its cached "moments" or its images."""
         key = "moments" if "moments" in batch else self.image_key
         if key not in batch:
             raise UserError(f"batch: there is no '{key}'; the data set gives {', '.join(sorted(batch))}")
@@ -157,7 +157,7 @@ class LatentDiffusion(TrainingModule):
         return denoise
 
     def guided(self, conditioning: Conditioning | None, scale: float) -> Denoise:
-        """Give a denoiser under classifier-free guidance; scale 1, or no conditioning, is no guidance."""
+        """Return a denoiser under classifier-free guidance; scale 1, or no conditioning, is no guidance."""
         if conditioning is None or scale == 1.0:
             return self.denoiser(conditioning)
         unconditional = self.cond_stage_model.unconditional(conditioning.batch_size)
@@ -166,7 +166,7 @@ class LatentDiffusion(TrainingModule):
     # --- the loss --------------------------------------------------------------------------------------------------
 
     def terms(self, z: Tensor, conditioning: Conditioning | None, t: Tensor, noise: Tensor) -> Terms:
-        """Give the terms of the objective for scaled latents z at steps t with the given noise."""
+        """Return the terms of the objective for scaled latents z at steps t with the given noise."""
         schedule = self.schedule
         output = self.model(schedule.diffuse(z, t, noise), t, conditioning).float()
         target = self.parameterization.target(schedule, z, noise, t)
@@ -175,7 +175,7 @@ class LatentDiffusion(TrainingModule):
     def loss(
         self, z: Tensor, conditioning: Conditioning | None, t: Tensor, noise: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the loss and what is logged of it, under the published names without "train/" or "val/"."""
+        """Return the loss and what is logged of it, under the published names without "train/" or "val/"."""
         terms = self.terms(z, conditioning, t, noise)
         return terms.loss, self._logs(terms)
 

@@ -29,7 +29,7 @@ class LatentScale:
 
     @property
     def is_measured(self) -> bool:
-        """Tell whether the factor is measured from data."""
+        """Return whether the factor is measured from data."""
         return self.value == "measure"
 
     @classmethod

@@ -28,7 +28,7 @@ class Means:
         return means
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Give what was added since the last call of `take`."""
+        """Return what was added since the last call of `take`."""
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]], device: torch.device) -> None:

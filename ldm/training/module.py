@@ -41,17 +41,17 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def averaged(self) -> nn.Module:
-        """Give the module whose parameters `model_ema` averages."""
+        """Return the module whose parameters `model_ema` averages."""
         raise NotImplementedError
 
     @property
     def has_scaler(self) -> bool:
-        """Tell whether a gradient scaler is at work (16-mixed)."""
+        """Return whether a gradient scaler is at work (16-mixed)."""
         return self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     @property
     def may_fuse(self) -> bool:
-        """Tell whether the optimiser may be fused: not where a gradient scaler needs the gradients before the step."""
+        """Return whether the optimiser may be fused: not where a gradient scaler needs the gradients first."""
         return not self.has_scaler
 
     @property
@@ -153,7 +153,7 @@ class TrainingModule(pl.LightningModule):
     # --- the log ---------------------------------------------------------------------------------------------------
 
     def interval_logs(self) -> dict[str, Tensor]:
-        """Give what is logged beside the means since the last time; every rank asks at the same steps."""
+        """Return what is logged beside the means since the last time; every rank asks at the same steps."""
         return {}
 
     def record(self, logs: dict[str, Tensor]) -> None:

@@ -69,7 +69,7 @@ class GlobalBatch:
 
     @property
     def total(self) -> int:
-        """Give the product."""
+        """Return the product."""
         return self.per_device * self.processes * self.accumulate
 
     def __str__(self) -> str:
@@ -104,12 +104,12 @@ class Plan:
 
     @property
     def lightning(self) -> dict[str, Any]:
-        """Give the section `lightning`."""
+        """Return the section `lightning`."""
         return self.config["lightning"]
 
     @property
     def model(self) -> dict[str, Any]:
-        """Give the section `model`."""
+        """Return the section `model`."""
         return self.config["model"]
 
 
@@ -243,7 +243,7 @@ def _per_sample(base: float, global_batch: int, scale: bool | None) -> float:
 
 
 def untrained_first_stage(plan: Plan) -> bool:
-    """Tell whether a new latent model would be trained on a first stage that nothing fills with weights."""
+    """Return whether a new latent model would be trained on a first stage that nothing fills with weights."""
     model = plan.model
     target = find_target(model["target"], "model")
     if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):

@@ -100,7 +100,7 @@ class Progress(ProgressBar):
 
 
 def total_steps(trainer: pl.Trainer) -> int | None:
-    """Give the optimiser steps of the whole run as max_steps and max_epochs limit them; None without a limit."""
+    """Return the optimiser steps of the whole run as max_steps and max_epochs limit them; None without a limit."""
     limits = [trainer.max_steps] if trainer.max_steps and trainer.max_steps > 0 else []
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     if epochs and epochs > 0 and math.isfinite(batches):

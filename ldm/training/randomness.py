@@ -75,7 +75,7 @@ class Draws:
         return torch.from_numpy(steps.astype(np.int64)).to(self.device, non_blocking=True)
 
     def _seeds(self, count: int) -> np.ndarray:
-        """Give each sample a seed for the next call: uint64 (B,)."""
+        """Return each sample a seed for the next call: uint64 (B,)."""
         base = np.uint64(seed_from(*self._key, self._calls))
         self._calls += 1
         numbers = np.arange(count, dtype=np.uint64) if self._numbers is None else self._numbers

@@ -45,27 +45,27 @@ class RunFolder:
 
     @property
     def is_new(self) -> bool:
-        """Tell whether this run starts from nothing."""
+        """Return whether this run starts from nothing."""
         return self.checkpoint is None
 
     @property
     def checkpoints(self) -> Path:
-        """Give the folder of checkpoints."""
+        """Return the folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def images(self) -> Path:
-        """Give the folder of pictures."""
+        """Return the folder of pictures."""
         return self.path / "images"
 
     @property
     def metrics(self) -> Path:
-        """Give the file of metrics."""
+        """Return the file of metrics."""
         return self.path / "metrics.csv"
 
     @property
     def log(self) -> Path:
-        """Give the file of messages."""
+        """Return the file of messages."""
         return self.path / "train.log"
 
     def configs(self, arguments: Arguments) -> list[str]:
@@ -81,7 +81,7 @@ class RunFolder:
         return [str(config), *(arguments.base if arguments.resume != _AUTO else [])]
 
     def seed(self, arguments: Arguments) -> int:
-        """Give the seed of the command line, else that of the run that goes on, else 23."""
+        """Return the seed of the command line, else that of the run that goes on, else 23."""
         environment = self.path / "configs" / _ENVIRONMENT
         if arguments.seed is not None:
             return arguments.seed

@@ -91,7 +91,7 @@ class SampleMetrics(pl.Callback):
         _log(trainer, {f"samples/{name}": value for name, value in values.items()})
 
     def _pictures(self, trainer: pl.Trainer) -> PictureSet:
-        """Give the validation pictures; how many may be unreadable is for the training to say."""
+        """Return the validation pictures; how many may be unreadable is for the training to say."""
         dataset = trainer.val_dataloaders.dataset
         dataset = dataset.stream if isinstance(dataset, Decoder) else dataset
         return PictureSet(dataset, "data.params.validation", self.count, replaces=True)

@@ -34,7 +34,7 @@ def train_config(config: Path, logs: Path, overrides: Sequence[str], title: str)
 
 
 def steps_made(run: Path) -> tuple[int, int | None]:
-    """Tell how many steps a run made, and how many it was to make, None if its config does not say."""
+    """Return how many steps a run made, and how many it was to make, None if its config does not say."""
     content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
     config = yaml.safe_load((run / "configs" / "config.yaml").read_text(encoding="utf-8"))
     return content["global_step"], config["lightning"]["trainer"].get("max_steps")

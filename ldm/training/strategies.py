@@ -236,7 +236,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
 
 
 def local_part(parameter: Tensor) -> Tensor:
-    """Give what this rank holds of a parameter."""
+    """Return what this rank holds of a parameter."""
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 

@@ -140,7 +140,7 @@ def choose(state: Mapping[str, Tensor], which: Literal["raw", "ema"]) -> State:
 
 
 def _shadow_prefix(prefix: str) -> str:
-    """Give the beginning of the averages' names that belongs to a beginning of weights' names."""
+    """Return the beginning of the averages' names that belongs to a beginning of weights' names."""
     return EMA + prefix.removeprefix("model.").replace(".", "")
 
 
@@ -173,7 +173,7 @@ class LoadReport:
 
     @property
     def fits(self) -> bool:
-        """Tell whether everything was found and nothing was left over."""
+        """Return whether everything was found and nothing was left over."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ _KEPT_PIXELS = 64 * 2**20  # of decoded pictures that repeats show again, in eac
 
 
 def in_split(name: str, split: str, validation_share: float) -> bool:
-    """Tell whether a file belongs to a split; decided by a hash of its name, so that added files move no other."""
+    """Return whether a file belongs to a split; decided by a hash of its name, so that added files move no other."""
     if split not in _SPLITS or not 0 <= validation_share <= 1:
         raise UserError(
             f"data: split {split!r} must be one of {', '.join(_SPLITS)}, validation_share {validation_share} in [0, 1]"
@@ -45,7 +45,7 @@ class _Decoded:
         self._images: OrderedDict[int, Picture] = OrderedDict()
 
     def get(self, file: int, decode: Callable[[int], Picture]) -> Picture:
-        """Give the picture of a file, decoding it if it is not kept."""
+        """Return the picture of a file, decoding it if it is not kept."""
         if file not in self._images:
             image = decode(file)
             self._images[file] = image
@@ -109,17 +109,17 @@ class ImageDataset(Dataset, ABC):
 
     @property
     def num_files(self) -> int:
-        """Give the number of files, repeats not counted."""
+        """Return the number of files, repeats not counted."""
         return len(self.names)
 
     @property
     def num_unreadable(self) -> int:
-        """Give how many files were found unreadable so far, in all workers of this machine."""
+        """Return how many files were found unreadable so far, in all workers of this machine."""
         return self.tally.num_unreadable
 
     @property
     def num_empty(self) -> int:
-        """Give how many files were found to have an empty caption or mask so far, in all workers of this machine."""
+        """Return how many files were found to have an empty caption or mask so far, in all workers of this machine."""
         return self.tally.num_empty
 
     def __len__(self) -> int:
@@ -162,7 +162,7 @@ class ImageDataset(Dataset, ABC):
         """Decode the picture of a file; one of UNREADABLE if it cannot be."""
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Give the other keys of a file."""
+        """Return the other keys of a file."""
         return {}
 
     def _view(self, image: Picture, rng: np.random.Generator) -> View:
@@ -170,7 +170,7 @@ class ImageDataset(Dataset, ABC):
         return self.transform.view(image, rng)
 
     def _read_seen_fields(self, file: int, image: Picture, view: View, rng: np.random.Generator) -> dict[str, Any]:
-        """Give the keys that depend on which part of the picture is shown, such as maps and boxes."""
+        """Return the keys that depend on which part of the picture is shown, such as maps and boxes."""
         return {}
 
     def texts(self, key: str = "caption") -> Iterator[str]:

@@ -50,17 +50,17 @@ class Planes:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Give width and height."""
+        """Return width and height."""
         return self.planes[0].size
 
     @property
     def width(self) -> int:
-        """Give the width in pixels."""
+        """Return the width in pixels."""
         return self.planes[0].width
 
     @property
     def height(self) -> int:
-        """Give the height in pixels."""
+        """Return the height in pixels."""
         return self.planes[0].height
 
     @property
@@ -85,7 +85,7 @@ class Planes:
         return Planes(tuple(plane.transpose(method) for plane in self.planes))
 
     def array(self) -> np.ndarray:
-        """Give the values, float32 (H, W, C)."""
+        """Return the values, float32 (H, W, C)."""
         return np.stack([np.asarray(plane) for plane in self.planes], axis=-1)
 
 
@@ -93,7 +93,7 @@ Picture = Image.Image | Planes
 
 
 def check_range(value_range: Sequence[float] | None) -> Range | None:
-    """Give a range as a pair. Raises UserError unless it is None or [low, high]."""
+    """Return a range as a pair. Raises UserError unless it is None or [low, high]."""
     if value_range is None:
         return None
     try:
@@ -167,7 +167,7 @@ def _decoded_as(stream: BinaryIO, rawmode: str) -> np.ndarray:
 
 
 def _is_beyond_pillow(stream: BinaryIO, channels: int) -> bool:
-    """Tell whether PIL would refuse a TIFF, round it to 8 bits, or leave pages out."""
+    """Return whether PIL would refuse a TIFF, round it to 8 bits, or leave pages out."""
     header = stream.read(8)
     tags = TiffImagePlugin.ImageFileDirectory_v2(header + (stream.read(8) if header[2] == 43 else b""))
     stream.seek(tags.next)
@@ -183,7 +183,7 @@ def _is_beyond_pillow(stream: BinaryIO, channels: int) -> bool:
 
 
 def _ends_in_alpha(photometric: int, extra: Sequence[int]) -> bool:
-    """Tell whether the last sample is alpha; beside RGB one of no declared kind is taken for it, as PIL does."""
+    """Return whether the last sample is alpha; beside RGB one of no declared kind is taken for it, as PIL does."""
     return extra[-1] in _ALPHA if extra else photometric == _RGB
 
 

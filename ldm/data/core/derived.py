@@ -38,7 +38,7 @@ class DerivedDataset(Dataset, ABC):
 
     @property
     def source(self) -> Dataset:
-        """Give the data set that reads the pictures, through all wrappers."""
+        """Return the data set that reads the pictures, through all wrappers."""
         return self.dataset.source if isinstance(self.dataset, DerivedDataset) else self.dataset
 
     def __len__(self) -> int:
@@ -54,14 +54,14 @@ class DerivedDataset(Dataset, ABC):
 
     @abstractmethod
     def _derive(self, image: torch.Tensor, rng: np.random.Generator) -> Mapping[str, torch.Tensor]:
-        """Give the further keys of a picture (C, H, W) in [-1, 1]."""
+        """Return the further keys of a picture (C, H, W) in [-1, 1]."""
 
 
 def source_of(dataset: Dataset | None) -> Dataset | None:
-    """Give the data set that reads the pictures: the same unless it is derived from another one."""
+    """Return the data set that reads the pictures: the same unless it is derived from another one."""
     return dataset.source if isinstance(dataset, DerivedDataset) else dataset
 
 
 def takes_draws(dataset: Dataset) -> bool:
-    """Tell whether items are asked for by a `Draw`, so that epochs differ, or by a bare index."""
+    """Return whether items are asked for by a `Draw`, so that epochs differ, or by a bare index."""
     return isinstance(dataset, (ImageDataset, DerivedDataset))

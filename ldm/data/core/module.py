@@ -95,7 +95,7 @@ class DataModule:
 
     @cached_property
     def first_items(self) -> dict[str, dict[str, Any]]:
-        """Give the first item of each set by its name, which is read once; {} of an empty set."""
+        """Return the first item of each set by its name, which is read once; {} of an empty set."""
         sets = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: next(_items(dataset), {}) for name, dataset in sets.items() if dataset is not None}
 
@@ -152,7 +152,7 @@ class DataModule:
 
 
 def tally_of(dataset: Dataset | None) -> Tally | None:
-    """Give what counts the unreadable samples of a data set, or of the one that it is derived from."""
+    """Return what counts the unreadable samples of a data set, or of the one that it is derived from."""
     source = source_of(dataset)
     return source.tally if isinstance(source, (ImageDataset, Shards)) else None
 

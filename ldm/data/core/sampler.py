@@ -14,7 +14,7 @@ __all__ = ["DrawSampler", "epoch_order", "rank_and_world"]
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Give rank and number of processes, (0, 1) where nothing is distributed."""
+    """Return rank and number of processes, (0, 1) where nothing is distributed."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -23,7 +23,7 @@ def rank_and_world() -> tuple[int, int]:
 def epoch_order(
     num_items: int, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True, even: bool = True
 ) -> np.ndarray:
-    """Give the indices that one rank reads in an epoch: every world-th from the r-th on.
+    """Return the indices that one rank reads in an epoch: every world-th from the r-th on.
 
     What is left over is dropped, so that every rank has as many; unless `even`, the first ranks have one more.
     """
@@ -34,7 +34,7 @@ def epoch_order(
 
 
 class DrawSampler(Sampler):
-    """Give the `Draw`s of this rank in an epoch, or bare indices with `bare`; the first `start` are left out.
+    """Return the `Draw`s of this rank in an epoch, or bare indices with `bare`; the first `start` are left out.
 
     `evaluation` reads every item once, in order, and draws the same augmentations every time. Rank and world are those
     of the process group at the time of iteration.

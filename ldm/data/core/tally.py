@@ -38,11 +38,11 @@ class Tally:
 
     @property
     def num_unreadable(self) -> int:
-        """Give how many files were found unreadable so far."""
+        """Return how many files were found unreadable so far."""
         return int(self._unreadable.sum())
 
     def is_unreadable(self, file: int) -> bool:
-        """Tell whether a file was found unreadable before."""
+        """Return whether a file was found unreadable before."""
         return bool(self._unreadable[file])
 
     def note_read(self) -> None:
@@ -81,7 +81,7 @@ class Tally:
 
     @property
     def num_empty(self) -> int:
-        """Give how many files were found to have an empty text or mask so far."""
+        """Return how many files were found to have an empty text or mask so far."""
         return int(self._empty.sum())
 
     def note_empty(self, file: int, name: str, problem: str = EMPTY_CAPTION) -> None:

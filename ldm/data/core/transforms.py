@@ -96,7 +96,7 @@ class ImageTransform:
         return open_image(source, self.channels, self.value_range)
 
     def enlarges(self, image: Picture) -> bool:
-        """Tell whether the picture has fewer pixels than the size asks for."""
+        """Return whether the picture has fewer pixels than the size asks for."""
         return image.width < self.width or image.height < self.height
 
     def __call__(self, image: Picture, rng: np.random.Generator) -> Tensor:
@@ -173,7 +173,7 @@ def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _shortest_side(resize: int | str | None, least: int) -> int | None:
-    """Give the wanted shortest side in pixels, 0 for the least that covers, None for the picture's own."""
+    """Return the wanted shortest side in pixels, 0 for the least that covers, None for the picture's own."""
     if resize == "size":
         return 0
     if resize in (None, "none"):

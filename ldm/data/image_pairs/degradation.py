@@ -124,12 +124,12 @@ class Degradation:
 
 
 def bsrgan(factor: int = 4) -> Degradation:
-    """Give the recipe of the BSRGAN paper without its camera model."""
+    """Return the recipe of the BSRGAN paper without its camera model."""
     return Degradation(factor)
 
 
 def bsrgan_light(factor: int = 4) -> Degradation:
-    """Give the milder recipe with which the paper's super-resolution model was trained."""
+    """Return the milder recipe with which the paper's super-resolution model was trained."""
     return Degradation(
         factor,
         blurs=(_BLUR,),

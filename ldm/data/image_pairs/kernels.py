@@ -24,7 +24,7 @@ def bicubic_resize(image: np.ndarray, scale: float, antialias: bool = True) -> n
 
 
 def _resize_matrix(length: int, scale: float, antialias: bool) -> np.ndarray:
-    """Give the weights (ceil(s * length), length) of each input sample in each output sample."""
+    """Return the weights (ceil(s * length), length) of each input sample in each output sample."""
     stretch = scale if antialias and scale < 1 else 1.0
     num_outputs = math.ceil(length * scale)
     centres = (np.arange(num_outputs) + 0.5) / scale - 0.5
@@ -47,7 +47,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 
 def gaussian_kernel(size: int, sigma: float) -> np.ndarray:
-    """Give the isotropic Gaussian (size, size) with standard deviation `sigma` in pixels."""
+    """Return the isotropic Gaussian (size, size) with standard deviation `sigma` in pixels."""
     offsets = np.arange(size) - (size - 1) / 2
     kernel = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * sigma**2))
     kernel[kernel < np.finfo(float).eps * kernel.max()] = 0
@@ -55,7 +55,7 @@ def gaussian_kernel(size: int, sigma: float) -> np.ndarray:
 
 
 def anisotropic_gaussian_kernel(size: int, angle: float, variance1: float, variance2: float) -> np.ndarray:
-    """Give the Gaussian (size, size) whose covariance has these variances along and across the direction `angle`."""
+    """Return the Gaussian (size, size) whose covariance has these variances along and across the direction `angle`."""
     offsets = np.arange(size) - (size - 1) / 2
     x, y = np.meshgrid(offsets, offsets)
     along = math.cos(angle) * x + math.sin(angle) * y

@@ -105,30 +105,30 @@ class RandomMask:
 
 
 def thick() -> RandomMask:
-    """Give LaMa's thick masks: 10 strokes in 13 times, else boxes."""
+    """Return LaMa's thick masks: 10 strokes in 13 times, else boxes."""
     return RandomMask(
         Strokes((1, 5), _pixels(5, 105), _pixels(10, 210)), Boxes((1, 3), _pixels(30, 150), 10 / _SIDE), 0.3 / 1.3
     )
 
 
 def medium() -> RandomMask:
-    """Give LaMa's medium masks."""
+    """Return LaMa's medium masks."""
     return RandomMask(Strokes((4, 5), _pixels(5, 55), _pixels(10, 110)), Boxes((1, 5), _pixels(10, 50)), 0.3 / 1.3)
 
 
 def thin() -> RandomMask:
-    """Give LaMa's thin masks, strokes alone."""
+    """Return LaMa's thin masks, strokes alone."""
     return RandomMask(Strokes((4, 50), _pixels(5, 15), _pixels(10, 50)))
 
 
 def boxes() -> RandomMask:
-    """Give boxes alone, as large as LaMa trains on."""
+    """Return boxes alone, as large as LaMa trains on."""
     largest = Boxes((1, 4), _pixels(30, 150), 10 / _SIDE)
     return RandomMask(largest, largest, 1.0, most=0.95)
 
 
 def lama() -> RandomMask:
-    """Give what LaMa's models are trained on: wide strokes and boxes alike, which may leave little of the picture."""
+    """Return what LaMa's models are trained on: wide strokes and boxes alike, which may leave little of the picture."""
     strokes, largest = Strokes((1, 5), _pixels(5, 105), _pixels(10, 210)), Boxes((1, 4), _pixels(30, 150), 10 / _SIDE)
     return RandomMask(strokes, largest, 0.5, most=0.95)
 

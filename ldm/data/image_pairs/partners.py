@@ -34,7 +34,7 @@ _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
 def find_pairs(root: Path, target_root: str | Path, suffix: str = "") -> dict[str, Path]:
-    """Give the partner of each picture below `root` that has one: the same path below `target_root`, any extension.
+    """Return the partner of each picture below `root` that has one: the same path below `target_root`, any extension.
 
     Keys are relative paths. suffix: what the partner's stem has in addition (`a.jpg` and `a_mask.png`); the two folders
     may then be one. Pictures without a partner and partners without a picture are named in one warning each. Raises

@@ -69,7 +69,7 @@ class Annotations:
         return int(self.offsets[picture + 1] - self.offsets[picture])
 
     def of(self, picture: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Give boxes (n, 4) and labels (n,) of a picture, and its width and height if known."""
+        """Return boxes (n, 4) and labels (n,) of a picture, and its width and height if known."""
         rows = slice(self.offsets[picture], self.offsets[picture + 1])
         return self.boxes[rows], self.labels[rows], None if self.shapes is None else self.shapes[picture]
 

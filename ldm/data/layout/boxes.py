@@ -114,7 +114,7 @@ class LayoutTokenizer(ABC):
 
     @property
     def none_token(self) -> int:
-        """Give the token that fills the places of absent objects."""
+        """Return the token that fills the places of absent objects."""
         return self.vocab_size - 1
 
     @property
@@ -124,43 +124,43 @@ class LayoutTokenizer(ABC):
 
     @property
     def num_sections(self) -> int:
-        """Give S, the number of grid nodes per side."""
+        """Return S, the number of grid nodes per side."""
         return math.isqrt(self.vocab_size)
 
     @property
     def length(self) -> int:
-        """Give the number of tokens of every layout."""
+        """Return the number of tokens of every layout."""
         return self.max_objects * (1 + self.points_per_object) + 2 * self.encode_crop
 
     def encode_point(self, x: float, y: float) -> int:
-        """Give the token of the grid node nearest to a point in [0, 1]^2, halves to the even node."""
+        """Return the token of the grid node nearest to a point in [0, 1]^2, halves to the even node."""
         last = self.num_sections - 1
         return int(round(y * last)) * self.num_sections + int(round(x * last))
 
     def decode_point(self, token: int) -> tuple[float, float]:
-        """Give the (x, y) of a point token."""
+        """Return the (x, y) of a point token."""
         y, x = divmod(token, self.num_sections)
         return x / (self.num_sections - 1), y / (self.num_sections - 1)
 
     def encode_corners(self, box: Box) -> tuple[int, int]:
-        """Give the tokens of the upper left and the lower right corner."""
+        """Return the tokens of the upper left and the lower right corner."""
         left, top, width, height = box
         return self.encode_point(left, top), self.encode_point(left + width, top + height)
 
     def decode_corners(self, upper_left: int, lower_right: int) -> Box:
-        """Give the box between two point tokens."""
+        """Return the box between two point tokens."""
         (x0, y0), (x1, y1) = self.decode_point(upper_left), self.decode_point(lower_right)
         return Box(x0, y0, x1 - x0, y1 - y0)
 
     def encode_class(self, item: LayoutObject) -> int:
-        """Give the class token: category + num_classes * (1 group + 2 occluded + 4 depiction + 8 inside)."""
+        """Return the class token: category + num_classes * (1 group + 2 occluded + 4 depiction + 8 inside)."""
         flags = int(self.use_group and item.is_group)
         if self.use_attributes:
             flags += 2 * item.is_occluded + 4 * item.is_depiction + 8 * item.is_inside
         return item.category + self.num_classes * flags
 
     def decode_class(self, token: int, box: Box = FULL_IMAGE) -> LayoutObject:
-        """Give category and flags of a class token as an object with the given box."""
+        """Return category and flags of a class token as an object with the given box."""
         flags, category = divmod(token, self.num_classes)
         attributes = flags if self.use_attributes else 0
         return LayoutObject(
@@ -174,11 +174,11 @@ class LayoutTokenizer(ABC):
 
     @abstractmethod
     def encode_place(self, box: Box) -> tuple[int, ...]:
-        """Give the point tokens that stand for a box."""
+        """Return the point tokens that stand for a box."""
 
     @abstractmethod
     def decode_place(self, tokens: Sequence[int]) -> tuple[float, ...]:
-        """Give what the point tokens of an object say."""
+        """Return what the point tokens of an object say."""
 
     def build(
         self,
@@ -257,11 +257,11 @@ class BoxTokenizer(LayoutTokenizer):
     points_per_object = 2
 
     def encode_place(self, box: Box) -> tuple[int, ...]:
-        """Give the tokens of two opposite corners."""
+        """Return the tokens of two opposite corners."""
         return self.encode_corners(box)
 
     def decode_place(self, tokens: Sequence[int]) -> tuple[float, ...]:
-        """Give the box."""
+        """Return the box."""
         return self.decode_corners(*tokens)
 
 
@@ -271,9 +271,9 @@ class CentrePointTokenizer(LayoutTokenizer):
     points_per_object = 1
 
     def encode_place(self, box: Box) -> tuple[int, ...]:
-        """Give the token of the centre."""
+        """Return the token of the centre."""
         return (self.encode_point(box.left + box.width / 2, box.top + box.height / 2),)
 
     def decode_place(self, tokens: Sequence[int]) -> tuple[float, ...]:
-        """Give the centre (x, y)."""
+        """Return the centre (x, y)."""
         return self.decode_point(*tokens)

@@ -60,7 +60,7 @@ class LayoutDataset(ImageDataset):
 
     @abstractmethod
     def _files(self) -> dict[str, str]:
-        """Give the paths below root of the pictures by the names that the annotations use."""
+        """Return the paths below root of the pictures by the names that the annotations use."""
 
     def _take(self, annotations: Annotations, source: str) -> None:
         """Keep the annotated pictures that are there."""

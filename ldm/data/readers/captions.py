@@ -114,7 +114,7 @@ def number_labels(labels: Sequence[Any]) -> tuple[list[int], list[str]]:
 
 
 def one_of(key: str, value: Any, rng: np.random.Generator) -> Any:
-    """Give a value, of a list one of its entries; captions as texts, an empty one where a list has none."""
+    """Return a value, of a list one of its entries; captions as texts, an empty one where a list has none."""
     if isinstance(value, list) and value:
         value = value[int(rng.integers(len(value)))]
     if key != _CAPTION:

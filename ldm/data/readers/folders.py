@@ -19,7 +19,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
 
 
 def existing_folder(root: str | Path) -> Path:
-    """Give the folder as a path. Raises UserError if there is none."""
+    """Return the folder as a path. Raises UserError if there is none."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"

@@ -121,7 +121,7 @@ class Parquet(ImageDataset):
         return self.transform.open(content)
 
     def _group(self, number: int, group: int) -> Any:
-        """Give the pictures' column of a row group, from those that are kept if it is among them."""
+        """Return the pictures' column of a row group, from those that are kept if it is among them."""
         if (number, group) in self._groups:
             self._groups.move_to_end((number, group))
             return self._groups[number, group]
@@ -168,7 +168,7 @@ def _places(table: Any, number: int) -> list[_Place]:
 
 
 def _hub_names(schema: Any, column: str) -> list[str]:
-    """Give the names of classes that the Hugging Face datasets library notes in the schema, if it does."""
+    """Return the names of classes that the Hugging Face datasets library notes in the schema, if it does."""
     try:
         noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         return list(noted["info"]["features"][column]["names"])

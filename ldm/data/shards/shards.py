@@ -55,7 +55,7 @@ class IndexedShards(ImageDataset):
         self.names = [f"{shard}: {key}" for shard, key in zip(shards, self.names, strict=True)]
 
     def _list_samples(self, source: str) -> tuple[list[str], list[list[tuple[int, int, int]]]]:
-        """Give the names of all samples and (shard, start, size) of their files. Raises UserError if none is whole."""
+        """Return the names of all samples and (shard, start, size) of their files. UserError if none is whole."""
         keys, places, problems, num_whole = [], [], [], 0
         for shard, path in enumerate(self._shards):
             samples, damage = index_tar(path)
@@ -125,17 +125,17 @@ class Shards(IterableDataset):
 
     @property
     def num_unreadable(self) -> int:
-        """Give how many samples and shards were found unreadable so far, in all workers of this machine."""
+        """Return how many samples and shards were found unreadable so far, in all workers of this machine."""
         return self.tally.num_unreadable
 
     @property
     def num_empty(self) -> int:
-        """Give how many samples were found to have an empty caption so far, in all workers of this machine."""
+        """Return how many samples were found to have an empty caption so far, in all workers of this machine."""
         return self.tally.num_empty
 
     @property
     def is_remote(self) -> bool:
-        """Tell whether any shard is not a local file."""
+        """Return whether any shard is not a local file."""
         return any(is_remote(shard) for shard in self.shards)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -156,7 +156,7 @@ class Shards(IterableDataset):
         return UserError(f"{self.shards[0]}: no sample of the {len(self.shards)} shards can be read; {first}")
 
     def samples(self, shards: Sequence[str]) -> Iterator[Sample]:
-        """Give the undecoded samples of some shards in order; damaged shards are counted and left at the damage."""
+        """Return the undecoded samples of some shards in order; damaged shards are counted and left at the damage."""
         from webdataset.tariterators import tarfile_samples
 
         for shard in shards:

@@ -54,7 +54,7 @@ class _Share(NamedTuple):
 
 
 class StreamSampler(Sampler):
-    """Give the `StreamItem`s of this rank in an epoch; the first `start` are left out.
+    """Return the `StreamItem`s of this rank in an epoch; the first `start` are left out.
 
     `evaluation` reads once, in order, with the same augmentations every time. Rank and world are those of the process
     group at the time of iteration.
@@ -75,7 +75,7 @@ class StreamSampler(Sampler):
 
     @property
     def is_endless(self) -> bool:
-        """Tell whether the stream goes on until an epoch is full, rather than once through the shards."""
+        """Return whether the stream goes on until an epoch is full, rather than once through the shards."""
         return self.shuffle and self.stream.samples_per_epoch is not None
 
     def __len__(self) -> int:
@@ -122,14 +122,14 @@ class StreamSampler(Sampler):
                 yield StreamItem(Draw(position, share.epoch, self.seed), samples)
 
     def _once(self, share: _Share) -> Iterator[StreamItem]:
-        """Give every world-th sample; of training, only from rounds in which there is one for each rank."""
+        """Return every world-th sample; of training, only from rounds in which there is one for each rank."""
         rank, world = share.rank, share.world
         for number, round_ in enumerate(_grouped(self._lane(share.epoch, 0, 1, range(1)), world)):
             if number >= share.start and (len(round_) == world or (self.evaluation and rank < len(round_))):
                 yield StreamItem(Draw(number * world + rank, share.epoch, self.seed), round_[rank])
 
     def _lane(self, epoch: int, lane: int, num_lanes: int, passes: Iterable[int]) -> Iterator[tuple[Sample, ...]]:
-        """Give each sample of a lane with those that can replace it."""
+        """Return each sample of a lane with those that can replace it."""
         from webdataset.filters import shuffle
 
         barren: set[str] = set()

@@ -46,7 +46,7 @@ ABSENT = Member(0, -1)
 
 
 def is_remote(url: str) -> bool:
-    """Tell whether a shard is not a local file but something the webdataset library opens: http:, s3:, pipe: ..."""
+    """Return whether a shard is not a local file but something the webdataset library opens: http:, s3:, pipe: ..."""
     return ":" in url.split("/")[0] and not Path(url).exists()
 
 
@@ -108,7 +108,7 @@ class Fields:
 
     @property
     def extensions(self) -> set[str]:
-        """Give the extensions that are read besides the picture's."""
+        """Return the extensions that are read besides the picture's."""
         return {self._split(source)[0] for source in self.sources.values()}
 
     @staticmethod
@@ -118,12 +118,12 @@ class Fields:
         return (first, path) if first in _DECODED else (source, [])
 
     def is_needed(self, name: str) -> bool:
-        """Tell whether a member of a tar is read at all."""
+        """Return whether a member of a tar is read at all."""
         extension = split_name(name)[1]
         return extension in self.extensions or self.is_image(extension)
 
     def is_image(self, extension: str) -> bool:
-        """Tell whether an extension can be the picture's."""
+        """Return whether an extension can be the picture's."""
         return extension == self.image if self.image else f".{extension.rpartition('.')[2]}" in EXTENSIONS
 
     def image_of(self, extensions: Sequence[str]) -> str | None:

@@ -171,11 +171,11 @@ class Checkpoints(pl.Callback):
             raise UserError(f"{self.directory / LAST}: the end of the run could not be saved; make room and resume it")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Return the signals back."""
         self._stop.release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back; nothing is saved."""
+        """Return the signals back; nothing is saved."""
         self._stop.release()
 
     # --- how -------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class StepGuard:
             )
 
     def state_dict(self) -> dict[str, int]:
-        """Give the counts as numbers."""
+        """Return the counts as numbers."""
         total, row, _ = self._counts.tolist()
         return {"skipped": total, "in_a_row": row}
 

@@ -23,7 +23,7 @@ _BROKEN_OFF = {"total": dict.fromkeys(_COUNTS, 0) | {"ready": 1, "started": 1}, 
 
 
 def after_batch(trainer: pl.Trainer) -> State:
-    """Give the state after the batch under way: it is done, and a validation due after it is still to come."""
+    """Return the state after the batch under way: it is done, and a validation due after it is still to come."""
     state = copy.deepcopy(trainer.fit_loop.state_dict())
     for counts in (state[_BATCHES]["total"], state[_BATCHES]["current"]):
         counts["completed"] = counts["processed"]
@@ -32,7 +32,7 @@ def after_batch(trainer: pl.Trainer) -> State:
 
 
 def with_validation_done(state: State, trainer: pl.Trainer) -> State:
-    """Give the same state, but a validation due after the batch was made."""
+    """Return the same state, but a validation due after the batch was made."""
     return {**state, _VALIDATION: copy.deepcopy(trainer.fit_loop.state_dict()[_VALIDATION])}
 
 

@@ -33,12 +33,12 @@ class MetricsCsv(Logger):
 
     @property
     def name(self) -> str:
-        """Give the name of the logger."""
+        """Return the name of the logger."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Give the (only) version."""
+        """Return the (only) version."""
         return ""
 
     @rank_zero_only

@@ -36,7 +36,7 @@ class StopRequests:
                     self._previous[number] = signal.signal(number, self._note)
 
     def release(self) -> None:
-        """Give the signals back."""
+        """Return the signals back."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -48,7 +48,7 @@ class StopRequests:
             signal.signal(number, signal.default_int_handler)
 
     def agreed(self) -> bool:
-        """Tell whether to stop now; called by all ranks once a step."""
+        """Return whether to stop now; called by all ranks once a step."""
         if self._group is None:
             return self.is_pending
         asked = False
