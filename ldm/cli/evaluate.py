@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ldm import distributed
 from ldm.cli.common import (
     PRECISIONS,
     add_device_arguments,
@@ -34,7 +35,6 @@ from ldm.cli.pictures import grid, to_picture
 from ldm.cli.sampling import conditioners, picture_size, warn_of_untrained_guidance
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.labels import ClassConditioner
-from ldm.data.core.sampler import rank_and_world
 from ldm.environment import environment
 from ldm.errors import UserError
 from ldm.evaluation import build as parts
@@ -114,7 +114,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         result, extra = _evaluate_samples(options, device)
     made = {**environment(), "device": str(device), **extra.pop("made", {})}
     content = {**result.content(made), **extra}
-    if rank_and_world()[0] == 0:
+    if distributed.rank() == 0:
         if len(result.images):
             to_picture(grid(result.images, _GRID_COLUMNS)).save(options.out / "samples.png")
         text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -252,7 +252,7 @@ def _conditions(options: argparse.Namespace, content: dict[str, Any], known: lis
 
 def _neighbours(options: argparse.Namespace, content: dict[str, Any], judges: Judges, result: Result) -> dict[str, Any]:
     """Search the training set on the first rank, draw what was found, and give the ratios."""
-    if rank_and_world()[0] != 0:
+    if distributed.rank() != 0:
         return {}
     train = _pictures(options, content, "train", options.reference_n, replaces=True)
     held_out = _pictures(options, content, "validation", len(result.images), replaces=True)

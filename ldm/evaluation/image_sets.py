@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from ldm import distributed
 from ldm.data.core.loader import collate
 from ldm.data.core.module import tally_of
 from ldm.data.core.pixels import from_bytes, to_bytes
-from ldm.data.core.sampler import rank_and_world
 from ldm.errors import UserError
 
 ROUNDING = "uint8, (x + 1) * 127.5 rounded to nearest and clamped"
@@ -67,7 +67,7 @@ class PictureSet:
 
     @cached_property
     def _digests(self) -> tuple[str, str]:
-        rank, world = rank_and_world()
+        rank, world = distributed.rank(), distributed.world_size()
         own = {}
         for number, first in enumerate(range(0, self.count, _PART)):
             if number % world == rank:

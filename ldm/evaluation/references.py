@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm import distributed
 from ldm.data.core.pixels import to_bytes
-from ldm.data.core.sampler import rank_and_world
 from ldm.errors import UserError
 from ldm.evaluation.distribution_metrics import Moments, Reference
 from ldm.evaluation.extractors import Extractor, Features
@@ -108,7 +108,7 @@ def write_npz(path: Path, reference: Reference) -> None:
         arrays["extractor"] = np.array(reference.made_by)
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
-    if rank_and_world()[0] == 0:
+    if distributed.rank() == 0:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, **arrays)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm.data.core.sampler import rank_and_world
+from ldm import distributed
 from ldm.errors import UserError
 
 Columns = dict[str, Tensor]
@@ -39,7 +39,7 @@ class Parts:
 
         compute: positions -> tensors by name, whose first side counts the positions or some of them.
         """
-        rank, world = rank_and_world()
+        rank, world = distributed.rank(), distributed.world_size()
         paths = []
         for number, positions in enumerate(self._ranges()):
             path = self.folder / "parts" / f"{number:06}.safetensors"
@@ -57,7 +57,7 @@ class Parts:
     def _claim(self, settings: dict[str, Any]) -> int:
         """Note what is done here, or find it noted; return the size of the parts, that of the beginning."""
         path = self.folder / "settings.json"
-        if rank_and_world()[0] == 0 and not path.is_file():
+        if distributed.rank() == 0 and not path.is_file():
             try:
                 (self.folder / "parts").mkdir(parents=True, exist_ok=True)
                 _replace(path, json.dumps(settings, indent=2).encode())
@@ -93,7 +93,7 @@ def _short(value: Any) -> str:
 
 def wait_for_all() -> None:
     """Wait until all ranks are here."""
-    if rank_and_world()[1] > 1:
+    if distributed.world_size() > 1:
         torch.distributed.barrier()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
 
-from ldm.data.core.sampler import DrawSampler, rank_and_world
+from ldm import distributed
+from ldm.data.core.sampler import DrawSampler
 from ldm.data.core.tally import Tally
 from ldm.data.shards.streams import StreamSampler
 from ldm.errors import UserError
@@ -68,11 +69,11 @@ class Loader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Say where the loader is."""
         epoch, batches = self.position
-        return {"epoch": epoch, "samples": batches * self.batch_size * rank_and_world()[1]}
+        return {"epoch": epoch, "samples": batches * self.batch_size * distributed.world_size()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from where a loader was, rounded down to a batch."""
-        self._go_to(state["epoch"], state["samples"] // (self.batch_size * rank_and_world()[1]))
+        self._go_to(state["epoch"], state["samples"] // (self.batch_size * distributed.world_size()))
 
     @property
     def _has_place(self) -> bool:
@@ -92,7 +93,7 @@ class Loader(DataLoader):
 
     def __len__(self) -> int:
         if isinstance(self.sampler, DrawSampler):
-            self._check_size(self.sampler.num_items, rank_and_world()[1])
+            self._check_size(self.sampler.num_items, distributed.world_size())
         return self._count_batches()
 
     def _count_batches(self) -> int:

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch.distributed
 from torch.utils.data import Sampler
 
+from ldm import distributed
 from ldm.data.core.transforms import Draw
 
-__all__ = ["DrawSampler", "epoch_order", "rank_and_world"]
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Return rank and number of processes, (0, 1) where nothing is distributed."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+__all__ = ["DrawSampler", "epoch_order"]
 
 
 def epoch_order(
@@ -53,11 +46,11 @@ class DrawSampler(Sampler):
             self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
-        rank, world = rank_and_world()
+        rank, world = distributed.rank(), distributed.world_size()
         return len(range(rank, self.num_items, world)) if self.evaluation else self.num_items // world
 
     def __iter__(self) -> Iterator[Draw | int]:
-        rank, world = rank_and_world()
+        rank, world = distributed.rank(), distributed.world_size()
         epoch = 0 if self.evaluation else self.epoch
         order = epoch_order(self.num_items, self.seed, epoch, rank, world, self.shuffle, even=not self.evaluation)
         for index in order[self.start :].tolist():

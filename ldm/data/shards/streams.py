@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch.utils.data import Sampler
 
-from ldm.data.core.sampler import rank_and_world
+from ldm import distributed
 from ldm.data.core.transforms import Draw
 from ldm.data.shards.shards import Sample, Shards
 from ldm.errors import UserError
@@ -81,17 +81,17 @@ class StreamSampler(Sampler):
     def __len__(self) -> int:
         if not self.is_endless:
             raise TypeError("the length of this stream is not known")
-        return max(self.batch_size, self.stream.samples_per_epoch // rank_and_world()[1])
+        return max(self.batch_size, self.stream.samples_per_epoch // distributed.world_size())
 
     def __iter__(self) -> Iterator[StreamItem]:
         import webdataset  # noqa: F401  # here, since a worker that is forked during an import never finishes it
 
-        share = _Share(0 if self.evaluation else self.epoch, self.start, *rank_and_world())
+        share = _Share(0 if self.evaluation else self.epoch, self.start, distributed.rank(), distributed.world_size())
         return read_ahead(self._endless(share, len(self)) if self.is_endless else self._once(share), _AHEAD)
 
     def check(self) -> None:
         """Open the stream, once, before workers start. UserError where some rank would have nothing or run dry."""
-        rank, world = rank_and_world()
+        rank, world = distributed.rank(), distributed.world_size()
         if self._is_checked:
             return
         first, several = self.stream.shards[0], world > 1 and not self.evaluation
