@@ -6,24 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import autoencoder, autoencoder_training, latent_diffusion, unet
 from torch import nn
 
-from ldm.autoencoder.losses import KLLoss
-from ldm.autoencoder.regularizers import KL
 from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
 from ldm.conditioning.labels import ClassConditioner
 from ldm.conditioning.layout import LayoutConditioner
 from ldm.data.core.module import DataModule
 from ldm.data.layout.boxes import BoxTokenizer
-from ldm.diffusion.process import Schedule
 from ldm.doctor.data_fit import fit_problems, insist_on_fit, side_multiple
 from ldm.doctor.summary import Summary
 from ldm.errors import UserError
-from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
-from ldm.networks.encoder_decoder import Architecture
+from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.networks.unet import UNet
-from ldm.training.autoencoder import AutoencoderTraining
-from ldm.training.latent_diffusion import LatentDiffusion
 
 
 def summed(*items: dict[str, Any]) -> Summary:
@@ -37,24 +32,15 @@ def image(channels: int = 3, height: int = 8, width: int = 8) -> dict[str, Any]:
     return {"image": torch.zeros(channels, height, width)}
 
 
-def autoencoder(channels: int = 3) -> Autoencoder:
-    architecture = Architecture(
-        in_channels=channels, out_channels=channels, channels=32, channel_mult=(1, 1), num_res_blocks=1, z_channels=2,
-        resolution=8,
-    )  # fmt: skip
-    return Autoencoder(architecture, KL(), embed_dim=2)
-
-
 def network(channels: int, extra: int = 0) -> UNet:
-    return UNet(channels + extra, channels, 32, num_res_blocks=1, channel_mult=(1, 1), num_heads=1)
+    return unet(channels, extra, channel_mult=(1, 1))
 
 
 def models() -> dict[str, tuple[nn.Module, int]]:
-    schedule = Schedule.linear(num_steps=4)
     return {
-        "first stage": (AutoencoderTraining(autoencoder(), KLLoss(0)), 2),
-        "latents": (LatentDiffusion(network(2), autoencoder(), schedule), 4),
-        "pixels": (LatentDiffusion(network(3), IdentityAutoencoder(), schedule), 2),
+        "first stage": (autoencoder_training(), 2),
+        "latents": (latent_diffusion(network(2), autoencoder()), 4),
+        "pixels": (latent_diffusion(network(3), IdentityAutoencoder()), 2),
     }
 
 
@@ -71,7 +57,7 @@ def test_sizes_and_channels_of_pictures(name: str) -> None:
 
 
 def test_batches_that_are_resized_may_have_any_size() -> None:
-    model = AutoencoderTraining(autoencoder(), KLLoss(0), resize_range=(16, 32))
+    model = autoencoder_training(resize_range=(16, 32))
     assert fit_problems(model, summed(image(3, 9, 9))) == []
 
 
@@ -112,7 +98,7 @@ def test_maps_and_pictures_of_a_condition(part: nn.Module) -> None:
 
 def test_pictures_for_the_first_stage() -> None:
     part = FirstStageConditioner("masked_image", mask_key="mask")
-    model = LatentDiffusion(network(2, 3), autoencoder(), Schedule.linear(num_steps=4), conditioner=part)
+    model = latent_diffusion(network(2, 3), autoencoder(), part)
     item = {**image(), "masked_image": torch.zeros(3, 8, 8), "mask": torch.zeros(1, 8, 8)}
     assert fit_problems(model, summed(item)) == []
     wrong = {**item, "masked_image": torch.zeros(1, 8, 8)}

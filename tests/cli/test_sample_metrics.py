@@ -1,5 +1,4 @@
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,15 +6,14 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from fitting import loader
+from tiny import autoencoder_training, class_diffusion
 from torch.utils.data import IterableDataset
 
 from ldm.data.shards.streams import Decoder
 from ldm.errors import UserError
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.sample_metrics import SampleMetrics
-
-sys.path.append(str(Path(__file__).parents[1] / "training"))
-from training_models import autoencoder_training, latent_diffusion, loader  # noqa: E402
 
 
 def fit(model: pl.LightningModule, folder: Path, callbacks: list[pl.Callback], validation: bool = True) -> None:
@@ -28,7 +26,7 @@ def fit(model: pl.LightningModule, folder: Path, callbacks: list[pl.Callback], v
 
 
 def test_figures_are_logged_and_training_is_not_touched(tmp_path: Path) -> None:
-    watched, alone = latent_diffusion(), latent_diffusion()
+    watched, alone = class_diffusion(), class_diffusion()
     callback = SampleMetrics(tmp_path / "images", every_n_steps=2, count=6, steps=2)
     fit(watched, tmp_path, [callback])
     fit(alone, tmp_path / "alone", [])
@@ -55,13 +53,13 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(tmp_path: Path) -
     with pytest.raises(UserError, match="draws no samples"):
         fit(autoencoder_training(), tmp_path, [SampleMetrics(tmp_path / "images")])
     with pytest.raises(UserError, match="needs a validation set"):
-        fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images")], validation=False)
+        fit(class_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images")], validation=False)
     with pytest.raises(UserError, match="metrics fid: unknown"):
-        fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", metrics=["fid"])])
+        fit(class_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", metrics=["fid"])])
     for options, message in (
         ({"extractor": f"scenenet:weights={tmp_path / 'none.safetensors'}"}, "scenenet: no weights at"),
         ({"metrics": ["kernel:size=7"]}, "kernel: needs 7 validation pictures or more, there are 6"),
         ({"metrics": ["layout_iou"]}, "layout_iou: needs 'boxes' beside each picture"),
     ):
         with pytest.raises(UserError, match=message):
-            fit(latent_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", **options)])
+            fit(class_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", **options)])

@@ -10,6 +10,15 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
+from tiny import (
+    autoencoder_config,
+    autoencoder_training_config,
+    latent_diffusion_config,
+    node,
+    run_config,
+    text_config,
+    unet_config,
+)
 
 from ldm.cli.train import main
 from ldm.weights import files as storage
@@ -17,18 +26,7 @@ from ldm.weights import files as storage
 WORDS = ("red", "green", "blue")
 
 
-def node(target: str, **params: Any) -> dict[str, Any]:
-    return {"target": f"ldm.{target}", "params": params}
-
-
-ARCHITECTURE = node(
-    "networks.encoder_decoder.Architecture",
-    channels=32, channel_mult=[1, 1], num_res_blocks=1, z_channels=2, resolution=8,
-)  # fmt: skip
-AUTOENCODER = node(
-    "autoencoder.autoencoder.Autoencoder",
-    architecture=ARCHITECTURE, regularizer=node("autoencoder.regularizers.KL"), embed_dim=2,
-)  # fmt: skip
+AUTOENCODER = autoencoder_config()
 
 
 class Failing(pl.Callback):
@@ -51,18 +49,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(path: Path, model: dict[str, Any], pictures: Path) -> str:
-    data = node("data.captions.CaptionedFolder", root=str(pictures), size=8)
-    trainer = {"max_steps": 4, "log_every_n_steps": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}
-    sampler = node("sampling.ddim.DDIM", steps=2)
-    config = {
-        "model": {"learning_rate": 1e-3, **model},
-        "data": node("data.module.DataModule", batch_size=4, num_workers=0, train=data, validation=data),
-        "lightning": {
-            "trainer": trainer,
-            "modelcheckpoint": {"params": {"every_n_steps": 2}},
-            "callbacks": {"image_logger": {"params": {"every_n_steps": 4, "sampler": sampler}}},
-        },
+    data = node("data.readers.captions.CaptionedFolder", root=str(pictures), size=8)
+    lightning = {
+        "trainer": {"max_steps": 4},
+        "modelcheckpoint": {"params": {"every_n_steps": 2}},
+        "callbacks": {"image_logger": {"params": {"every_n_steps": 4, "sampler": node("sampling.ddim.DDIM", steps=2)}}},
     }
+    config = run_config(model, data, data, batch_size=4, lightning=lightning)
     path.write_text(yaml.safe_dump(config))
     return str(path)
 
@@ -71,10 +64,7 @@ def write(path: Path, model: dict[str, Any], pictures: Path) -> str:
 def first_stage(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """Train an autoencoder and give its run folder."""
     folder = tmp_path_factory.mktemp("first")
-    discriminator = node("networks.discriminator.PatchDiscriminator", width=4, num_layers=1)
-    loss = node("autoencoder.losses.KLLoss", kl_weight=1e-6, disc_start=1, discriminator=discriminator)
-    model = node("training.autoencoder.AutoencoderTraining", autoencoder=AUTOENCODER, loss=loss)
-    config = write(folder / "kl.yaml", model, pictures)
+    config = write(folder / "kl.yaml", autoencoder_training_config(AUTOENCODER), pictures)
     assert main(["--base", config, "-t", "-l", str(folder / "logs"), "-n", "kl", "-f", "_x", "-s", "7"]) == 0
     (run,) = (folder / "logs").iterdir()
     return run
@@ -82,18 +72,8 @@ def first_stage(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Pat
 
 @pytest.fixture
 def latent_config(tmp_path: Path, pictures: Path) -> str:
-    network = node(
-        "networks.unet.UNet",
-        in_channels=2, out_channels=2, model_channels=32, num_res_blocks=1, attention_factors=[1], channel_mult=[1],
-        num_heads=1, context_dim=8,
-    )  # fmt: skip
-    tokenizer = node("conditioning.tokenizers.TrainedTokenizer", max_length=6, vocab_size=64)
-    conditioner = node("conditioning.text.TextConditioner", tokenizer=tokenizer, dim=8, depth=1, drop_rate=0.2)
-    model = node(
-        "training.latent_diffusion.LatentDiffusion",
-        network=network, autoencoder=AUTOENCODER, conditioner=conditioner, latent_scale="measure",
-        schedule=node("diffusion.schedule.Schedule.linear", num_steps=20),
-    )  # fmt: skip
+    network = unet_config(attention_factors=[1], context_dim=8)
+    model = latent_diffusion_config(network, AUTOENCODER, text_config(max_length=6), latent_scale="measure")
     return write(tmp_path / "text.yaml", model, pictures)
 
 

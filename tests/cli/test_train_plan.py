@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import autoencoder_config, identity_config, latent_diffusion_config, unet_config
 
 from ldm.cli.arguments import boolean, parse
 from ldm.compat.lightning import translate
@@ -10,28 +11,11 @@ from ldm.errors import UserError
 from ldm.training.devices import Devices, choose
 from ldm.training.plan import learning_rate, make_plan, untrained_first_stage
 
-SCHEDULE = {"target": "ldm.diffusion.process.Schedule.linear", "params": {"num_steps": 10}}
-NETWORK = {
-    "target": "ldm.networks.unet.UNet",
-    "params": {
-        "in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1, "channel_mult": [1],
-        "num_heads": 1, "attention_factors": [],
-    },
-}  # fmt: skip
-ARCHITECTURE = {"target": "ldm.networks.encoder_decoder.Architecture", "params": {"channels": 32}}
-FIRST_STAGE = {
-    "target": "ldm.models.autoencoder.Autoencoder",
-    "params": {
-        "architecture": ARCHITECTURE, "regularizer": {"target": "ldm.autoencoder.regularizers.KL"}, "embed_dim": 3,
-    },
-}  # fmt: skip
-
 
 def config(**model: Any) -> dict[str, Any]:
-    params = {"schedule": SCHEDULE, "network": NETWORK, "autoencoder": FIRST_STAGE}
-    node = {"target": "ldm.training.latent_diffusion.LatentDiffusion", "params": params, "learning_rate": 1e-4}
-    data = {"target": "ldm.data.core.module.DataModule", "params": {"batch_size": 4}}
-    return {"model": {**node, **model}, "data": data}
+    parts = {"network": unet_config(3), "autoencoder": autoencoder_config(3)}
+    node = latent_diffusion_config(**parts | model) | {"learning_rate": 1e-4}
+    return {"model": node, "data": {"target": "ldm.data.core.module.DataModule", "params": {"batch_size": 4}}}
 
 
 @pytest.fixture
@@ -163,9 +147,7 @@ def test_first_stage_without_weights_is_noticed(base: str, tmp_path: Path) -> No
     assert untrained_first_stage(make_plan(parse(["-b", base])))
     assert not untrained_first_stage(make_plan(parse(["-b", base, "model.params.autoencoder.checkpoint=x.ckpt"])))
     pixels = tmp_path / "pixels.yaml"
-    content = config()
-    content["model"]["params"]["autoencoder"] = {"target": "ldm.models.autoencoder.IdentityAutoencoder"}
-    pixels.write_text(yaml.safe_dump(content))
+    pixels.write_text(yaml.safe_dump(config(autoencoder=identity_config())))
     assert not untrained_first_stage(make_plan(parse(["-b", str(pixels)])))
 
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import tiny
 import torch
 
 from ldm.conditioning.base import Conditioning, JointConditioner
@@ -11,7 +12,6 @@ from ldm.conditioning.labels import ClassConditioner
 from ldm.conditioning.text import EmbeddingConditioner
 from ldm.errors import UserError
 from ldm.models.conditional_network import ConditionalNetwork
-from ldm.networks.unet import UNet
 
 B = 2
 
@@ -125,8 +125,7 @@ def test_joint_is_trainable_if_a_part_is():
 
 def network(**options) -> ConditionalNetwork:
     torch.manual_seed(0)
-    defaults = {"num_res_blocks": 1, "attention_factors": (2,), "channel_mult": (1, 2), "num_head_channels": 16}
-    unet = UNet(options.pop("in_channels", 4), 4, 32, **defaults, **options)
+    unet = tiny.unet(4, options.pop("extra", 0), attention_factors=(2,), channel_mult=(1, 2), **options)
     torch.nn.init.normal_(unet.out[2].weight)
     return ConditionalNetwork(unet).eval()
 
@@ -138,7 +137,7 @@ def test_network_without_condition_is_the_network():
 
 
 def test_network_concatenates_after_the_latent():
-    model, x, t = network(in_channels=7), torch.randn(B, 4, 8, 8), torch.tensor([3, 500])
+    model, x, t = network(extra=3), torch.randn(B, 4, 8, 8), torch.tensor([3, 500])
     picture = torch.randn(B, 3, 8, 8)
     expected = model.diffusion_model(torch.cat([x, picture], 1), t)
     torch.testing.assert_close(model(x, t, Conditioning(picture)), expected)
@@ -156,7 +155,7 @@ def test_network_passes_context_and_labels():
 
 def test_network_refuses_a_picture_of_another_size():
     with pytest.raises(UserError, match="16 x 16, the latent 8 x 8"):
-        network(in_channels=7)(torch.randn(B, 4, 8, 8), torch.tensor([1, 2]), Conditioning(torch.randn(B, 3, 16, 16)))
+        network(extra=3)(torch.randn(B, 4, 8, 8), torch.tensor([1, 2]), Conditioning(torch.randn(B, 3, 16, 16)))
 
 
 def test_embeddings_of_one_token_get_their_axis():

@@ -1,6 +1,7 @@
 """At the start of a run: what the conditioners give against what the network takes."""
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -8,18 +9,14 @@ from ldm.conditioning.base import JointConditioner
 from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
 from ldm.conditioning.labels import ClassConditioner
 from ldm.conditioning.text import EmbeddingConditioner
-from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.conditional_network import check_fit
-from ldm.networks.unet import UNet
-from ldm.training.latent_diffusion import LatentDiffusion
 
 
 def unet(in_channels=4, out_channels=4, **options):
-    sizes = {"model_channels": 32, "num_res_blocks": 1, "attention_factors": (), "channel_mult": (1,), "num_heads": 1}
     with torch.device("meta"):
-        return UNet(in_channels, out_channels, **sizes, **options)
+        return tiny.unet(out_channels, in_channels - out_channels, **options)
 
 
 def inpainting(**options):
@@ -67,4 +64,4 @@ def test_what_does_not_fit_is_named_on_both_sides(network, conditioner, message)
 
 def test_a_model_does_not_start_so():
     with pytest.raises(UserError, match="in_channels is 4.*ImageConditioner concatenates 3"):
-        LatentDiffusion(unet(), IdentityAutoencoder(4), Schedule.linear(num_steps=5), ImageConditioner("low_res"))
+        tiny.latent_diffusion(unet(), IdentityAutoencoder(4), ImageConditioner("low_res"))

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from fitting import Noise
 from pytorch_lightning.strategies import DDPStrategy
+from tiny import autoencoder_training, class_diffusion
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from training_models import Noise, autoencoder_training, latent_diffusion
 
 from ldm.data.core.module import DataModule
 from ldm.training.ema import ExponentialMovingAverage
@@ -68,7 +69,7 @@ class Report(pl.Callback):
 def diffusion() -> pl.LightningModule:
     # Some gradients are zero but for rounding, and Adam makes steps of them unless its eps is larger than rounding.
     optimization = Optimization(eps=1e-3, schedule=WarmUpLinear(3, 1.0, 1.0, 0.1, 100), gradient_clip=1.0)
-    return latent_diffusion(latent_scale="measure", optimization=optimization)
+    return class_diffusion(latent_scale="measure", optimization=optimization)
 
 
 def autoencoder() -> pl.LightningModule:

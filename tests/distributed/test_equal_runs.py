@@ -22,7 +22,7 @@ Reports = dict[tuple[str, int, int], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     folder = tmp_path_factory.mktemp("ranks")
-    paths = [str(HERE.parents[1]), str(HERE.parent / "training")]
+    paths = [str(HERE.parents[1]), str(HERE.parent)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / "equal_runs.py"), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -12,48 +12,34 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import identity_config, latent_diffusion_config, node, run_config, text_config, unet_config
 
 ROOT = Path(__file__).parents[2]
 # Slow, and not for every change: gloo's own thread has been seen to crash under FSDP (once in some forty trainings).
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 STRATEGIES = ("ddp", "zero1", "fsdp")
-CONFIG = """
-model:
-  target: ldm.training.latent_diffusion.LatentDiffusion
-  learning_rate: 1.0e-3
-  params:
-    autoencoder: {target: ldm.models.autoencoder.IdentityAutoencoder}
-    schedule: {target: ldm.diffusion.process.Schedule.linear, params: {num_steps: 20}}
-    ema_decay: 0.9
-    learn_logvar: true
-    optimization: # a large eps, since Adam's sign of a gradient of nearly nothing is chance
-      target: ldm.training.optimization.Optimization
-      params: {eps: 1.0e-4, gradient_clip: 1.0, schedule: {target: ldm.training.lr_schedules.WarmUpCosine, params:
-        {warm_up_steps: 4, lr_start: 0.1, lr_max: 1.0, lr_min: 0.1, max_decay_steps: 8}}}
-    network:
-      target: ldm.networks.unet.UNet
-      params:
-        {in_channels: 3, out_channels: 3, model_channels: 32, num_res_blocks: 1, attention_factors: [1],
-         channel_mult: [1], num_heads: 1, context_dim: 8}
-    conditioner:
-      target: ldm.conditioning.text.TextConditioner
-      params:
-        {dim: 8, depth: 1, drop_rate: 0.2, tokenizer:
-          {target: ldm.conditioning.tokenizers.TrainedTokenizer, params: {max_length: 8, vocab_size: 64}}}
-data:
-  target: ldm.data.core.module.DataModule
-  params:
-    batch_size: 2
-    num_workers: 0
-    train: {target: ldm.toy.shapes.Shapes, params: {num_samples: 32, size: 8}}
-    validation: {target: ldm.toy.shapes.Shapes, params: {num_samples: 3, size: 8, split: validation}}
-lightning:
-  trainer: {accelerator: cpu, log_every_n_steps: 1, num_sanity_val_steps: 1, val_check_interval: 2}
-  callbacks:
-    image_logger: {params: {every_n_steps: 2, max_images: 1, sampler:
-      {target: ldm.sampling.ddim.DDIM, params: {steps: 2}}}}
-"""
+
+
+def config() -> dict[str, Any]:
+    schedule = {"warm_up_steps": 4, "lr_start": 0.1, "lr_max": 1.0, "lr_min": 0.1, "max_decay_steps": 8}
+    optimization = node(
+        "training.optimization.Optimization",
+        eps=1e-4,  # large, since Adam's sign of a gradient of nearly nothing is chance
+        gradient_clip=1.0,
+        schedule=node("training.lr_schedules.WarmUpCosine", **schedule),
+    )
+    network = unet_config(3, attention_factors=[1], context_dim=8)
+    options = {"ema_decay": 0.9, "learn_logvar": True, "optimization": optimization}
+    model = latent_diffusion_config(network, identity_config(), text_config(), **options)
+    train = node("toy.shapes.Shapes", num_samples=32, size=8)
+    validation = node("toy.shapes.Shapes", num_samples=3, size=8, split="validation")
+    images = {"every_n_steps": 2, "max_images": 1, "sampler": node("sampling.ddim.DDIM", steps=2)}
+    lightning = {
+        "trainer": {"num_sanity_val_steps": 1, "val_check_interval": 2},
+        "callbacks": {"image_logger": {"params": images}},
+    }
+    return run_config(model, train, validation, lightning=lightning)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -97,7 +83,7 @@ def distance(first: dict[str, Any], second: dict[str, Any]) -> float:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launch")
-    (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config()))
     return folder
 
 

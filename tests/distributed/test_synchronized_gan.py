@@ -13,17 +13,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
+from tiny import CHANNELS, SIZE, autoencoder
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm.autoencoder.losses import Adversary, VQLoss
 from ldm.autoencoder.regularizers import VectorQuantizer
-from ldm.models.autoencoder import Autoencoder
 from ldm.networks.discriminator import PatchDiscriminator
-from ldm.networks.encoder_decoder import Architecture
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.codebook import CodebookUpkeep
 
-STEPS, BATCH, SIZE, RANKS = 5, 4, 8, 2
+STEPS, BATCH, RANKS = 5, 4, 2
 TOLERANCE = 1e-9
 VARIANTS = ("synchronized", "actnorm", "per_rank")
 
@@ -41,14 +40,13 @@ class Pictures(Dataset):
 
 
 def model(variant: str) -> AutoencoderTraining:
-    torch.manual_seed(0)
-    architecture = Architecture(channels=32, channel_mult=(1, 1), num_res_blocks=1, z_channels=2, resolution=SIZE)
-    quantizer, is_on = VectorQuantizer(64, 2), variant != "per_rank"
+    is_on = variant != "per_rank"
+    first_stage = autoencoder(regularizer=VectorQuantizer(64, CHANNELS))
     discriminator = PatchDiscriminator(width=4, num_layers=1, actnorm=variant == "actnorm", synchronized=is_on)
     loss = VQLoss(disc_start=2, discriminator=discriminator, adversary=Adversary(synchronized=is_on, ramp=2))
     decay = 0.9 if variant == "synchronized" else None
     upkeep = CodebookUpkeep(decay=decay, restart_every=2)
-    training = AutoencoderTraining(Autoencoder(architecture, quantizer, 2), loss, codebook=upkeep, ema_decay=0.9)
+    training = AutoencoderTraining(first_stage, loss, codebook=upkeep, ema_decay=0.9)
     training.learning_rate = 1e-3
     return training
 

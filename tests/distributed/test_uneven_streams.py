@@ -8,29 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from picture_files import write_tar
+from tiny import autoencoder_config, autoencoder_training_config, node, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "data"))
-from picture_files import write_tar  # noqa: E402
-
-CONFIG = """
-model:
-  target: ldm.training.autoencoder.AutoencoderTraining
-  base_learning_rate: 1.0e-3
-  params:
-    autoencoder:
-      target: ldm.models.autoencoder.Autoencoder
-      params:
-        architecture:
-          target: ldm.networks.encoder_decoder.Architecture
-          params: {channels: 32, channel_mult: [1], num_res_blocks: 1, z_channels: 2, resolution: 8, attention: none}
-        regularizer: {target: ldm.autoencoder.regularizers.KL}
-        embed_dim: 2
-    loss: {target: ldm.autoencoder.losses.KLLoss, params: {disc_start: 1000, perceptual_loss: null}}
-lightning:
-  trainer: {accelerator: cpu, log_every_n_steps: 1, num_sanity_val_steps: 0, max_epochs: 2}
-  callbacks: {image_logger: null, progress: null}
-"""
 
 
 def write_config(folder: Path, samples_per_epoch: int | None) -> None:
@@ -38,12 +19,16 @@ def write_config(folder: Path, samples_per_epoch: int | None) -> None:
     for number, (first, last) in enumerate([(0, 7), (7, 8), (8, 13)]):
         write_tar(folder / f"train-{number}.tar", range(first, last), lambda i: damaged.get(i, {}))
     write_tar(folder / "val-0.tar", range(20, 25))
-    shards = {"target": "ldm.data.shards.shards.Shards", "params": {"size": 8, "urls": "train-*.tar"}}
-    train = {**shards, "params": {**shards["params"], "samples_per_epoch": samples_per_epoch}}
-    validation = {**shards, "params": {**shards["params"], "urls": "val-*.tar"}}
-    params = {"batch_size": 2, "num_workers": 0, "max_bad_fraction": 0.5, "train": train, "validation": validation}
-    data = {"data": {"target": "ldm.data.core.module.DataModule", "params": params}}
-    (folder / "config.yaml").write_text(yaml.safe_dump({**yaml.safe_load(CONFIG), **data}))
+    train, validation = (
+        node("data.shards.shards.Shards", size=8, urls=f"{name}-*.tar", samples_per_epoch=length)
+        for name, length in (("train", samples_per_epoch), ("val", None))
+    )
+    autoencoder = autoencoder_config(channel_mult=[1], attention="none")
+    model = autoencoder_training_config(autoencoder, with_discriminator=False)
+    lightning = {"trainer": {"max_epochs": 2}, "callbacks": {"image_logger": None, "progress": None}}
+    config = run_config(model, train, validation, lightning=lightning)
+    config["data"]["params"]["max_bad_fraction"] = 0.5
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
 def captions(folder: Path, world: int, name: str, *words: str) -> list[list[str]]:
@@ -52,7 +37,7 @@ def captions(folder: Path, world: int, name: str, *words: str) -> list[list[str]
     command = [sys.executable, str(ROOT / "main.py"), "-b", "config.yaml", "-t", "-l", name, "--devices", str(world)]
     report = ["lightning.callbacks.report.target=rank_report.RankReport"]
     report += [f"lightning.callbacks.report.params.directory={folder / name}"]
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "e2e")))
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *report, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240

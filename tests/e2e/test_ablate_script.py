@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_runs import ROOT, node, script
+from tiny import (
+    autoencoder_config,
+    autoencoder_training_config,
+    identity_config,
+    latent_diffusion_config,
+    node,
+    run_config,
+    unet_config,
+)
+from tiny_runs import ROOT, script
 
 STUDY = {
     "title": "tiny",
@@ -27,40 +36,20 @@ STUDY = {
 }  # fmt: skip
 
 
-def data_node():
-    shapes = {"size": 16, "fields": []}
-    train = node("data.shapes.Shapes", num_samples=32, **shapes)
-    validation = node("data.shapes.Shapes", num_samples=8, split="validation", **shapes)
-    return node("data.module.DataModule", batch_size=4, num_workers=0, train=train, validation=validation)
-
-
 @pytest.fixture
 def study(tmp_path) -> Path:
-    architecture = node(
-        "networks.encoder_decoder.Architecture",
-        channels=32, channel_mult=[1, 1], num_res_blocks=1, z_channels=3, resolution=16, attention="none",
-    )  # fmt: skip
-    regularizer = node("autoencoder.regularizers.KL")
-    autoencoder = node(
-        "autoencoder.autoencoder.Autoencoder", architecture=architecture, regularizer=regularizer, embed_dim=3
-    )
-    network = node(
-        "networks.unet.UNet",
-        in_channels=3, out_channels=3, model_channels=32, num_res_blocks=1, attention_factors=[2], channel_mult=[1, 1],
-        num_head_channels=16,
-    )  # fmt: skip
-    loss = node("autoencoder.losses.KLLoss", pixel_loss="l2")
-    pixels = node("autoencoder.autoencoder.IdentityAutoencoder")
-    schedule = node("diffusion.schedule.Schedule.linear", num_steps=20)
+    autoencoder = autoencoder_config(3, resolution=16, attention="none")
+    network = unet_config(3, attention_factors=[2], channel_mult=[1, 1])
     models = {
-        "first": node("training.autoencoder.AutoencoderTraining", autoencoder=autoencoder, loss=loss),
-        "latent": node(
-            "training.latent_diffusion.LatentDiffusion", network=network, autoencoder=pixels, schedule=schedule
-        ),
+        "first": autoencoder_training_config(autoencoder, with_discriminator=False),
+        "latent": latent_diffusion_config(network, identity_config()),
     }
-    lightning = {"trainer": {"max_steps": 4, "val_check_interval": 4}, "callbacks": {"image_logger": None}}
+    shapes = {"size": 16, "fields": []}
+    train = node("toy.shapes.Shapes", num_samples=32, **shapes)
+    validation = node("toy.shapes.Shapes", num_samples=8, split="validation", **shapes)
+    trainer = {"max_steps": 4, "val_check_interval": 4}
     for name, model in models.items():
-        content = {"model": {**model, "learning_rate": 1e-3}, "data": data_node(), "lightning": lightning}
+        content = run_config(model, train, validation, batch_size=4, lightning={"trainer": trainer})
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY))

@@ -10,7 +10,8 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import yaml
-from tiny_runs import ROOT, autoencoder_node, diffusion_node, fails, node, noise, save, script, write_run
+from tiny import autoencoder_training_config, node
+from tiny_runs import ROOT, diffusion_config, fails, first_stage_config, noise, save, script, write_run
 
 from ldm.cli.evaluate import _conditions as conditions_of
 from ldm.cli.evaluate import parse
@@ -22,14 +23,14 @@ evaluate, compare = script("evaluate").main, script("compare").main
 
 
 def scenes(count, **options):
-    return node("data.shapes.Shapes", num_samples=count, size=16, **options)
+    return node("toy.shapes.Shapes", num_samples=count, size=16, **options)
 
 
 def with_data(run, **options):
     file = run / "configs" / "config.yaml"
     content = yaml.safe_load(file.read_text())
     sets = {"train": scenes(30, **options), "validation": scenes(24, split="validation", **options)}
-    content["data"] = node("data.module.DataModule", batch_size=4, **sets)
+    content["data"] = node("data.core.module.DataModule", batch_size=4, **sets)
     file.write_text(yaml.safe_dump(content))
     return run
 
@@ -38,12 +39,11 @@ def with_data(run, **options):
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     classes = node("conditioning.labels.ClassConditioner", num_classes=19, embed_dim=16, null_label=18)
-    loss = node("autoencoder.losses.KLLoss", disc_start=0)
-    training = node("training.autoencoder.AutoencoderTraining", autoencoder=autoencoder_node(), loss=loss)
+    autoencoder = autoencoder_training_config(first_stage_config(), with_discriminator=False)
     return {
-        "none": with_data(write_run(root / "none", diffusion_node())),
-        "class": with_data(write_run(root / "class", diffusion_node(classes, context_dim=16))),
-        "autoencoder": with_data(write_run(root / "autoencoder", training)),
+        "none": with_data(write_run(root / "none", diffusion_config())),
+        "class": with_data(write_run(root / "class", diffusion_config(classes, context_dim=16))),
+        "autoencoder": with_data(write_run(root / "autoencoder", autoencoder)),
     }
 
 

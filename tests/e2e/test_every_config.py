@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_configs import made_up_data, narrowing, pinned, plain
+from small_configs import CONFIGS, draw, made_up_data, narrowing, pinned, plain, train
 
 from ldm.cli.train import main
 from ldm.config import instantiate, load
 from ldm.data.core.loader import collate
-from ldm.models.loading import load_model
-from ldm.sampling.ddim import DDIM
-from ldm.training.latent_diffusion import LatentDiffusion
-from ldm.weights import load as checkpoint
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "ablation"]  # studies are no configs
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in FILES)
 OWN = sorted(Path(name).stem for name in NAMES if name.startswith("own/"))
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Undo what the command line sets for the whole process."""
-    ours, root = logging.getLogger("ldm"), logging.getLogger()
-    level, handlers = ours.level, list(root.handlers)
-    yield
-    ours.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,28 +34,6 @@ def test_two_steps_and_one_sample_with_few_channels(name: str, tmp_path: Path) -
     picture = draw(run, items)
     assert picture.shape == items["image"].shape
     assert torch.isfinite(picture).all()
-
-
-def train(config: Path, folder: Path, words: list[str]) -> Path:
-    """Train for two steps from the command line; give the run folder."""
-    assert main(["--base", str(config), "-t", "--max_steps", "2", "-l", str(folder / "logs"), *words]) == 0
-    (run,) = (folder / "logs").iterdir()
-    return run
-
-
-@torch.no_grad()
-def draw(run: Path, batch: dict[str, Any]) -> torch.Tensor:
-    """Draw samples under the conditions of a batch from a run folder, or reconstruct its pictures."""
-    config = load(run / "configs" / "config.yaml", check=False)
-    if not config.model.target.endswith(LatentDiffusion.__name__):
-        model = instantiate(config.model, "model").eval()
-        checkpoint.load_into(model, run)
-        return model.autoencoder(batch["image"])[0]
-    model = load_model(Namespace(run=str(run), config=None, ckpt=None, raw=False), CPU).model
-    shape = model.first_stage_model.latent_shape(*batch["image"].shape[2:])
-    denoise = model.guided(model.condition(batch), 1.0)
-    steps = list(DDIM(steps=2)(denoise, torch.randn(len(batch["image"]), *shape), model.schedule))
-    return model.decode_latents(steps[-1].x)
 
 
 # ----------------------------------------------------------------------------------------- own data, by a path

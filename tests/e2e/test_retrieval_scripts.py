@@ -9,14 +9,14 @@ import torch
 import yaml
 from picture_files import write_pictures
 from PIL import Image
-from tiny_runs import fails, node, script
+from tiny import identity_config, latent_diffusion_config, node, unet_config
+from tiny_runs import fails, script
 
 from ldm.conditioning.clip import ClipEmbedder
 from ldm.config import instantiate
 from ldm.data.readers.embeddings import Database
 from ldm.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 12  # of the embeddings
 
 
@@ -42,19 +42,9 @@ def clip(clip_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    network = node(
-        "networks.unet.UNet",
-        in_channels=3, out_channels=3, model_channels=32, num_res_blocks=1, attention_factors=[1],
-        channel_mult=[1], num_head_channels=16, context_dim=WIDTH,
-    )  # fmt: skip
-    model = node(
-        "training.latent_diffusion.LatentDiffusion",
-        network=network,
-        autoencoder=node("autoencoder.autoencoder.IdentityAutoencoder"),
-        schedule=node("diffusion.schedule.Schedule.linear", num_steps=10),
-        conditioner=node("conditioning.text.EmbeddingConditioner", key="neighbours", dim=WIDTH),
-        ema_decay=None,
-    )
+    network = unet_config(3, attention_factors=[1], context_dim=WIDTH)
+    conditioner = node("conditioning.text.EmbeddingConditioner", key="neighbours", dim=WIDTH)
+    model = latent_diffusion_config(network, identity_config(), conditioner, num_steps=10, ema_decay=None)
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
     torch.manual_seed(0)
     built = instantiate(model)

@@ -11,41 +11,23 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_runs import fails, node, script
+from tiny import autoencoder_config, latent_diffusion_config, node, text_config, unet_config
+from tiny_runs import ROOT, fails, script
 
 from ldm.conditioning.text import TextConditioner
 from ldm.config import instantiate
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red circle"
 
 
 txt2img, sample = script("txt2img").main, script("sample").main
 
 
-def model_node(conditioner, context_dim=None):
-    architecture = node(
-        "networks.encoder_decoder.Architecture",
-        channels=32, channel_mult=[1, 2], num_res_blocks=1, z_channels=4, resolution=16,
-    )  # fmt: skip
-    network = node(
-        "networks.unet.UNet",
-        in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1, attention_factors=[2],
-        channel_mult=[1, 2], num_head_channels=16, context_dim=context_dim,
-    )  # fmt: skip
-    autoencoder = node(
-        "autoencoder.autoencoder.Autoencoder",
-        architecture=architecture, regularizer=node("autoencoder.regularizers.KL"), embed_dim=4,
-    )  # fmt: skip
+def model_config(conditioner, context_dim=None):
+    autoencoder = autoencoder_config(4, channel_mult=[1, 2], resolution=16)
     autoencoder["checkpoint"] = "a/first/stage/that/is/gone.ckpt"
-    schedule = node("diffusion.schedule.Schedule.linear", num_steps=20)
-    parts = {"network": network, "autoencoder": autoencoder, "schedule": schedule, "conditioner": conditioner}
-    return node("training.latent_diffusion.LatentDiffusion", **parts)
-
-
-def text_conditioner():
-    tokenizer = node("conditioning.text.TrainedTokenizer", max_length=8, vocab_size=64)
-    return node("conditioning.text.TextConditioner", tokenizer=tokenizer, dim=16, depth=1, drop_rate=0.1)
+    network = unet_config(4, attention_factors=[2], channel_mult=[1, 2], context_dim=context_dim)
+    return latent_diffusion_config(network, autoencoder, conditioner)
 
 
 def build(model):
@@ -77,9 +59,9 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     label = node("conditioning.labels.ClassConditioner", num_classes=5, embed_dim=16, null_label=4)
     return {
-        "text": write_run(root / "text", model_node(text_conditioner(), 16)),
-        "class": write_run(root / "class", model_node(label, 16)),
-        "none": write_run(root / "none", model_node(None)),
+        "text": write_run(root / "text", model_config(text_config(16, drop_rate=0.1), 16)),
+        "class": write_run(root / "class", model_config(label, 16)),
+        "none": write_run(root / "none", model_config(None)),
     }
 
 
@@ -300,7 +282,7 @@ def test_configs_that_cannot_be_sampled_from(runs, tmp_path, capsys):
         ("model: [", "cannot be read"),
         ("data: {}", "has no section model"),
         (yaml.safe_dump({"model": network}), "c.yaml: model.target: is ldm.networks.unet.UNet; samples need"),
-        (yaml.safe_dump({"model": model_node(network)}), "c.yaml: model.params"),
+        (yaml.safe_dump({"model": model_config(network)}), "c.yaml: model.params"),
     ]:
         (tmp_path / "c.yaml").write_text(content)
         assert message in fails(capsys, sample, "--config", tmp_path / "c.yaml", "--ckpt", ckpt)

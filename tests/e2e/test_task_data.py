@@ -12,16 +12,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from small_configs import narrowing, plain
-from test_every_config import CONFIGS, draw, quiet, train  # noqa: F401 (quiet is a fixture)
+from small_configs import CONFIGS, draw, narrowing, plain, train
 
 from ldm.config import instantiate, load
 
 COUNT, SIDE = 12, 80
 SYNSETS = ("n01440764", "n01443537")
 _HEADER = (
-    "ImageID Source LabelName Confidence XMin XMax YMin YMax "
-    "IsOccluded IsTruncated IsGroupOf IsDepiction IsInside"
+    "ImageID Source LabelName Confidence XMin XMax YMin YMax IsOccluded IsTruncated IsGroupOf IsDepiction IsInside"
 ).split()
 
 

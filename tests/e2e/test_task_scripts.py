@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import node
 from tiny_runs import (
-    diffusion_node,
+    diffusion_config,
     fails,
     load,
-    node,
     noise,
     record,
     run,
@@ -186,7 +186,7 @@ def test_pictures_of_the_same_size(runs, tmp_path):
 @pytest.mark.parametrize("channels", [4, 5])
 def test_partners_of_other_channels_than_the_picture(tmp_path, channels):
     partner = node("conditioning.images.SpatialRescaler", key="partner", in_channels=channels)
-    model = write_run(tmp_path / "run", diffusion_node(partner, extra=channels))
+    model = write_run(tmp_path / "run", diffusion_config(partner, extra=channels))
     np.save(tmp_path / "a.npy", noise(8, 8, channels))
     run(superres, model, tmp_path / "out", "--indir", tmp_path / "a.npy")
     assert load(tmp_path / "out" / "a.png").shape == (8, 8, 3)

@@ -11,52 +11,20 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+from tiny import (
+    autoencoder_config,
+    autoencoder_training_config,
+    latent_diffusion_config,
+    node,
+    run_config,
+    text_config,
+    unet_config,
+)
 
 from ldm.weights import files as storage
 
 ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
-
-AUTOENCODER = """
-target: ldm.models.autoencoder.Autoencoder
-params:
-  embed_dim: 2
-  regularizer: {target: ldm.autoencoder.regularizers.KL}
-  architecture:
-    target: ldm.networks.encoder_decoder.Architecture
-    params: {channels: 32, channel_mult: [1, 1], num_res_blocks: 1, z_channels: 2, resolution: 16}
-"""
-FIRST_STAGE = """
-model:
-  learning_rate: 1.0e-3
-  target: ldm.training.autoencoder.AutoencoderTraining
-  params:
-    ema_decay: 0.9
-    loss:
-      target: ldm.autoencoder.losses.KLLoss
-      params:
-        kl_weight: 1.0e-6
-        disc_start: 1
-        discriminator: {target: ldm.networks.discriminator.PatchDiscriminator, params: {width: 4, num_layers: 1}}
-"""
-LATENT_MODEL = """
-model:
-  learning_rate: 1.0e-3
-  target: ldm.training.latent_diffusion.LatentDiffusion
-  params:
-    latent_scale: measure
-    schedule: {target: ldm.diffusion.process.Schedule.linear, params: {num_steps: 20}}
-    network:
-      target: ldm.networks.unet.UNet
-      params:
-        {in_channels: 2, out_channels: 2, model_channels: 32, num_res_blocks: 1, attention_factors: [1],
-         channel_mult: [1], num_heads: 1, context_dim: 8}
-    conditioner:
-      target: ldm.conditioning.text.TextConditioner
-      params:
-        {dim: 8, depth: 1, drop_rate: 0.2, tokenizer:
-          {target: ldm.conditioning.tokenizers.TrainedTokenizer, params: {max_length: 8, vocab_size: 64}}}
-"""
+SHARED = ROOT / "tests"
 
 
 @pytest.fixture(scope="module")
@@ -72,28 +40,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ImageDraw.Draw(image).ellipse((x, y, x + 8, y + 8), fill=colour)
         image.save(folder / "pictures" / f"{number:02}.png")
         (folder / "pictures" / f"{number:02}.txt").write_text(f"a {colour} circle, number {number}")
-    for name, text in (("kl", FIRST_STAGE), ("text", LATENT_MODEL)):
-        config = yaml.safe_load(text)
-        config["model"]["params"]["autoencoder"] = yaml.safe_load(AUTOENCODER)
-        dataset = {
-            "target": "ldm.data.readers.captions.CaptionedFolder",
-            "params": {"root": "pictures", "size": 16, "validation_share": 0.25},
-        }
-        splits = {
-            split: {**dataset, "params": {**dataset["params"], "split": split}} for split in ("train", "validation")
-        }
-        params = {"batch_size": 2, "num_workers": 0, **splits}
-        config["data"] = {"target": "ldm.data.core.module.DataModule", "params": params}
-        config["lightning"] = {
-            "trainer": {"accelerator": "cpu", "log_every_n_steps": 1, "num_sanity_val_steps": 1},
-            "callbacks": {"image_logger": None},
-        }
+    autoencoder = autoencoder_config(resolution=16)
+    network = unet_config(attention_factors=[1], context_dim=8)
+    models = {
+        "kl": autoencoder_training_config(autoencoder, ema_decay=0.9),
+        "text": latent_diffusion_config(network, autoencoder, text_config(), latent_scale="measure"),
+    }
+    options = {"root": "pictures", "size": 16, "validation_share": 0.25}
+    train, validation = (
+        node("data.readers.captions.CaptionedFolder", split=split, **options) for split in ("train", "validation")
+    )
+    for name, model in models.items():
+        config = run_config(model, train, validation, lightning={"trainer": {"num_sanity_val_steps": 1}})
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 
 def run(folder: Path, *words: str) -> str:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{SHARED}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), *words], cwd=folder, env=environment, capture_output=True, text=True
     )

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fitting import fit, largest_difference, loader
+from tiny import SIZE, autoencoder, autoencoder_training
 from torch import nn
-from training_models import SIZE, autoencoder, autoencoder_training, fit, largest_difference, loader
 
 from ldm.errors import UserError
 from ldm.training.autoencoder import AutoencoderTraining, psnr

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_models import autoencoder, autoencoder_training, fit, largest_difference, vq_training
+from fitting import fit, largest_difference
+from tiny import autoencoder, autoencoder_training, vq_training
 
 from ldm.errors import UserError
 from ldm.training.autoencoder import AutoencoderTraining

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_models import autoencoder_training, fit, vq_training
+from fitting import fit
+from tiny import autoencoder_training, vq_training
 
 from ldm.autoencoder.losses import Adversary, VQLoss
 from ldm.cli.arguments import parse

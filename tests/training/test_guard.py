@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from fitting import Noise, fit
+from tiny import autoencoder_training, class_diffusion
 from torch.utils.data import DataLoader
-from training_models import Noise, autoencoder_training, fit, latent_diffusion
 
 from ldm.errors import UserError
 from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 
-MODELS = {"autoencoder": lambda: autoencoder_training(disc_start=0, ema_decay=0.9), "diffusion": latent_diffusion}
+MODELS = {"autoencoder": lambda: autoencoder_training(disc_start=0, ema_decay=0.9), "diffusion": class_diffusion}
 
 
 class Poisoned(Noise):
@@ -79,7 +80,7 @@ def test_a_bad_batch_spoils_the_step_that_accumulates_it(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize(("limit", "survives"), [(0, False), (1, False), (2, True)])
 def test_too_many_in_a_row_end_the_run(limit: int, survives: bool, tmp_path: Path) -> None:
-    model = latent_diffusion()
+    model = class_diffusion()
     model.guard = StepGuard(limit)
     bad = {0, 4, 6}  # steps 1, 3 and 4
     if survives:
@@ -90,7 +91,7 @@ def test_too_many_in_a_row_end_the_run(limit: int, survives: bool, tmp_path: Pat
 
 
 def test_a_loss_that_is_not_finite_is_no_step_even_with_finite_gradients(tmp_path: Path) -> None:
-    model = latent_diffusion()
+    model = class_diffusion()
     loss = model.loss
 
     def infinite(*args: Any) -> Any:

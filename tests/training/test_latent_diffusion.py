@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_models import SIZE, fit, largest_difference, latent_diffusion, loader
+from fitting import fit, largest_difference, loader
+from tiny import SIZE, class_diffusion
 
 from ldm.diffusion.objective import Objective
 from ldm.errors import UserError
@@ -20,18 +21,18 @@ def batch() -> dict:
 
 
 def test_state_dict_has_the_published_layout() -> None:
-    keys = list(latent_diffusion(latent_scale="measure", learn_logvar=True).state_dict())
+    keys = list(class_diffusion(latent_scale="measure", learn_logvar=True).state_dict())
     tables = [key for key in keys if "." not in key]
-    assert set(tables) == {"logvar", "scale_factor", *latent_diffusion().schedule.buffers()}
+    assert set(tables) == {"logvar", "scale_factor", *class_diffusion().schedule.buffers()}
     heads = {key.split(".")[0] for key in keys if "." in key}
     assert heads == {"model", "model_ema", "first_stage_model", "cond_stage_model"}
     assert "model.diffusion_model.time_embed.0.weight" in keys
     assert "model_ema.diffusion_modeltime_embed0weight" in keys
-    assert "logvar" not in latent_diffusion().state_dict() and "scale_factor" not in latent_diffusion().state_dict()
+    assert "logvar" not in class_diffusion().state_dict() and "scale_factor" not in class_diffusion().state_dict()
 
 
 def test_first_stage_stays_frozen_and_in_eval_mode() -> None:
-    model = latent_diffusion().train()
+    model = class_diffusion().train()
     assert not model.first_stage_model.training and model.model.training
     frozen = {id(p) for p in model.first_stage_model.parameters()}
     assert not frozen & {id(p) for p in model.optimized_parameters()}
@@ -39,7 +40,7 @@ def test_first_stage_stays_frozen_and_in_eval_mode() -> None:
 
 
 def test_latents_are_scaled_going_in_and_coming_out(batch: dict) -> None:
-    plain, scaled = latent_diffusion(), latent_diffusion(latent_scale=0.25)
+    plain, scaled = class_diffusion(), class_diffusion(latent_scale=0.25)
     noise = torch.randn(2, 2, SIZE // 2, SIZE // 2)
     z = plain.encode_images(batch["image"], lambda shape: noise)
     torch.testing.assert_close(scaled.encode_images(batch["image"], lambda shape: noise), 0.25 * z)
@@ -47,7 +48,7 @@ def test_latents_are_scaled_going_in_and_coming_out(batch: dict) -> None:
 
 
 def test_cached_moments_give_the_same_latents(batch: dict) -> None:
-    model = latent_diffusion(latent_scale=0.5)
+    model = class_diffusion(latent_scale=0.5)
     moments = model.first_stage_model.moments(batch["image"])
     noise = torch.randn(2, 2, SIZE // 2, SIZE // 2)
     torch.testing.assert_close(
@@ -58,7 +59,7 @@ def test_cached_moments_give_the_same_latents(batch: dict) -> None:
 
 
 def test_perfect_network_has_zero_loss_and_wrong_one_has_the_mean_square(batch: dict) -> None:
-    model = latent_diffusion(ema_decay=None, objective=Objective("l2"))
+    model = class_diffusion(ema_decay=None, objective=Objective("l2"))
     torch.nn.init.zeros_(model.model.diffusion_model.out[-1].weight)
     torch.nn.init.zeros_(model.model.diffusion_model.out[-1].bias)
     z, t, noise = torch.randn(2, 2, 4, 4), torch.tensor([0, 19]), torch.randn(2, 2, 4, 4)
@@ -69,7 +70,7 @@ def test_perfect_network_has_zero_loss_and_wrong_one_has_the_mean_square(batch: 
 
 
 def test_guidance_of_scale_one_is_the_conditional_prediction(batch: dict) -> None:
-    model = latent_diffusion().eval()
+    model = class_diffusion().eval()
     conditioning = model.condition(batch)
     x_t, t = torch.randn(2, 2, 4, 4), torch.tensor([3, 7])
     uncond, cond = model.denoiser(model.cond_stage_model.unconditional(2)), model.denoiser(conditioning)
@@ -81,7 +82,7 @@ def test_guidance_of_scale_one_is_the_conditional_prediction(batch: dict) -> Non
 
 
 def test_training_draws_depend_on_samples_seen_and_seed_and_repeat(batch: dict) -> None:
-    model = latent_diffusion()
+    model = class_diffusion()
     first = model.training_step(batch, 0)
     assert model.seen == 2
     assert not torch.equal(first, model.training_step(batch, 0))
@@ -93,11 +94,11 @@ def test_training_draws_depend_on_samples_seen_and_seed_and_repeat(batch: dict) 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     options = {"optimization": Optimization(schedule=WarmUpLinear(3, 1.0, 1.0, 0.1, 100)), "latent_scale": "measure"}
-    whole = latent_diffusion(**options)
+    whole = class_diffusion(**options)
     fit(whole, tmp_path, 8)
-    first = latent_diffusion(**options)
+    first = class_diffusion(**options)
     fit(first, tmp_path, 4, callbacks=[Checkpoints(tmp_path)])
-    resumed = latent_diffusion(seed=9, **options)
+    resumed = class_diffusion(seed=9, **options)
     fit(resumed, tmp_path, 8, callbacks=[Checkpoints(tmp_path)], ckpt_path=tmp_path / "last.ckpt")
     assert largest_difference(whole.state_dict(), resumed.state_dict()) == 0
     assert int(resumed.model_ema.num_updates) == 8
@@ -105,7 +106,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
 
 
 def test_averages_follow_optimiser_steps_not_batches(tmp_path: Path) -> None:
-    model = latent_diffusion()
+    model = class_diffusion()
     trainer = fit(model, tmp_path, 2, accumulate_grad_batches=2)
     assert trainer.global_step == 2
     assert int(model.model_ema.num_updates) == 2
@@ -113,18 +114,18 @@ def test_averages_follow_optimiser_steps_not_batches(tmp_path: Path) -> None:
 
 def test_each_step_is_logged_once_as_the_mean_over_its_batches(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    fit(latent_diffusion(), tmp_path, 3, accumulate_grad_batches=2, logger=MetricsCsv(path))
+    fit(class_diffusion(), tmp_path, 3, accumulate_grad_batches=2, logger=MetricsCsv(path))
     with path.open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
 def test_given_scale_that_does_not_fit_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fit(latent_diffusion(latent_scale=100.0), tmp_path, 1)
+    fit(class_diffusion(latent_scale=100.0), tmp_path, 1)
     assert "standard deviation" in caplog.text
 
 
 def test_only_what_is_trained_moves(tmp_path: Path) -> None:
-    model = latent_diffusion()
+    model = class_diffusion()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fit(model, tmp_path, 2)
     moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -132,7 +133,7 @@ def test_only_what_is_trained_moves(tmp_path: Path) -> None:
 
 
 def test_validation_does_not_change_training_and_logs_quarters(tmp_path: Path) -> None:
-    quiet, watched = latent_diffusion(), latent_diffusion()
+    quiet, watched = class_diffusion(), class_diffusion()
     fit(quiet, tmp_path, 4)
     logger = MetricsCsv(tmp_path / "metrics.csv")
     trainer = fit(watched, tmp_path, 4, with_validation=True, val_check_interval=2, logger=logger)
@@ -144,12 +145,12 @@ def test_validation_does_not_change_training_and_logs_quarters(tmp_path: Path) -
 def test_validation_loss_is_reproducible(tmp_path: Path) -> None:
     values = []
     for _ in range(2):
-        trainer = fit(latent_diffusion(), tmp_path, 1, with_validation=True, val_check_interval=1)
+        trainer = fit(class_diffusion(), tmp_path, 1, with_validation=True, val_check_interval=1)
         values.append(float(trainer.callback_metrics["val/loss_simple"]))
     assert values[0] == values[1]
 
 
 def test_dropped_conditions_follow_the_rate() -> None:
-    conditioner = latent_diffusion().cond_stage_model
+    conditioner = class_diffusion().cond_stage_model
     rate = conditioner.draw_drop(4000, Draws.keyed(torch.device("cpu"), 0).uniform).float().mean()
     assert abs(float(rate) - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from fitting import fit, loader
+from tiny import autoencoder_training, class_diffusion
 from torch import nn
-from training_models import autoencoder_training, fit, latent_diffusion, loader
 
 from ldm.autoencoder.losses import KLLoss
 from ldm.autoencoder.regularizers import DiagonalGaussian, VectorQuantizer
@@ -69,7 +70,7 @@ def test_statistics_of_norms_and_softmax_lose_nothing_but_the_last_rounding(dtyp
 
 
 def test_latents_that_are_not_regularised_are_float32() -> None:
-    model = latent_diffusion()
+    model = class_diffusion()
     model.first_stage_model.regularization = VectorQuantizer(8, 2)
     with torch.autocast("cpu", torch.bfloat16):
         z = model.latents(next(iter(loader())), Draws.keyed(CPU, 0).normal)
@@ -91,7 +92,7 @@ class Curve(pl.Callback):
 @pytest.mark.parametrize(
     ("make", "metric", "band"),
     [(lambda: autoencoder_training(disc_start=6, ema_decay=0.9), "train/rec_loss", 0.05),
-     (lambda: latent_diffusion(), "train/loss_simple", 0.05)],
+     (lambda: class_diffusion(), "train/loss_simple", 0.05)],
 )  # fmt: skip
 def test_bfloat16_follows_float32(make: Any, metric: str, band: float, tmp_path: Path) -> None:
     curves = []

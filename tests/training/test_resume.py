@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from training_models import Noise, autoencoder_training, largest_difference, latent_diffusion
+from fitting import Noise, largest_difference
+from tiny import autoencoder_training, class_diffusion
 
 from ldm.data.core.module import DataModule
 from ldm.errors import UserError
@@ -82,7 +83,7 @@ def end(folder: Path) -> dict[str, Any]:
 
 STAGES = {
     "autoencoder": lambda seed: autoencoder_training(seed, disc_start=4, ema_decay=0.9),
-    "diffusion": latent_diffusion,
+    "diffusion": class_diffusion,
 }
 
 
@@ -141,10 +142,10 @@ def test_logging_validation_and_checkpoints_leave_the_weights_alone(whole: tuple
 
 def test_progress_is_recounted_for_other_batches(tmp_path: Path) -> None:
     with pytest.raises(Die):
-        train(tmp_path, latent_diffusion(), At("on_train_batch_start", 4, die), max_steps=8)
+        train(tmp_path, class_diffusion(), At("on_train_batch_start", 4, die), max_steps=8)
     trainer = train(
         tmp_path,
-        latent_diffusion(1),
+        class_diffusion(1),
         resume=tmp_path / "last.ckpt",
         batch_size=1,
         accumulate_grad_batches=2,
@@ -154,7 +155,7 @@ def test_progress_is_recounted_for_other_batches(tmp_path: Path) -> None:
     batches = trainer.fit_loop.epoch_loop.batch_progress
     assert batches.total.completed == 16 and batches.current.completed == 4
     with pytest.raises(UserError, match="batches of 5 over all ranks do not divide"):
-        train(tmp_path, latent_diffusion(1), resume=tmp_path / "last.ckpt", batch_size=5, max_steps=12)
+        train(tmp_path, class_diffusion(1), resume=tmp_path / "last.ckpt", batch_size=5, max_steps=12)
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
@@ -181,7 +182,7 @@ def test_a_save_that_fails_warns_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, code: int
 ) -> None:
     failing(monkeypatch, {2, 3}, code)
-    train(tmp_path, latent_diffusion())
+    train(tmp_path, class_diffusion())
     assert caplog.text.count("was not saved at step") == 2 and os.strerror(code) in caplog.text
     assert storage.load(tmp_path / "last.ckpt")["global_step"] == 10
     assert storage.load(tmp_path / "previous.ckpt")["global_step"] == 8
@@ -192,13 +193,13 @@ def test_a_save_that_fails_warns_and_training_goes_on(
 def test_three_failures_in_a_row_or_a_last_one_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, {2, 3, 4, 6}, errno.ENOSPC)
     with pytest.raises(UserError, match="3 saves in a row failed, .*No space left"):
-        train(tmp_path, latent_diffusion())
+        train(tmp_path, class_diffusion())
     assert storage.load(locate(tmp_path))["global_step"] == 2
     with pytest.raises(UserError, match="the end of the run could not be saved"):
-        train(tmp_path, latent_diffusion(1), resume=tmp_path / "last.ckpt", max_steps=5)
+        train(tmp_path, class_diffusion(1), resume=tmp_path / "last.ckpt", max_steps=5)
     assert storage.load(locate(tmp_path))["global_step"] == 4
 
 
 def test_numbered_checkpoints_stay_up_to_a_number(tmp_path: Path) -> None:
-    train(tmp_path, latent_diffusion(), callback=Checkpoints(tmp_path, keep_every_n_steps=3, keep_last=2))
+    train(tmp_path, class_diffusion(), callback=Checkpoints(tmp_path, keep_every_n_steps=3, keep_last=2))
     assert sorted(path.name for path in tmp_path.glob("step=*")) == ["step=000000006.ckpt", "step=000000009.ckpt"]

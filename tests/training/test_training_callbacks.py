@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from fitting import fit, largest_difference
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_models import autoencoder_training, fit, largest_difference, latent_diffusion
+from tiny import autoencoder_training, class_diffusion
 
 from ldm.errors import UserError
 from ldm.sampling.ddim import DDIM
@@ -22,7 +23,7 @@ from ldm.weights import files as storage
 
 
 def test_checkpoint_holds_plain_data_only_and_the_raw_weights(tmp_path: Path) -> None:
-    model = latent_diffusion()
+    model = class_diffusion()
     callback = Checkpoints(tmp_path, every_n_steps=2, keep_every_n_steps=2)
     fit(model, tmp_path, 4, callbacks=[callback], with_validation=True)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
@@ -51,7 +52,7 @@ def test_broken_weights_never_replace_a_checkpoint(tmp_path: Path) -> None:
                     next(pl_module.model.parameters()).fill_(float("nan"))
 
     with pytest.raises(UserError, match="not finite"):
-        fit(latent_diffusion(), tmp_path, 3, callbacks=[Break(), Checkpoints(tmp_path, every_n_steps=1)])
+        fit(class_diffusion(), tmp_path, 3, callbacks=[Break(), Checkpoints(tmp_path, every_n_steps=1)])
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
 
 
@@ -66,13 +67,13 @@ def test_signal_saves_and_stops_at_the_next_step(tmp_path: Path, name: str) -> N
                 os.kill(os.getpid(), number)
 
     with pytest.raises(Stopped, match="saved step 2"):
-        fit(latent_diffusion(), tmp_path, 4, callbacks=[Send(), Checkpoints(tmp_path)])
+        fit(class_diffusion(), tmp_path, 4, callbacks=[Send(), Checkpoints(tmp_path)])
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
     assert signal.getsignal(number) == before
 
 
 def test_pictures_are_written_and_change_nothing(tmp_path: Path) -> None:
-    quiet, watched = latent_diffusion(), latent_diffusion()
+    quiet, watched = class_diffusion(), class_diffusion()
     fit(quiet, tmp_path, 4)
     options = {"early_steps": True, "max_images": 2, "sampler": DDIM(3), "guidance_scale": 2.0}
     logger = ImageLogger(tmp_path / "images", every_n_steps=4, **options)
@@ -126,7 +127,7 @@ def test_metrics_gain_columns_and_go_on_after_a_resume(tmp_path: Path) -> None:
 
 def test_progress_speaks_of_rate_and_time_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="ldm"):
-        fit(latent_diffusion(), tmp_path, 4, callbacks=[Progress(every_seconds=0)], enable_progress_bar=True)
+        fit(class_diffusion(), tmp_path, 4, callbacks=[Progress(every_seconds=0)], enable_progress_bar=True)
     lines = [record.message for record in caplog.records if record.message.startswith("step 3/4")]
     assert len(lines) == 1
     assert all(word in lines[0] for word in ("loss", "steps/s", "images/s", "left"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ import yaml
 from omegaconf import OmegaConf
 from torch.utils.data import Dataset
 
+from ldm.cli.train import main
+from ldm.config import instantiate, load
+from ldm.models.loading import load_model
+from ldm.sampling.ddim import DDIM
+from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.weights import load as checkpoint
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CPU = torch.device("cpu")
 WIDTH = 32  # GroupNorm has 32 groups
 
 
@@ -164,3 +174,25 @@ def pinned(file: Path) -> list[str]:
             if isinstance(value, str) and value.startswith("${data."):
                 words.append(f"{path}.params.{name}={known['params'][name]}")
     return words
+
+
+def train(config: Path, folder: Path, words: list[str]) -> Path:
+    """Train for two steps from the command line; give the run folder."""
+    assert main(["--base", str(config), "-t", "--max_steps", "2", "-l", str(folder / "logs"), *words]) == 0
+    (run,) = (folder / "logs").iterdir()
+    return run
+
+
+@torch.no_grad()
+def draw(run: Path, batch: dict[str, Any]) -> torch.Tensor:
+    """Draw samples under the conditions of a batch from a run folder, or reconstruct its pictures."""
+    config = load(run / "configs" / "config.yaml", check=False)
+    if not config.model.target.endswith(LatentDiffusion.__name__):
+        model = instantiate(config.model, "model").eval()
+        checkpoint.load_into(model, run)
+        return model.autoencoder(batch["image"])[0]
+    model = load_model(Namespace(run=str(run), config=None, ckpt=None, raw=False), CPU).model
+    shape = model.first_stage_model.latent_shape(*batch["image"].shape[2:])
+    denoise = model.guided(model.condition(batch), 1.0)
+    steps = list(DDIM(steps=2)(denoise, torch.randn(len(batch["image"]), *shape), model.schedule))
+    return model.decode_latents(steps[-1].x)

@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny import autoencoder_config, autoencoder_training_config, latent_diffusion_config, node, unet_config
 
 from ldm.config import instantiate
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 4  # of maps and layouts
 
 
@@ -23,28 +24,13 @@ def script(name):
     return module
 
 
-def node(target, **params):
-    return {"target": f"ldm.{target}", "params": params}
+def first_stage_config():
+    return autoencoder_config(4, resolution=16, attention="none")
 
 
-def autoencoder_node():
-    architecture = node(
-        "networks.encoder_decoder.Architecture",
-        channels=32, channel_mult=[1, 1], num_res_blocks=1, z_channels=4, resolution=16, attention="none",
-    )  # fmt: skip
-    regularizer = node("autoencoder.regularizers.KL")
-    return node("autoencoder.autoencoder.Autoencoder", architecture=architecture, regularizer=regularizer, embed_dim=4)
-
-
-def diffusion_node(conditioner=None, extra=0, context_dim=None):
-    network = node(
-        "networks.unet.UNet",
-        in_channels=4 + extra, out_channels=4, model_channels=32, num_res_blocks=1, attention_factors=[2],
-        channel_mult=[1, 2], num_head_channels=16, context_dim=context_dim,
-    )  # fmt: skip
-    schedule = node("diffusion.schedule.Schedule.linear", num_steps=20)
-    parts = {"network": network, "autoencoder": autoencoder_node(), "schedule": schedule, "conditioner": conditioner}
-    return node("training.latent_diffusion.LatentDiffusion", ema_decay=None, **parts)
+def diffusion_config(conditioner=None, extra=0, context_dim=None):
+    network = unet_config(4, extra, attention_factors=[2], channel_mult=[1, 2], context_dim=context_dim)
+    return latent_diffusion_config(network, first_stage_config(), conditioner, ema_decay=None)
 
 
 def write_run(folder, model):
@@ -75,8 +61,9 @@ def trained_on(folder, run, **options):
 def write_runs(root):
     """Save a model of each task."""
     tokenizer = node(
-        "data.boxes.BoxTokenizer", num_classes=CLASSES, max_objects=3, vocab_size=64, encode_crop=False, use_group=False
-    )
+        "data.layout.boxes.BoxTokenizer",
+        num_classes=CLASSES, max_objects=3, vocab_size=64, encode_crop=False, use_group=False,
+    )  # fmt: skip
     layout = node("conditioning.layout.LayoutConditioner", tokenizer=tokenizer, dim=16, depth=1)
     tokens = node(
         "conditioning.text.TokenConditioner",
@@ -84,17 +71,15 @@ def write_runs(root):
     )  # fmt: skip
     rescaler = node("conditioning.images.SpatialRescaler", in_channels=CLASSES, out_channels=3)
     masked = node("conditioning.images.FirstStageConditioner", mask_key="mask")
-    loss = node("autoencoder.losses.KLLoss", disc_start=0)
-    training = node("training.autoencoder.AutoencoderTraining", autoencoder=autoencoder_node(), loss=loss)
     models = {
-        "inpaint": diffusion_node(masked, extra=5),
-        "superres": diffusion_node(node("conditioning.images.ImageConditioner", key="low_res"), extra=3),
-        "semantic": diffusion_node(rescaler, extra=3),
-        "pairs": diffusion_node(node("conditioning.images.SpatialRescaler", key="partner", in_channels=1), extra=1),
-        "layout": diffusion_node(layout, context_dim=16),
-        "tokens": diffusion_node(tokens, context_dim=16),
-        "none": diffusion_node(),
-        "autoencoder": training,
+        "inpaint": diffusion_config(masked, extra=5),
+        "superres": diffusion_config(node("conditioning.images.ImageConditioner", key="low_res"), extra=3),
+        "semantic": diffusion_config(rescaler, extra=3),
+        "pairs": diffusion_config(node("conditioning.images.SpatialRescaler", key="partner", in_channels=1), extra=1),
+        "layout": diffusion_config(layout, context_dim=16),
+        "tokens": diffusion_config(tokens, context_dim=16),
+        "none": diffusion_config(),
+        "autoencoder": autoencoder_training_config(first_stage_config(), with_discriminator=False),
     }
     return {name: write_run(root / name, model) for name, model in models.items()}
 
