@@ -56,6 +56,10 @@ class TransformerLayers(nn.Module):
             self.layers.append(nn.ModuleList([LayerNorm32(dim), SelfAttention(dim, num_heads, head_channels)]))
             self.layers.append(nn.ModuleList([LayerNorm32(dim), FeedForward(dim)]))
 
+    def blocks(self) -> list[nn.Module]:
+        """Return attention and feed-forward layers in their order."""
+        return [layer for _, layer in self.layers]
+
     def forward(self, x: Tensor) -> Tensor:
         for norm, layer in self.layers:
             x = x + layer(norm(x))
