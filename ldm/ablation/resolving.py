@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import OmegaConf
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm import config
@@ -29,7 +28,7 @@ from ldm.cli.arguments import parse
 from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.models.loading import train_option
-from ldm.networks.unet import UNet
+from ldm.networks.backbone import Backbone
 from ldm.training.latent_diffusion import LatentDiffusion
 from ldm.training.plan import Plan, make_plan
 
@@ -171,14 +170,12 @@ def _facts(trial: Trial, content: Content) -> Facts:
     )
 
 
-def _network_flops(network: nn.Module, shape: tuple[int, int, int]) -> int:
+def _network_flops(network: Backbone, shape: tuple[int, int, int]) -> int:
     """Count one forward pass, with one token of context where the network takes some."""
-    if not isinstance(network, UNet):
-        raise UserError(f"latent: {type(network).__name__} is no U-Net; its levels cannot be compared")
     _, height, width = shape
     if height % network.size_multiple or width % network.size_multiple:
         raise UserError(
-            f"latents of {height}x{width} for a U-Net whose levels need multiples of {network.size_multiple}; "
+            f"latents of {height}x{width} for a {type(network).__name__} of multiples of {network.size_multiple}; "
             "give it fewer levels (channel_mult), or a smaller f, or larger pictures"
         )
     context = None if network.context_dim is None else _empty((1, network.context_dim))

@@ -15,7 +15,7 @@ from ldm.data.core.module import DataModule
 from ldm.doctor.summary import Summary
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
-from ldm.networks.unet import UNet
+from ldm.networks.backbone import Backbone
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.latent_diffusion import LatentDiffusion
 
@@ -46,7 +46,7 @@ def side_multiple(model: LatentDiffusion | AutoencoderTraining) -> int:
     """Return the number that must divide the sides of a picture, for the first stage and for the denoiser if any."""
     if isinstance(model, AutoencoderTraining):
         return model.autoencoder.factor
-    multiples = [module.size_multiple for module in model.model.modules() if isinstance(module, UNet)]
+    multiples = [module.size_multiple for module in model.model.modules() if isinstance(module, Backbone)]
     return model.first_stage_model.factor * max(multiples, default=1)
 
 

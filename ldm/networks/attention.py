@@ -1,8 +1,7 @@
 """Attention softmax(Q K^T / sqrt(d)) V over image positions and conditioning tokens (section 3.3 of arXiv 2112.10752).
 
 Images become sequences of tokens, (B, C, H, W) -> (B, H*W, C), which costs nothing for channels_last tensors. Softmax
-attention is `scaled_dot_product_attention`, so that no (N, N) matrix is kept. Convolutions of kernel size 1 keep their
-published parameter shapes and are applied to the tokens as linear maps.
+attention is `scaled_dot_product_attention`, so that no (N, N) matrix is kept.
 Legend: B batch, C channels, N and M numbers of tokens, h heads, d channels of a head.
 """
 
@@ -15,27 +14,12 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.networks.layers import NUM_GROUPS, GroupNorm32, LayerNorm32, group_norm, recompute, zeroed
+from ldm.networks.pointwise import PointwiseConv1d, PointwiseConv2d, from_tokens, to_tokens
 
 QKVOrder: TypeAlias = Literal["legacy", "new"]
 # How queries, keys and values lie in the 3C channels of one projection ("legacy" splits the heads first), and on which
 # axis they can then be told apart. Parting them before the heads are moved saves a copy in the backward pass.
 _QKV_LAYOUTS = {"legacy": ("b n (h qkv d) -> b n h qkv d", 3), "new": ("b n (qkv h d) -> b n qkv h d", 2)}
-
-
-def pointwise(convolution: nn.Module, tokens: Tensor) -> Tensor:
-    """Apply a convolution of kernel size 1 to tokens: (B, N, C) -> (B, N, C')."""
-    return F.linear(tokens, convolution.weight.flatten(1), convolution.bias)
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    """Flatten the spatial axes: (B, C, ...) -> (B, N, C); a view if x is channels_last."""
-    # A linear map of strided tokens would copy them too, and add its bias in a second pass.
-    return rearrange(x, "b c ... -> b (...) c").contiguous()
-
-
-def from_tokens(tokens: Tensor, like: Tensor) -> Tensor:
-    """Undo `to_tokens` for an image of the size of `like`: (B, N, C) -> (B, C, ...), always a view."""
-    return rearrange(tokens, "b n c -> b c n").unflatten(2, like.shape[2:])
 
 
 def split_qkv(qkv: Tensor, num_heads: int, order: QKVOrder) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,18 +158,18 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         inner_dim = num_heads * head_channels
         self.norm = GroupNorm32(in_channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(in_channels, inner_dim, kernel_size=1)
+        self.proj_in = PointwiseConv2d(in_channels, inner_dim)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner_dim, num_heads, head_channels, dropout, context_dim, checkpoint=checkpoint)
             for _ in range(depth)
         )
-        self.proj_out = zeroed(nn.Conv2d(inner_dim, in_channels, kernel_size=1))
+        self.proj_out = zeroed(PointwiseConv2d(inner_dim, in_channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        tokens = pointwise(self.proj_in, to_tokens(self.norm(x)))  # (B, H*W, h*d)
+        tokens = to_tokens(self.proj_in(self.norm(x)))  # (B, H*W, h*d)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
-        return x + from_tokens(pointwise(self.proj_out, tokens), x)  # (B, C, H, W)
+        return x + self.proj_out(from_tokens(tokens, x))  # (B, C, H, W)
 
 
 class AttentionBlock(nn.Module):
@@ -215,17 +199,17 @@ class AttentionBlock(nn.Module):
         self.qkv_order = qkv_order
         self.checkpoint = checkpoint
         self.norm = GroupNorm32(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, kernel_size=1)
-        self.proj_out = zeroed(nn.Conv1d(channels, channels, kernel_size=1))
+        self.qkv = PointwiseConv1d(channels, 3 * channels)
+        self.proj_out = zeroed(PointwiseConv1d(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return recompute(self.checkpoint, self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        qkv = pointwise(self.qkv, to_tokens(self.norm(x)))  # (B, N, 3C)
-        q, k, v = split_qkv(qkv, self.num_heads, self.qkv_order)  # (B, h, N, d) each
+        h = self.norm(x).flatten(2)  # (B, C, N)
+        q, k, v = split_qkv(to_tokens(self.qkv(h)), self.num_heads, self.qkv_order)  # (B, h, N, d) each
         out = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
-        return x + from_tokens(pointwise(self.proj_out, out), x)
+        return x + self.proj_out(from_tokens(out, h)).unflatten(2, x.shape[2:])
 
 
 class LinearAttention(nn.Module):
@@ -235,14 +219,13 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.num_heads = heads
         inner_dim = heads * head_channels
-        self.to_qkv = nn.Conv2d(dim, 3 * inner_dim, kernel_size=1, bias=False)
-        self.to_out = nn.Conv2d(inner_dim, dim, kernel_size=1)
+        self.to_qkv = PointwiseConv2d(dim, 3 * inner_dim, bias=False)
+        self.to_out = PointwiseConv2d(inner_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = pointwise(self.to_qkv, to_tokens(x))
-        q, k, v = split_qkv(qkv, self.num_heads, "new")
+        q, k, v = split_qkv(to_tokens(self.to_qkv(x)), self.num_heads, "new")
         summary = k.softmax(dim=-2).transpose(-1, -2) @ v  # (B, h, d, d)
-        return from_tokens(pointwise(self.to_out, rearrange(q @ summary, "b h n d -> b n (h d)")), x)
+        return self.to_out(from_tokens(rearrange(q @ summary, "b h n d -> b n (h d)"), x))
 
 
 class SpatialSelfAttention(nn.Module):
@@ -251,16 +234,16 @@ class SpatialSelfAttention(nn.Module):
     def __init__(self, in_channels: int, norm_groups: int | None = NUM_GROUPS) -> None:
         super().__init__()
         self.norm = group_norm(in_channels, 1e-6, norm_groups)
-        self.q = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.k = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.v = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.proj_out = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+        self.q = PointwiseConv2d(in_channels, in_channels)
+        self.k = PointwiseConv2d(in_channels, in_channels)
+        self.v = PointwiseConv2d(in_channels, in_channels)
+        self.proj_out = PointwiseConv2d(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = to_tokens(self.norm(x))
-        q, k, v = (rearrange(pointwise(layer, tokens), "b n c -> b 1 n c") for layer in (self.q, self.k, self.v))
+        h = self.norm(x).contiguous(memory_format=torch.channels_last)  # one copy at most, not one a projection
+        q, k, v = (rearrange(to_tokens(layer(h)), "b n c -> b 1 n c") for layer in (self.q, self.k, self.v))
         out = rearrange(F.scaled_dot_product_attention(q, k, v), "b 1 n c -> b n c")
-        return x + from_tokens(pointwise(self.proj_out, out), x)
+        return x + self.proj_out(from_tokens(out, x))
 
 
 class AttentionPool2d(nn.Module):
@@ -275,8 +258,8 @@ class AttentionPool2d(nn.Module):
         super().__init__()
         self.num_heads, _ = head_split(embed_dim, None, num_head_channels)
         self.positional_embedding = nn.Parameter(torch.randn(embed_dim, spatial_size**2 + 1) / embed_dim**0.5)
-        self.qkv_proj = nn.Conv1d(embed_dim, 3 * embed_dim, kernel_size=1)
-        self.c_proj = nn.Conv1d(embed_dim, embed_dim if output_dim is None else output_dim, kernel_size=1)
+        self.qkv_proj = PointwiseConv1d(embed_dim, 3 * embed_dim)
+        self.c_proj = PointwiseConv1d(embed_dim, embed_dim if output_dim is None else output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = to_tokens(x)
@@ -285,7 +268,7 @@ class AttentionPool2d(nn.Module):
             raise UserError(f"attention pooling got a map of {size}; set image_size to the size of the input")
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)  # (B, 1+N, C)
         tokens = tokens + rearrange(self.positional_embedding, "c n -> n c").to(tokens.dtype)
-        qkv = pointwise(self.qkv_proj, tokens)
+        qkv = to_tokens(self.qkv_proj(rearrange(tokens, "b n c -> b c n")))
         q, k, v = split_qkv(qkv, self.num_heads, "new")
         pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # (B, h, 1, d): only the mean's row is used
-        return pointwise(self.c_proj, rearrange(pooled, "b h 1 d -> b 1 (h d)"))[:, 0]
+        return self.c_proj(rearrange(pooled, "b h 1 d -> b (h d) 1"))[..., 0]

@@ -6,6 +6,7 @@ vocabulary that is stored though nothing uses it.
 Legend: B batch, L tokens, D = dim.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -34,15 +35,15 @@ class SelfAttention(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """Learned embedding of absolute positions: L -> (L, D)."""
+    """Learned embedding of absolute positions: (L,) integers below max_length -> (L, D)."""
 
     def __init__(self, max_length: int, dim: int, std: float) -> None:
         super().__init__()
         self.emb = nn.Embedding(max_length, dim)
         nn.init.normal_(self.emb.weight, std=std)
 
-    def forward(self, length: int) -> Tensor:
-        return self.emb.weight[:length]
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.emb(positions)
 
 
 class TransformerLayers(nn.Module):
@@ -54,6 +55,10 @@ class TransformerLayers(nn.Module):
         for _ in range(depth):
             self.layers.append(nn.ModuleList([LayerNorm32(dim), SelfAttention(dim, num_heads, head_channels)]))
             self.layers.append(nn.ModuleList([LayerNorm32(dim), FeedForward(dim)]))
+
+    def blocks(self) -> list[nn.Module]:
+        """Return attention and feed-forward layers in their order."""
+        return [layer for _, layer in self.layers]
 
     def forward(self, x: Tensor) -> Tensor:
         for norm, layer in self.layers:
@@ -93,5 +98,6 @@ class TransformerEncoder(nn.Module):
         length = ids.shape[1]
         if length > self.max_length:
             raise UserError(f"{length} tokens are too many for max_length={self.max_length}: truncate them or raise it")
-        x = self.emb_dropout(self.token_emb(ids) + self.pos_emb(length))  # (B, L, D)
+        positions = torch.arange(length, device=ids.device)
+        x = self.emb_dropout(self.token_emb(ids) + self.pos_emb(positions))  # (B, L, D)
         return self.norm(self.attn_layers(x))

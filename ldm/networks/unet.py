@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.networks.attention import AttentionBlock, QKVOrder, SpatialTransformer, head_split
+from ldm.networks.backbone import Backbone
 from ldm.networks.embeddings import timestep_embedding
 from ldm.networks.layers import GroupNorm32, conv, zeroed
 from ldm.networks.residual import Downsample, ResBlock, Upsample
@@ -163,7 +164,7 @@ def up_path(
     return blocks
 
 
-class UNet(nn.Module):
+class UNet(nn.Module, Backbone):
     """Predict eps, x0 or v from a noisy latent, its time and a conditioning; or with `codebook_size` the codes' logits.
 
     `attention_factors` are downsampling factors (1 = full resolution). Exactly one of num_heads, num_head_channels.
@@ -213,6 +214,10 @@ class UNet(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, in which the network computes unless autocast says otherwise."""
         return self.time_embed[0].weight.dtype
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks of encoder, middle and decoder in their order."""
+        return [*self.input_blocks, self.middle_block, *self.output_blocks]
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Return (B, out_channels, H, W) (or codebook_size channels) in the dtype of x.

@@ -27,8 +27,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.errors import UserError
+from ldm.networks.backbone import Backbone
 from ldm.networks.transformer import TransformerLayers
-from ldm.networks.unet import TimestepSequential
 from ldm.training.latent_diffusion import LatentDiffusion
 
 # No broadcast of buffers: the averages are buffers, equal on all ranks anyway, and cost as much as the weights.
@@ -187,9 +187,7 @@ def shard(module: LatentDiffusion, mesh: Any) -> None:
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     for part in module.modules():
-        blocks = [part] if isinstance(part, TimestepSequential) else []
-        if isinstance(part, TransformerLayers):
-            blocks = [layer for _, layer in part.layers]
+        blocks = part.blocks() if isinstance(part, (Backbone, TransformerLayers)) else ()
         yield from (block for block in blocks if any(p.requires_grad for p in block.parameters()))
 
 

@@ -35,7 +35,6 @@ def inpainting(**options):
         (unet(context_dim=16), ClassConditioner(5, 16)),
         (unet(num_classes=5), ClassConditioner(5, slot="vector")),
         (unet(7, context_dim=16), JointConditioner(a=ImageConditioner("low_res"), b=EmbeddingConditioner("e", 16))),
-        (nn.Identity(), ImageConditioner("low_res")),  # a network that tells nothing
     ],
 )
 def test_what_fits_is_accepted(network, conditioner):
@@ -60,6 +59,13 @@ def test_what_does_not_fit_is_named_on_both_sides(network, conditioner, message)
     with pytest.raises(UserError, match=message) as caught:
         check_fit(network, 4, conditioner)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_is_no_backbone_is_refused_with_what_it_lacks():
+    network = nn.Identity()
+    network.in_channels = network.out_channels = 4
+    with pytest.raises(UserError, match="Identity: .* lacks context_dim, num_classes, size_multiple, blocks"):
+        check_fit(network, 4)
 
 
 def test_a_model_does_not_start_so():

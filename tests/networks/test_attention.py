@@ -81,7 +81,8 @@ def test_attention_block_reads_its_channels_in_either_order(randomised, order, s
     pattern = "(h three d) n -> three h n d" if order == "legacy" else "(three h d) n -> three h n d"
     q, k, v = rearrange(qkv, pattern, three=3, h=4)
     heads = torch.cat([explicit(*head) for head in zip(q, k, v, strict=True)], dim=-1)
-    torch.testing.assert_close(block(x)[0], x[0] + block.proj_out(heads.T).reshape(x[0].shape), atol=1e-5, rtol=1e-5)
+    added = block.proj_out(heads.T[None]).reshape(x[0].shape)
+    torch.testing.assert_close(block(x)[0], x[0] + added, atol=1e-5, rtol=1e-5)
 
 
 def test_number_of_heads_may_be_given_by_their_width(randomised):

@@ -1,0 +1,44 @@
+"""What a latent diffusion model asks of its network eps_theta(z_t, t, tau(y)) (section 3.3 of arXiv 2112.10752)."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network (an nn.Module) that predicts from a noisy latent, its time and a condition.
+
+    in_channels: of x, those of the latent and those that conditioners concatenate;
+    out_channels: of the prediction;
+    context_dim: channels of the tokens of cross-attention, None without cross-attention;
+    num_classes: rows of its table of class labels, None without labels;
+    size_multiple: the sides of x must be multiples of it.
+    """
+
+    in_channels: int
+    out_channels: int
+    context_dim: int | None
+    num_classes: int | None
+    size_multiple: int
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the modules to shard or recompute one by one, in their order of use; none contains another."""
+
+    def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """Return the prediction (B, out_channels, H, W) in the dtype of x.
+
+        x (B, in_channels, H, W); t (B,) times, integer or fractional; context (B, L, context_dim); y (B,) class ids.
+        """
+
+
+def as_backbone(network: nn.Module) -> Backbone:
+    """Return `network`. UserError, which names what it lacks, unless it is a Backbone."""
+    if isinstance(network, Backbone):
+        return network
+    wanted = (*Backbone.__annotations__, "blocks")
+    lacking = ", ".join(name for name in wanted if not hasattr(network, name))
+    raise UserError(f"{type(network).__name__}: is no backbone, it lacks {lacking}; see ldm.networks.backbone.Backbone")
