@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from ldm.cli.arguments import boolean, parse
-from ldm.compat.lightning import translate
+from ldm.compat.compvis.lightning import translate
 from ldm.errors import UserError
 from ldm.training.devices import Devices, choose
 from ldm.training.plan import learning_rate, make_plan, untrained_first_stage
