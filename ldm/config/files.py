@@ -25,6 +25,7 @@ from ldm.config.merge import merge, set_value
 from ldm.config.nodes import REFERENCE_KEYS, SECTIONS, children, join, walk
 from ldm.config.overrides import COMMAND_LINE, split_key
 from ldm.config.targets import did_you_mean
+from ldm.config.types import mismatch
 from ldm.errors import ConfigError
 
 Config = dict[str, Any]
@@ -82,6 +83,8 @@ def read_with_bases(path: str | Path, chain: tuple[str, ...] = ()) -> Reading:
     chain = (*chain, name)
     content = read_yaml(path)
     bases = content.pop(BASE, None) or []
+    if problem := mismatch(bases, str | list[str]):
+        raise ConfigError(problem, BASE, name)
     below = Reading({})
     for base in [bases] if isinstance(bases, str) else bases:
         below = below.under(read_with_bases(_existing(_beside(base, name), BASE, chain), chain))
@@ -161,9 +164,9 @@ def _existing(path: Path, place: str, chain: tuple[str, ...]) -> Path:
     return path
 
 
-def _beside(file: Any, holder: str) -> Path:
+def _beside(file: str, holder: str) -> Path:
     """Return the path of a file that is named relative to the file that names it."""
-    return Path(os.path.normpath(Path(holder).parent / Path(str(file)).expanduser()))
+    return Path(os.path.normpath(Path(holder).parent / Path(file).expanduser()))
 
 
 def _anchored(value: Any, holder: str, key: str = "params") -> Any:
