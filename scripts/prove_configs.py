@@ -31,8 +31,8 @@ import yaml
 
 from ldm.cli.arguments import parse
 from ldm.config import instantiate
+from ldm.config.targets import find_target
 from ldm.errors import UserError
-from ldm.targets import find_target
 from ldm.training.plan import Plan, make_plan
 from ldm.training.trainer import build_trainer
 

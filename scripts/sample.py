@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ldm.cli.arguments import split_overrides
 from ldm.cli.common import (
     add_device_arguments,
     add_model_arguments,
@@ -20,6 +19,7 @@ from ldm.cli.common import (
 )
 from ldm.cli.sampling import conditioners, draw_into_folder, load_for_sampling
 from ldm.conditioning.labels import ClassConditioner
+from ldm.config.overrides import split_overrides
 from ldm.errors import UserError
 from ldm.models.loading import LoadedModel
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import OmegaConf
 from torch.utils.data import Dataset
 
 from ldm.cli.train import main
-from ldm.config import instantiate, load
+from ldm.config import instantiate, load, read
+from ldm.config.files import follow_references, read_with_bases
 from ldm.models.loading import load_model
 from ldm.sampling.ddim import DDIM
 from ldm.training.latent_diffusion import LatentDiffusion
@@ -110,7 +110,7 @@ def nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def plain(file: Path) -> dict[str, Any]:
     """Read a config as plain values."""
-    return OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    return read(file)
 
 
 def narrowing(config: Mapping[str, Any]) -> list[str]:
@@ -167,7 +167,7 @@ def _tensors(name: str, options: Mapping[str, Any], size: int, factor: int) -> d
 
 def pinned(file: Path) -> list[str]:
     """Give the overrides that keep what a model takes from the data section, for when that is replaced."""
-    raw, resolved = OmegaConf.to_container(OmegaConf.load(file), resolve=False), plain(file)
+    raw, resolved = follow_references(read_with_bases(file)).content, plain(file)
     words = []
     for (path, node), (_, known) in zip(nodes(raw["model"], "model"), nodes(resolved["model"], "model"), strict=True):
         for name, value in (node.get("params") or {}).items():

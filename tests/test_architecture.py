@@ -14,11 +14,9 @@ PACKAGE = ROOT / "ldm"
 ARROWS = {
     "errors": set(),
     "environment": set(),
-    "value_types": set(),
-    "targets": {"value_types"},
     "weights": set(),
-    "compat": {"targets"},
-    "config": {"targets", "value_types", "compat", "weights"},
+    "config": {"weights"},
+    "compat": {"config"},
     "diffusion": set(),
     "networks": set(),
     "data": set(),
@@ -38,7 +36,7 @@ ARROWS["cli"] = EVERYTHING
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_utilities", "lightning_fabric"}
 USES_LIGHTNING = {"training", "cli", "models", "doctor", "ablation", "evaluation", "toy"}
-WITHOUT_TORCH = {"errors", "value_types", "targets", "compat"}
+WITHOUT_TORCH = {"errors", "compat"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

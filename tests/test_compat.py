@@ -4,7 +4,8 @@ import pytest
 from foreign_nodes import DDCONFIG, NO_LOSS, UNET, kl, problem, unet, vq
 
 from ldm import compat
-from ldm.config import ConfigError, instantiate, validate
+from ldm.compat import instantiate
+from ldm.config import ConfigError, validate
 
 
 def unet_params(**params: object) -> dict:
@@ -184,7 +185,7 @@ def test_data_sets_that_are_folders_of_pictures(target: str, params: dict, want:
 @pytest.mark.parametrize("name", ["openimages.OpenImagesBBoxTrain", "landscapes.RFWTrain", "previews.a.PreviewsTrain"])
 def test_a_data_set_that_is_not_here_is_missed_when_the_data_is_built(name: str) -> None:
     node = data(train={"target": f"ldm.data.{name}", "params": {"size": 8}})
-    validate(node)
+    validate(compat.translate_node(node))
     with pytest.raises(ConfigError, match=f"data.params.train: there is no data set ldm.data.{name} here; "):
         instantiate(node, "data")
 

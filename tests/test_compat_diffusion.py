@@ -4,8 +4,9 @@ import pytest
 from foreign_nodes import bert, kl, latent_diffusion, problem, unet
 
 from ldm import compat
-from ldm.compat.diffusion import published_latent_size
-from ldm.config import instantiate, validate
+from ldm.compat import instantiate
+from ldm.compat.compvis.diffusion import published_latent_size
+from ldm.config import validate
 
 
 def ldm_params(**params: object) -> dict:

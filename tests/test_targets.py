@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from ldm.config.targets import did_you_mean, find_target, missing_parameters, parameters_of
 from ldm.errors import ConfigError
-from ldm.targets import find_target, missing_parameters, nearest, parameters_of
 
 
 class Base:
@@ -78,11 +78,11 @@ def test_an_exception_while_importing_keeps_its_type(tmp_path: Path, monkeypatch
     assert "while importing divides" in caught.value.__notes__[0]
 
 
-def test_nearest() -> None:
-    assert nearest("num_head", ["num_heads", "x"]) == "; did you mean num_heads?"
-    assert nearest("Unet", ["UNet"]) == "; did you mean UNet?"
-    assert nearest("Prat", ["Path", "Part"]) == "; did you mean Part?"
-    assert nearest("abc", ["xyz"]) == ""
+def test_did_you_mean() -> None:
+    assert did_you_mean("num_head", ["num_heads", "x"]) == "; did you mean num_heads?"
+    assert did_you_mean("Unet", ["UNet"]) == "; did you mean UNet?"
+    assert did_you_mean("Prat", ["Path", "Part"]) == "; did you mean Part?"
+    assert did_you_mean("abc", ["xyz"]) == ""
 
 
 def test_missing_parameters() -> None:

@@ -4,7 +4,7 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
-from ldm.value_types import fits, hints_of, mismatch
+from ldm.config.types import fits, hints_of, mismatch
 
 
 class Part:

@@ -21,7 +21,7 @@ import yaml
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm import config
+from ldm import compat, config
 from ldm.ablation.judging import check_metrics, check_sampling
 from ldm.ablation.study import Recipe, Study, Trial
 from ldm.cli.arguments import parse
@@ -125,7 +125,7 @@ def _load(recipe: Recipe, part: str) -> Content:
         if isinstance(value, dict) and "target" in value:
             settings.append(f"{key}=null")  # another node takes the place of the one that is there
         settings.append(f"{key}={json.dumps(value)}")
-    loaded = config.load([str(recipe.base)], settings)
+    loaded = compat.load([str(recipe.base)], settings)
     return OmegaConf.to_container(loaded, resolve=True)
 
 

@@ -27,12 +27,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from ldm.config.files import read_yaml
+from ldm.config.overrides import parse_override
+from ldm.config.plain import resolve
+from ldm.config.targets import did_you_mean
 from ldm.errors import ConfigError, UserError
-from ldm.targets import nearest
 
 BUDGETS = ("steps", "samples", "minutes")
 _PARTS = ("first_stage", "latent", "sample")
@@ -138,10 +137,10 @@ class Study:
         settings: dict[str, dict[str, Any]] = {"first_stage": {}, "latent": {}}
         for override in overrides:
             part, _, rest = override.partition(".")
-            key, equals, value = rest.partition("=")
-            if part not in settings or not key or not equals:
+            if part not in settings or rest.startswith("=") or "=" not in rest:
                 raise UserError(f"{override!r}: write first_stage.KEY=VALUE or latent.KEY=VALUE")
-            settings[part][key] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+            key, value = parse_override(rest)
+            settings[part][key] = value
         stages = (Recipe(settings=tuple(part.items())) for part in settings.values())
         return replace(self, last=Point(*stages).over(self.last))
 
@@ -149,11 +148,7 @@ class Study:
 def read(path: Path) -> Study:
     """Read a study. ConfigError names the place in the file."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    try:
-        return _study(path, content)
+        return _study(path, resolve(read_yaml(path)))
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(path)) from error
 
@@ -249,7 +244,7 @@ def _mapping(node: Any, path: str, known: tuple[str, ...] = (), required: tuple[
     for key in node:
         if known and key not in known:
             raise ConfigError(
-                f"unknown{nearest(str(key), known) or '; known are ' + ', '.join(known)}", f"{path}.{key}"
+                f"unknown{did_you_mean(str(key), known) or '; known are ' + ', '.join(known)}", f"{path}.{key}"
             )
     absent = [key for key in required if key not in node]
     if absent:

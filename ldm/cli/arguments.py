@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ldm.config.overrides import split_overrides
+from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
-from ldm.targets import nearest
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-_OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+|\[\d+\])+=")
 
 _RESUME = "go on with a run folder, a checkpoint in one, or (auto) the newest run of this name, if there is one"
 _SEED = "seed of everything that is random (default: 23, or that of the run that goes on)"
@@ -56,12 +55,6 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{text}' is neither of {', '.join(_TRUE)} nor of {', '.join(_FALSE)}")
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate the overrides, `dotted.key=value`, from the other words of a command line."""
-    overrides = [word for word in argv if _OVERRIDE.match(word)]
-    return overrides, [word for word in argv if not _OVERRIDE.match(word)]
-
-
 def parse(argv: Sequence[str]) -> Arguments:
     """Parse the command line; overrides may stand anywhere, also right behind a flag whose value is optional.
 
@@ -73,7 +66,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         word = unknown[0].partition("=")[0]
-        hint = nearest(word, flags) or "; see --help, and write overrides as dotted.key=value"
+        hint = did_you_mean(word, flags) or "; see --help, and write overrides as dotted.key=value"
         raise UserError(f"command line: {word}: unknown{hint}")
     return Arguments(overrides=overrides, **vars(options))
 

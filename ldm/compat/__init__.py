@@ -1,59 +1,9 @@
-"""The CompVis dialect -> ours: configs written for CompVis/latent-diffusion build our objects, unedited.
+"""Files that others wrote, read at the border: `load` returns our dialect, whichever the files are written in.
 
-One table, old target -> translation of its parameters; a node that is not in it is ours already. Translations work on
-dicts and strings alone and import no network. Keys that the original swallowed without effect are dropped by name, and
-every key that nothing knows is an error with the nearest one that exists.
+One package or module a dialect; nothing outside of `ldm.compat` knows any of them.
 """
 
-from typing import Any
+from ldm.compat.compvis import TABLE, translate, translate_node
+from ldm.compat.reading import instantiate, load, read
 
-from ldm.compat import conditioning, data, diffusion, encoder_decoder, first_stage, networks
-from ldm.compat.params import Translate, apply
-from ldm.errors import ConfigError
-from ldm.targets import nearest
-
-__all__ = ["TABLE", "translate", "translate_node"]
-
-TABLE: dict[str, Translate] = {
-    **networks.TABLE,
-    **encoder_decoder.TABLE,
-    **first_stage.TABLE,
-    **conditioning.TABLE,
-    **diffusion.TABLE,
-    **data.TABLE,
-}
-_FOREIGN = (
-    "ldm.models.diffusion.", "ldm.models.autoencoder.", "ldm.modules.", "ldm.lr_scheduler.", "ldm.util.", "main.",
-    "taming.models.",
-)  # fmt: skip
-_OURS = ("ldm.models.autoencoder.Autoencoder", "ldm.models.autoencoder.IdentityAutoencoder")
-_SECTIONS = ("model", "data")
-
-
-def translate(config: dict[str, Any]) -> dict[str, Any]:
-    """Translate a whole file: its sections `model` and `data`; or a single node. Raises ConfigError."""
-    if "target" in config:
-        return translate_node(config)
-    return {key: translate_node(value, key) if key in _SECTIONS else value for key, value in config.items()}
-
-
-def _translation_of(target: Any) -> Translate | None:
-    if not isinstance(target, str):
-        return None
-    return TABLE.get(target) or data.without_counterpart(target)
-
-
-def translate_node(node: Any, path: str = "") -> Any:
-    """Translate a node and the nodes inside it; anything else is returned as it is. Raises ConfigError."""
-    if isinstance(node, list):
-        return [translate_node(value, f"{path}[{index}]") for index, value in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    target = node.get("target")
-    translation = _translation_of(target)
-    if translation is not None:
-        return apply(translation, node, path, translate_node)
-    if isinstance(target, str) and target.startswith(_FOREIGN) and target not in _OURS:
-        hint = nearest(target, TABLE) or "; no translation of it exists"
-        raise ConfigError(f"{target} is unknown{hint}", f"{path}.target".lstrip("."))
-    return {key: translate_node(value, f"{path}.{key}".lstrip(".")) for key, value in node.items()}
+__all__ = ["TABLE", "instantiate", "load", "read", "translate", "translate_node"]

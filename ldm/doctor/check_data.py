@@ -22,16 +22,18 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from ldm import config as configs
+from ldm import compat
 from ldm.cli.common import main_guard, progress
 from ldm.conditioning.base import Conditioner
+from ldm.config import instantiate
+from ldm.config.overrides import split_overrides
+from ldm.config.targets import find_target
 from ldm.data.core.classes import class_names
 from ldm.data.core.derived import source_of
 from ldm.doctor.data_fit import fit_problems
 from ldm.doctor.item_sheet import item_sheet
 from ldm.doctor.summary import Summary
 from ldm.errors import UserError
-from ldm.targets import find_target
 
 _SETS = ("train", "validation", "test")
 _SHOWN = 16
@@ -42,14 +44,14 @@ _KEYS = ("key", "labels_key", "mask_key")  # parameters of conditioners that nam
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the data sets of a config; exit status 1 if something is wrong with them."""
     words = sys.argv[1:] if argv is None else list(argv)
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    options = _parser().parse_args([word for word in words if word not in overrides])
+    overrides, words = split_overrides(words)
+    options = _parser().parse_args(words)
     if options.num < 0:
         raise UserError(f"--num {options.num}: use 1 or more, or 0 for all")
-    config = OmegaConf.to_container(configs.load(options.base, overrides), resolve=True)
+    config = OmegaConf.to_container(compat.load(options.base, overrides), resolve=True)
     if "data" not in config:
         raise UserError(f"{', '.join(options.base)}: there is no section data")
-    data = configs.instantiate(config["data"], "data")
+    data = instantiate(config["data"], "data")
     needs, problems = Needs.of(config.get("model")), []
     for name in _SETS:
         dataset = getattr(data, name, None)
@@ -84,7 +86,7 @@ class Needs:
         if node is None:
             return cls({})
         with torch.device("meta"):
-            model = configs.instantiate({key: node[key] for key in ("target", "params") if key in node}, "model")
+            model = instantiate({key: node[key] for key in ("target", "params") if key in node}, "model")
         return cls(needed_keys(node), model)
 
     def problems(self, summary: Summary, dataset: Dataset) -> list[str]:

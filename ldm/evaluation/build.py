@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch.utils.data import Dataset
 
 from ldm import compat, config
 from ldm.cli.common import choose_device
 from ldm.cli.inputs import list_pictures, read_picture
+from ldm.config.overrides import apply_overrides, parse_override
+from ldm.config.plain import resolve
+from ldm.config.targets import did_you_mean, find_target, parameters_of
+from ldm.config.types import mismatch
 from ldm.data.core.decoding import UNREADABLE
 from ldm.data.core.pixels import from_bytes
 from ldm.data.readers.folders import ImageFolder
@@ -26,8 +28,6 @@ from ldm.evaluation.evaluation import Judges
 from ldm.evaluation.extractors import Clip, Dino, Extractor, Inception, SceneNet
 from ldm.evaluation.image_metrics import PICTURE_METRICS
 from ldm.evaluation.image_sets import PictureSet
-from ldm.targets import find_target, nearest, parameters_of
-from ldm.value_types import mismatch
 
 EXTRACTORS = {"inception": Inception, "dino": Dino, "clip": Clip, "scenenet": SceneNet}
 _LONGEST_WAIT = timedelta(days=7)  # of a rank for the others, whose parts or search may take hours longer
@@ -41,7 +41,7 @@ def made(spec: str, known: Mapping[str, Any], flag: str, **offered: Any) -> Any:
     """
     name, _, rest = spec.partition(":")
     if name not in known and "." not in name:
-        hint = nearest(name, known)
+        hint = did_you_mean(name, known)
         raise UserError(f"{flag} {name}: unknown{hint or '; known are ' + ', '.join(known)}; or write a dotted target")
     target = known[name] if name in known else find_target(name, flag)
     given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
@@ -64,7 +64,7 @@ def made(spec: str, known: Mapping[str, Any], flag: str, **offered: Any) -> Any:
 
 
 def _value(text: str, key: str, annotation: Any, place: str) -> Any:
-    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    _, value = parse_override(f"{key}={text}")
     if isinstance(value, int) and not isinstance(value, bool) and value < 1:
         raise UserError(f"{place}: {value} is not a positive number")
     problem = mismatch(value, annotation, key)
@@ -97,10 +97,7 @@ def with_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[st
     wrong = [word for word in overrides if not word.startswith("data.") or "=" not in word]
     if wrong:
         raise UserError(f"{wrong[0]}: is not understood; overrides are data.key=value")
-    try:
-        return OmegaConf.to_container(OmegaConf.merge(content, OmegaConf.from_dotlist(list(overrides))), resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{overrides[0]}: {str(error).splitlines()[0]}") from error
+    return resolve(apply_overrides(content, overrides), throw_on_missing=False)
 
 
 def data_set(content: Mapping[str, Any], split: str) -> Dataset:

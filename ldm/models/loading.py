@@ -10,22 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ldm import compat, config
-from ldm.compat.diffusion import published_latent_size
+from ldm.compat.compvis.diffusion import published_latent_size
+from ldm.config.files import CONFIGS_OF_RUNS, config_of_run
+from ldm.config.targets import find_target
 from ldm.data.core.decoding import Range, check_range
 from ldm.doctor.data_fit import side_multiple
 from ldm.errors import ConfigError, UserError
 from ldm.models.autoencoder import Autoencoder
-from ldm.targets import find_target
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.latent_diffusion import LatentDiffusion
 from ldm.weights import load as checkpoint
-
-_CONFIGS = ("configs/config.yaml", "config.yaml", "configs/*-project.yaml")  # ours, published, trained by the original
 
 
 @dataclass(frozen=True)
@@ -176,24 +172,18 @@ def find_files(run: str | None, config_path: str | None, ckpt: str | None) -> tu
     found = checkpoint.locate(ckpt if ckpt is not None else run)
     if config_path is not None:
         return Path(config_path), found
-    folders = [Path(run)] if run is not None and Path(run).is_dir() else [found.parent, found.parent.parent]
-    for folder in folders:
-        for pattern in _CONFIGS:
-            for file in sorted(folder.glob(pattern), reverse=True):
-                return file, found
-    raise UserError(f"{found}: no {' or '.join(_CONFIGS[:2])} beside it; give --config YAML")
+    beside = config_of_run(run if run is not None and Path(run).is_dir() else found)
+    if beside is None:
+        raise UserError(f"{found}: no {' or '.join(CONFIGS_OF_RUNS[:2])} beside it; give --config YAML")
+    return beside, found
 
 
 def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a config as it stands: the data that it was trained on need neither be there nor be known."""
     if wrong := [word for word in overrides if not word.startswith("model.")]:
         raise UserError(f"{wrong[0]}: has no effect on samples; override model.key=value")
-    try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        content = OmegaConf.to_container(merged, resolve=True)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    content = compat.read(path, overrides)
+    if not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: has no section model")
     return content
 

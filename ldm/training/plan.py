@@ -25,17 +25,16 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
-from ldm import config as configs
+from ldm import compat
 from ldm.cli.arguments import Arguments
-from ldm.compat import lightning as lightning_dialect
+from ldm.config.targets import did_you_mean, find_target, parameters_of
+from ldm.config.types import hints_of, mismatch
 from ldm.errors import ConfigError, UserError
-from ldm.targets import find_target, nearest, parameters_of
 from ldm.training.devices import Devices, choose
 from ldm.training.latent_diffusion import LatentDiffusion
 from ldm.training.launch import Launch, check_by_hand, detect
 from ldm.training.run_folder import RunFolder, choose_run
 from ldm.training.strategies import STRATEGIES
-from ldm.value_types import hints_of, mismatch
 
 _log = logging.getLogger(__name__)
 _LIGHTNING_KEYS = (
@@ -120,14 +119,14 @@ def make_plan(arguments: Arguments) -> Plan:
     seed = run.seed(arguments)
     if not paths:
         raise UserError("--base: name at least one config, e.g. --base configs/ldm/txt2img.yaml")
-    config = OmegaConf.to_container(configs.load(paths, arguments.overrides), resolve=True)
+    config = OmegaConf.to_container(compat.load(paths, arguments.overrides), resolve=True)
     for section in ("model", "data"):
         if section not in config:
             raise UserError(f"{', '.join(paths)}: there is no section {section}")
     _check_mappings(config.get("lightning"))
-    lightning = lightning_dialect.translate(config.get("lightning") or {})
+    lightning = config.get("lightning") or {}
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
-    trainer = lightning["trainer"] | arguments.trainer_options()
+    trainer = (lightning.get("trainer") or {}) | arguments.trainer_options()
     launch = detect(os.environ)
     devices = choose(arguments.gpus, arguments.devices, arguments.accelerator, trainer, launch)
     if launch is not None:
@@ -155,7 +154,7 @@ def _check_mappings(section: Any) -> None:
 def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:
     for key in section:
         if key not in known:
-            hint = nearest(str(key), known) or f"; known are {', '.join(known)}"
+            hint = did_you_mean(str(key), known) or f"; known are {', '.join(known)}"
             raise ConfigError(f"unknown{hint}", f"{path}.{key}")
 
 
@@ -172,7 +171,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             raise ConfigError(f"{value} is less than 1", place)
     strategy, precision = trainer.get("strategy") or "auto", str(trainer.get("precision", 32))
     if isinstance(strategy, str) and strategy not in ("auto", *STRATEGIES):
-        hint = nearest(strategy, STRATEGIES) or f"; known are auto, {', '.join(STRATEGIES)}"
+        hint = did_you_mean(strategy, STRATEGIES) or f"; known are auto, {', '.join(STRATEGIES)}"
         raise ConfigError(f"{strategy!r} is unknown{hint}", "lightning.trainer.strategy")
     if strategy == "fsdp" and precision.startswith("16"):
         raise ConfigError("16-mixed needs a gradient scaler, which fsdp has not; use bf16-mixed", "--precision")

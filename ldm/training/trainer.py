@@ -13,8 +13,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.config import instantiate
+from ldm.config.targets import find_target, parameters_of
 from ldm.errors import ConfigError
-from ldm.targets import find_target, parameters_of
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.plan import Plan
 from ldm.training.strategies import STRATEGIES

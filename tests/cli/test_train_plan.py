@@ -6,7 +6,7 @@ import yaml
 from tiny import autoencoder_config, identity_config, latent_diffusion_config, unet_config
 
 from ldm.cli.arguments import boolean, parse
-from ldm.compat.lightning import translate
+from ldm.compat.compvis.lightning import translate
 from ldm.errors import UserError
 from ldm.training.devices import Devices, choose
 from ldm.training.plan import learning_rate, make_plan, untrained_first_stage

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ldm.config import instantiate
+from ldm.compat import instantiate
 
 SMALLEST_SCALE = 0.1
 

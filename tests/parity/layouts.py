@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from ldm.config import instantiate
+from ldm.compat import instantiate
 from ldm.data.layout.boxes import Box, LayoutObject
 
 from .case import Case

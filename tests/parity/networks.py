@@ -2,8 +2,8 @@
 
 import torch
 
+from ldm.compat import instantiate
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
-from ldm.config import instantiate
 
 from .case import Case
 

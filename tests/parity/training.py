@@ -2,7 +2,7 @@
 
 import torch
 
-from ldm.config import instantiate
+from ldm.compat import instantiate
 from ldm.training.ema import ExponentialMovingAverage
 
 from .case import Case, named_normal

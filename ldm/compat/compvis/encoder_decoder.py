@@ -1,6 +1,6 @@
 """CompVis `ldm.modules.diffusionmodules.model` -> ours: encoder, decoder, their blocks and seldom-used relatives."""
 
-from ldm.compat.params import Node, Params, Translate, node, renaming, unavailable
+from ldm.compat.compvis.params import Node, Params, Translate, node, renaming, unavailable
 
 _MODEL = "ldm.modules.diffusionmodules.model"
 _ENCODER_DECODER = "ldm.networks.encoder_decoder"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ldm.compat.params import Node, Params, Translate, apply, node, renaming, unavailable
+from ldm.compat.compvis.params import Node, Params, Translate, apply, node, renaming, unavailable
 from ldm.errors import ConfigError
 
 _SLOTS = {"concat": "concat", "crossattn": "context", "adm": "vector", "hybrid": "hybrid"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ldm.config.targets import did_you_mean, missing_parameters
 from ldm.errors import ConfigError
-from ldm.targets import missing_parameters, nearest
 
 Node = dict[str, Any]
 REQUIRED: Any = object()
@@ -105,8 +105,8 @@ class Params:
     def close(self) -> None:
         """Report the first parameter that nothing has asked for."""
         for name in self._left:
-            hint = nearest(str(name), self._known) or f"; {self.target} takes {', '.join(self._known) or 'nothing'}"
-            raise self.error(name, f"unknown{hint}")
+            known = f"; {self.target} takes {', '.join(self._known) or 'nothing'}"
+            raise self.error(name, f"unknown{did_you_mean(str(name), self._known) or known}")
 
 
 Translate = Callable[[Params], Node]

@@ -7,8 +7,8 @@ frozen first stage (Autoencoder), whose training loss plays no part.
 import logging
 from typing import Any
 
-from ldm.compat.encoder_decoder import ALL_OF_A_PAIR, architecture
-from ldm.compat.params import Node, Params, Translate, node, renaming, unavailable
+from ldm.compat.compvis.encoder_decoder import ALL_OF_A_PAIR, architecture
+from ldm.compat.compvis.params import Node, Params, Translate, node, renaming, unavailable
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+from ldm.config.types import hints_of
 from ldm.errors import ConfigError
-from ldm.value_types import hints_of
 
 _OURS = "ldm."
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Phrase a guess at what was meant: `; did you mean NAME?`, or nothing when no name is close."""
     by_lower = {candidate.lower(): candidate for candidate in names}
     matches = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
@@ -47,7 +47,7 @@ def find_target(target: Any, path: str = "") -> Callable[..., Any]:
         name = parts[position]
         if not hasattr(found, name):
             where = ".".join(parts[:position])
-            raise ConfigError(f"{where} has no {name}{nearest(name, _names_in(found))}", place)
+            raise ConfigError(f"{where} has no {name}{did_you_mean(name, _names_in(found))}", place)
         found = getattr(found, name)
     if not callable(found):
         raise ConfigError(f"{target} is {_kind(found)}, not a class or a function", place)
@@ -70,7 +70,7 @@ def _deepest_module(parts: list[str], place: str) -> tuple[ModuleType, int]:
             error.add_note(f"while importing {name} for {place}")
             raise
     top_level = [module.name for module in pkgutil.iter_modules()]
-    raise ConfigError(f"there is no package {parts[0]}{nearest(parts[0], top_level)}", place)
+    raise ConfigError(f"there is no package {parts[0]}{did_you_mean(parts[0], top_level)}", place)
 
 
 def _names_in(found: Any) -> list[str]:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ldm.compat.conditioning import conditioner
-from ldm.compat.first_stage import AUTOENCODERS, IDENTITY, first_stage, with_weights
-from ldm.compat.params import Node, Params, Translate, node, renaming, unavailable
+from ldm.compat.compvis.conditioning import conditioner
+from ldm.compat.compvis.first_stage import AUTOENCODERS, IDENTITY, first_stage, with_weights
+from ldm.compat.compvis.params import Node, Params, Translate, node, renaming, unavailable
 
 _EMA_DECAY = 0.9999
 _SCHEDULE = "ldm.diffusion.process.Schedule"

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from ldm.compat.params import Node, Params, Translate, node, renaming
+from ldm.compat.compvis.params import Node, Params, Translate, node, renaming
 from ldm.errors import ConfigError
 
 log = logging.getLogger(__name__)

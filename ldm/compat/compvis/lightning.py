@@ -13,6 +13,7 @@ _IMAGE_LOGGER = {
     "log_first_step": "first_step",
 }
 _CHECKPOINT = {"every_n_train_steps": "every_n_steps", "monitor": "monitor", "mode": "mode"}
+_MAPPINGS = ("callbacks", "modelcheckpoint", "logger", "trainer")
 _OURS_ANYWAY = ("main.SetupCallback", "main.CUDACallback", "main.LearningRateMonitor")
 _CHECKPOINT_CALLBACK = "pytorch_lightning.callbacks.ModelCheckpoint"
 _TRAINSTEPS = "metrics_over_trainsteps_checkpoint"
@@ -24,9 +25,12 @@ _GONE = (
 )  # fmt: skip
 
 
-def translate(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the section; what is ours already stays as it is."""
-    section = dict(section)
+def translate(section: Any) -> Any:
+    """Translate the section; what is ours already stays as it is, and so does what is no such section."""
+    parts = (section.get(key) for key in _MAPPINGS) if isinstance(section, Mapping) else [section]
+    if not all(isinstance(part, Mapping | None) for part in parts):
+        return section
+    section = dict(section or {})
     callbacks = dict(section.get("callbacks") or {})
     numbered = callbacks.pop(_TRAINSTEPS, None)
     checkpoint = _checkpoint(section.get("modelcheckpoint"))

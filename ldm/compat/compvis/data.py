@@ -8,7 +8,7 @@ import logging
 import os
 from typing import Any, NoReturn
 
-from ldm.compat.params import Node, Params, Translate, node
+from ldm.compat.compvis.params import Node, Params, Translate, node
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,61 @@
+"""The CompVis dialect -> ours: configs written for CompVis/latent-diffusion build our objects, unedited.
+
+One table, old target -> translation of its parameters; a node that is not in it is ours already. Translations work on
+dicts and strings alone and import no network. Keys that the original swallowed without effect are dropped by name, and
+every key that nothing knows is an error with the nearest one that exists.
+"""
+
+from typing import Any
+
+from ldm.compat.compvis import conditioning, data, diffusion, encoder_decoder, first_stage, lightning, networks
+from ldm.compat.compvis.params import Translate, apply
+from ldm.config.targets import did_you_mean
+from ldm.errors import ConfigError
+
+__all__ = ["TABLE", "translate", "translate_node"]
+
+TABLE: dict[str, Translate] = {
+    **networks.TABLE,
+    **encoder_decoder.TABLE,
+    **first_stage.TABLE,
+    **conditioning.TABLE,
+    **diffusion.TABLE,
+    **data.TABLE,
+}
+_FOREIGN = (
+    "ldm.models.diffusion.", "ldm.models.autoencoder.", "ldm.modules.", "ldm.lr_scheduler.", "ldm.util.", "main.",
+    "taming.models.",
+)  # fmt: skip
+_OURS = ("ldm.models.autoencoder.Autoencoder", "ldm.models.autoencoder.IdentityAutoencoder")
+
+
+def translate(config: dict[str, Any]) -> dict[str, Any]:
+    """Translate a whole file: its sections `model`, `data` and `lightning`; or a single node. Raises ConfigError."""
+    if "target" in config:
+        return translate_node(config)
+    translated = {key: translate_node(config[key], key) for key in ("model", "data") if key in config}
+    if "lightning" in config:
+        translated["lightning"] = lightning.translate(config["lightning"])
+    return {key: translated.get(key, value) for key, value in config.items()}
+
+
+def _translation_of(target: Any) -> Translate | None:
+    if not isinstance(target, str):
+        return None
+    return TABLE.get(target) or data.without_counterpart(target)
+
+
+def translate_node(node: Any, path: str = "") -> Any:
+    """Translate a node and the nodes inside it; anything else is returned as it is. Raises ConfigError."""
+    if isinstance(node, list):
+        return [translate_node(value, f"{path}[{index}]") for index, value in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    target = node.get("target")
+    translation = _translation_of(target)
+    if translation is not None:
+        return apply(translation, node, path, translate_node)
+    if isinstance(target, str) and target.startswith(_FOREIGN) and target not in _OURS:
+        hint = did_you_mean(target, TABLE) or "; no translation of it exists"
+        raise ConfigError(f"{target} is unknown{hint}", f"{path}.target".lstrip("."))
+    return {key: translate_node(value, f"{path}.{key}".lstrip(".")) for key, value in node.items()}

@@ -1,0 +1,75 @@
+"""From nodes to objects: children first, so that no constructor ever sees a config; then weights are filled in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.config.check import check, check_checkpoints, check_value
+from ldm.config.nodes import children, is_node, join
+from ldm.config.plain import plain
+from ldm.config.targets import find_target, parameters_of
+from ldm.errors import ConfigError, UserError
+
+
+def instantiate(node: Any, path: str = "", **extra: Any) -> Any:
+    """Build the object that a node describes, its children first; `extra` are further parameters of the outermost.
+
+    Mappings and lists without a target are returned with their nodes built. Weights named by `checkpoint` are read
+    unless modules are made on the meta device, which has nowhere to put them. Raises ConfigError before building for
+    what `validate` finds and for absent checkpoints; a UserError of a constructor gets the path of its node in front.
+    """
+    node = plain(node)
+    check(node, path, tuple(extra))
+    if not _on_meta_device():
+        check_checkpoints(node, path)
+    return _build(node, path, extra)
+
+
+def _build(node: Any, path: str, extra: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_build(child, place, {}) for place, child in children(node, path)]
+    if not isinstance(node, dict):
+        return node
+    if not is_node(node):
+        return {key: _build(value, join(path, str(key)), {}) for key, value in node.items()}
+    params = _build(node.get("params") or {}, join(path, "params"), {})
+    built = _call(node["target"], path, {**params, **extra})
+    if node.get("checkpoint") and not _on_meta_device():
+        _fill(built, node, path)
+    return built
+
+
+def _call(target: str, path: str, params: dict[str, Any]) -> Any:
+    """Call a target; whatever goes wrong inside names the node of the YAML that asked for it."""
+    function = find_target(target, path)
+    hints = parameters_of(function).hints
+    for name, value in params.items():
+        check_value(value, hints.get(name), join(join(path, "params"), name))
+    try:
+        return function(**params)
+    except ConfigError:
+        raise
+    except UserError as error:
+        raise ConfigError(str(error), path) from error
+    except Exception as error:
+        error.add_note(f"while building {path or 'the config'}: {target}")
+        raise
+
+
+def _fill(built: Any, node: dict[str, Any], path: str) -> None:
+    from torch import nn
+
+    from ldm.weights.load import load_into
+
+    place = join(path, "checkpoint")
+    if not isinstance(built, nn.Module):
+        raise ConfigError(f"{node['target']} makes a {type(built).__name__}, which holds no weights", place)
+    try:
+        load_into(built, node["checkpoint"], ignore=node.get("ignore_keys") or ())
+    except UserError as error:
+        raise ConfigError(str(error), place) from error
+
+
+def _on_meta_device() -> bool:
+    import torch
+
+    return torch.get_default_device().type == "meta"

@@ -1,0 +1,103 @@
+"""What can be checked before anything is built: targets, names and values of parameters, absent checkpoints."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ldm.config.nodes import NODE_KEYS, SECTIONS, children, is_node, join, walk
+from ldm.config.plain import plain
+from ldm.config.targets import did_you_mean, find_target, missing_parameters, parameters_of
+from ldm.config.types import mismatch
+from ldm.errors import ConfigError, UserError
+
+OUTERMOST_KEYS = NODE_KEYS + ("base_learning_rate", "learning_rate", "global_batch", "allow_untrained_first_stage")
+
+
+def validate(node: Any, path: str = "", provided: Iterable[str] = ()) -> None:
+    """Check every node of a config without building anything: targets, parameter names and values.
+
+    `provided` names the parameters of the outermost node that the caller will supply. Raises ConfigError.
+    """
+    check(plain(node), path, tuple(provided))
+
+
+def check_sections(config: dict[str, Any]) -> None:
+    """Check a whole config: the names of its sections, and the nodes of `model` and `data`. Raises ConfigError."""
+    for key in config:
+        if key not in SECTIONS:
+            hint = did_you_mean(str(key), SECTIONS) or f"; sections are {', '.join(SECTIONS)}"
+            raise ConfigError(f"unknown{hint}", str(key))
+    for section in ("model", "data"):
+        if section in config and not is_node(config[section]):
+            raise ConfigError("needs a target", section)
+        check(config.get(section), section)
+
+
+def check(node: Any, path: str, provided: Sequence[str] = (), keys: Sequence[str] = OUTERMOST_KEYS) -> None:
+    """Check a plain node and the nodes below it; `keys` may stand in the outermost one."""
+    place = path
+    if is_node(node):
+        _check_node(node, path, provided, keys)
+        node, place = node.get("params"), join(path, "params")
+    elif isinstance(node, dict):
+        _check_that_it_is_no_node(node, path)
+    for child_place, child in children(node, place):
+        check(child, child_place, keys=NODE_KEYS)
+
+
+def check_value(value: Any, annotation: Any, place: str) -> None:
+    """Raise ConfigError if a value does not fit the annotation of its parameter; None allows everything."""
+    name = place.rpartition(".")[2]
+    if annotation is not None and (problem := mismatch(value, annotation, name)):
+        raise ConfigError(problem, place)
+
+
+def check_checkpoints(node: Any, path: str) -> None:
+    """Raise ConfigError for the first checkpoint below a node that is not there."""
+    from ldm.weights.load import locate
+
+    for place, value in walk(node, path):
+        if is_node(value) and value.get("checkpoint"):
+            try:
+                locate(value["checkpoint"])
+            except UserError as error:
+                raise ConfigError(str(error), join(place, "checkpoint")) from error
+
+
+def _check_that_it_is_no_node(mapping: dict[str, Any], path: str) -> None:
+    """Raise ConfigError for a mapping that was meant to be a node: a misspelt target, or params without any."""
+    for key, value in mapping.items():
+        if isinstance(value, str) and "." in value and did_you_mean(str(key), ("target",)):
+            raise ConfigError("unknown; did you mean target?", join(path, key))
+    if isinstance(mapping.get("params"), dict):
+        raise ConfigError("needs a target", path)
+
+
+def _check_node(node: dict[str, Any], path: str, provided: Sequence[str], keys: Sequence[str]) -> None:
+    for key in node:
+        if key not in keys:
+            hint = did_you_mean(str(key), keys) or f"; a node has {', '.join(keys)}"
+            raise ConfigError(f"unknown{hint}", join(path, key))
+    _check_params(node, path, provided)
+    for key, kind in (("checkpoint", str | None), ("ignore_keys", list[str] | None)):
+        check_value(node.get(key), kind, join(path, key))
+    if node.get("ignore_keys") and not node.get("checkpoint"):
+        raise ConfigError("has no effect without checkpoint", join(path, "ignore_keys"))
+
+
+def _check_params(node: dict[str, Any], path: str, provided: Sequence[str]) -> None:
+    target = node["target"]
+    expected = parameters_of(find_target(target, path))
+    params = node.get("params") or {}
+    place = join(path, "params")
+    if not isinstance(params, dict):
+        raise ConfigError("must map parameter names to values", place)
+    for name, value in params.items():
+        if not any(is_node(part) for _, part in walk(value)):  # what nodes make is checked when it is made
+            check_value(value, expected.hints.get(name), join(place, name))
+        if name not in expected.names and not expected.open_ended:
+            hint = did_you_mean(str(name), expected.names)
+            hint = hint or f"; {target} takes {', '.join(expected.names) or 'nothing'}"
+            raise ConfigError(f"unknown{hint}", join(place, name))
+    absent = [name for name in expected.required if name not in params and name not in provided]
+    if absent:
+        raise missing_parameters(absent, target, place)
