@@ -29,9 +29,9 @@ STUDY = {
 
 def data_node():
     shapes = {"size": 16, "fields": []}
-    train = node("data.shapes.Shapes", num_samples=32, **shapes)
-    validation = node("data.shapes.Shapes", num_samples=8, split="validation", **shapes)
-    return node("data.module.DataModule", batch_size=4, num_workers=0, train=train, validation=validation)
+    train = node("toy.shapes.Shapes", num_samples=32, **shapes)
+    validation = node("toy.shapes.Shapes", num_samples=8, split="validation", **shapes)
+    return node("data.core.module.DataModule", batch_size=4, num_workers=0, train=train, validation=validation)
 
 
 @pytest.fixture

@@ -22,14 +22,14 @@ evaluate, compare = script("evaluate").main, script("compare").main
 
 
 def scenes(count, **options):
-    return node("data.shapes.Shapes", num_samples=count, size=16, **options)
+    return node("toy.shapes.Shapes", num_samples=count, size=16, **options)
 
 
 def with_data(run, **options):
     file = run / "configs" / "config.yaml"
     content = yaml.safe_load(file.read_text())
     sets = {"train": scenes(30, **options), "validation": scenes(24, split="validation", **options)}
-    content["data"] = node("data.module.DataModule", batch_size=4, **sets)
+    content["data"] = node("data.core.module.DataModule", batch_size=4, **sets)
     file.write_text(yaml.safe_dump(content))
     return run
 

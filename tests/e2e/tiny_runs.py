@@ -33,7 +33,7 @@ def autoencoder_node():
         channels=32, channel_mult=[1, 1], num_res_blocks=1, z_channels=4, resolution=16, attention="none",
     )  # fmt: skip
     regularizer = node("autoencoder.regularizers.KL")
-    return node("autoencoder.autoencoder.Autoencoder", architecture=architecture, regularizer=regularizer, embed_dim=4)
+    return node("models.autoencoder.Autoencoder", architecture=architecture, regularizer=regularizer, embed_dim=4)
 
 
 def diffusion_node(conditioner=None, extra=0, context_dim=None):
@@ -42,7 +42,7 @@ def diffusion_node(conditioner=None, extra=0, context_dim=None):
         in_channels=4 + extra, out_channels=4, model_channels=32, num_res_blocks=1, attention_factors=[2],
         channel_mult=[1, 2], num_head_channels=16, context_dim=context_dim,
     )  # fmt: skip
-    schedule = node("diffusion.schedule.Schedule.linear", num_steps=20)
+    schedule = node("diffusion.process.Schedule.linear", num_steps=20)
     parts = {"network": network, "autoencoder": autoencoder_node(), "schedule": schedule, "conditioner": conditioner}
     return node("training.latent_diffusion.LatentDiffusion", ema_decay=None, **parts)
 
@@ -75,7 +75,7 @@ def trained_on(folder, run, **options):
 def write_runs(root):
     """Save a model of each task."""
     tokenizer = node(
-        "data.boxes.BoxTokenizer", num_classes=CLASSES, max_objects=3, vocab_size=64, encode_crop=False, use_group=False
+        "data.layout.boxes.BoxTokenizer", num_classes=CLASSES, max_objects=3, vocab_size=64, encode_crop=False, use_group=False
     )
     layout = node("conditioning.layout.LayoutConditioner", tokenizer=tokenizer, dim=16, depth=1)
     tokens = node(
