@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.cli.box_files import Placed, box_tensors, draw_boxes, read_layouts, read_names, seen_in
+from ldm.cli.box_files import Placed, box_tensors, read_layouts, read_names, seen_in
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner, picture_size
 from ldm.conditioning.layout import LayoutConditioner
 from ldm.conditioning.text import TokenConditioner
 from ldm.data.layout.boxes import FULL_IMAGE, Box, BoxTokenizer, LayoutObject, LayoutTokenizer
+from ldm.images import draw_boxes
 from ldm.models.loading import LoadedModel
 from ldm.models.tiled import TiledConditioner, tile_boxes
 
@@ -70,6 +71,7 @@ def describe(
     options: argparse.Namespace,
 ) -> Iterator[Drawing]:
     """Describe the drawings."""
+    spelled = {label: name for name, label in names.items()}
     size, tiles = picture_size(loaded, options), []
     if options.tile is not None:
         height, width = (side // loaded.model.first_stage_model.factor for side in size)
@@ -81,8 +83,10 @@ def describe(
             parts = [embeddable(layout, conditioner, tile) for tile in tiles]
             condition = {key: torch.stack([part[key] for part in parts]) for key in condition}
         details = {"layout": str(path), "objects": [item._asdict() for item in layout]}
+        texts = [spelled.get(item.label, str(item.label)) for item in layout]
+        shown = draw_boxes([item.box for item in layout], size, texts)
         for _ in range(options.n_samples):
-            yield Drawing(size, condition, details, beside=draw_boxes(layout, size, names))
+            yield Drawing(size, condition, details, beside=shown)
 
 
 def embeddable(

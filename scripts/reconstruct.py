@@ -27,12 +27,11 @@ from ldm.cli.common import (
     progress,
 )
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
-from ldm.cli.pictures import GRID_LIMIT, PictureFolder
-from ldm.data.core.pixels import from_bytes
+from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.errors import UserError
 from ldm.evaluation.ssim import MIN_SSIM_SIDE, ssim
+from ldm.images import GRID_LIMIT, ImageWriter
 from ldm.models.autoencoder import Autoencoder
-from ldm.models.generate import to_uint8
 from ldm.models.loading import load_first_stage
 from ldm.models.tiled import TiledAutoencoder
 from ldm.networks.perceptual import LPIPS, MIN_SIZE
@@ -57,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with progress(len(sources), "reconstructing") as bar:
         for source, image in readable(sources, read):
-            folder = folder or PictureFolder(options.outdir, grid_limit=0 if options.skip_grid else GRID_LIMIT)
+            folder = folder or ImageWriter(options.outdir, grid_limit=0 if options.skip_grid else GRID_LIMIT)
             x = from_bytes(image)[None].to(device)  # (1, C, H, W)
             with torch.no_grad(), autocast(options.precision, device):
                 rebuilt = cropped(model.decode(model.encode_mode(padded(x, model.factor))), x.shape[2:]).float()
-            shown = to_uint8(rebuilt)[0]
-            details = {"image": str(source.path), **figures(rebuilt, x, lpips)}
-            folder.add_one(shown, details, source.name, beside=image)
+            shown = to_bytes(rebuilt)  # (1, C, H, W)
+            details = {"image": str(source.path), **figures(from_bytes(shown), x, lpips)}
+            folder.add(shown[0].cpu(), details, source.name, source=image)
             bar.update()
     record = folder.finish(loaded.provenance())
     summary = write_means(Path(options.outdir) / "metrics.json", folder.entries, str(loaded.checkpoint))

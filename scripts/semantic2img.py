@@ -8,13 +8,10 @@ the training data's `ignore_index` belong to no class, and are shown black. --H 
 """
 
 import argparse
-import colorsys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
@@ -23,6 +20,7 @@ from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.errors import UserError
+from ldm.images import colour_classes
 from ldm.models.loading import LoadedModel, train_option
 
 _NEEDED = "semantic maps need an ImageConditioner or a SpatialRescaler of an index map"
@@ -57,7 +55,7 @@ def describe(
     """Describe the drawings; sides that the model cannot have are filled up and cut again."""
     scale, num_classes = enlargement(loaded, conditioner), conditioner.in_channels
     target, multiple = input_size((options.H, options.W), scale), (loaded.side_multiple / scale).numerator
-    palette, ignore_index = colours(num_classes), train_option(loaded.content, "ignore_index")
+    ignore_index = train_option(loaded.content, "ignore_index")
 
     def read(source: Source) -> Tensor:
         return checked(read_indices(source.path, target), source.path, num_classes, ignore_index)
@@ -65,7 +63,7 @@ def describe(
     for source, indices in readable(sources, read):
         size = tuple(int(side * scale) for side in indices.shape)
         whole = padded(indices, multiple)  # (h', w')
-        shown = rearrange(palette[indices.clamp(min=0)] * (indices >= 0)[..., None], "h w c -> c h w")
+        shown = colour_classes(indices, num_classes)
         for _ in range(options.n_samples):
             yield Drawing(
                 tuple(int(side * scale) for side in whole.shape),
@@ -85,13 +83,6 @@ def checked(indices: Tensor, path: Path, num_classes: int, ignore_index: int | N
         also = "" if ignore_index is None else f", and {ignore_index} for none"
         raise UserError(f"{path}: has class {wrong[0]}; this model has classes 0 to {num_classes - 1}{also}")
     return indices if ignore_index is None else indices.masked_fill(indices == ignore_index, -1)
-
-
-def colours(num_classes: int) -> Tensor:
-    """Return every class a colour of its own, bytes (K, 3); 0 is black."""
-    turns = [index * 0.618034 % 1 for index in range(num_classes)]  # golden section: neighbours differ most
-    table = [colorsys.hsv_to_rgb(turn, 0.65, 0.95) for turn in turns]
-    return (torch.tensor([(0.0, 0.0, 0.0), *table[1:]]) * 255).to(torch.uint8)
 
 
 if __name__ == "__main__":

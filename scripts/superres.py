@@ -22,7 +22,7 @@ from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditio
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.errors import UserError
-from ldm.models.back_projection import held_to
+from ldm.models.back_projection import back_project
 from ldm.models.loading import LoadedModel, train_option
 
 _NEEDED = "super-resolution needs an ImageConditioner or a SpatialRescaler of a small picture"
@@ -92,7 +92,7 @@ def describe(
 def finished(sample: Tensor, size: tuple[int, int], low_res: Tensor | None) -> Tensor:
     """Cut the bytes of a sample (C, H, W) to its size, held to the small picture where one is given."""
     if low_res is not None:
-        sample = to_bytes(held_to(from_bytes(sample)[None], low_res[None])[0])
+        sample = to_bytes(back_project(from_bytes(sample)[None], low_res[None])[0])
     return cropped(sample, size)
 
 

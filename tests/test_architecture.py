@@ -20,6 +20,7 @@ ARROWS = {
     "diffusion": set(),
     "networks": set(),
     "data": set(),
+    "images": {"data", "environment"},
     "autoencoder": {"networks"},
     "conditioning": {"networks"},
     "sampling": {"diffusion"},

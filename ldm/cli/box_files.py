@@ -1,4 +1,4 @@
-"""Layouts from JSON files, and pictures of them.
+"""Layouts from JSON files.
 
 A layout is a list of objects, [{"label": 3, "box": [left, top, width, height]}, {"name": "dog", "box": [...]}], in
 fractions of the picture; a file holds one layout, or a list of layouts.
@@ -10,10 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from einops import rearrange
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldm.cli.inputs import read_json
@@ -22,7 +19,6 @@ from ldm.errors import UserError
 
 _TOLERANCE = 1e-3  # rounded numbers may stick out of the picture by so much
 _HUGE = 2**31
-_COLOURS = ("red", "blue", "green", "purple", "orange", "teal", "brown", "magenta", "olive", "navy")
 
 
 class Placed(NamedTuple):
@@ -126,18 +122,3 @@ def seen_in(layout: Sequence[Placed], crop: Box, relative: bool) -> list[Placed]
         box = ((x - crop.left) / crop.width, (y - crop.top) / crop.height, across / crop.width, down / crop.height)
         parts.append(Placed(label, box))
     return parts
-
-
-def draw_boxes(layout: Sequence[Placed], size: tuple[int, int], names: Mapping[str, int]) -> Tensor:
-    """Draw a layout on white, each object with its name or label: bytes (3, H, W)."""
-    height, width = size
-    spelled = {label: name for name, label in names.items()}
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
-    for i, (label, (left, top, box_width, box_height)) in enumerate(layout):
-        colour = _COLOURS[i % len(_COLOURS)]
-        x, y = round(left * (width - 1)), round(top * (height - 1))
-        far = (round((left + box_width) * (width - 1)), round((top + box_height) * (height - 1)))
-        pen.rectangle((x, y, *far), outline=colour, width=max(1, min(size) // 128))
-        pen.text((x + 2, y + 1), spelled.get(label, str(label)), fill=colour)
-    return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")

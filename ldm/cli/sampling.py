@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ldm.cli.common import AS_TRAINED, PRECISIONS, choose_device, choose_sampler, count_steps, progress
-from ldm.cli.pictures import GRID_LIMIT, PictureFolder
 from ldm.conditioning.base import Conditioner
+from ldm.data.core.pixels import to_bytes_truncated
 from ldm.errors import UserError
+from ldm.images import GRID_LIMIT, ImageWriter
 from ldm.models.autoencoder import IdentityAutoencoder
-from ldm.models.generate import Known, Request, generate, to_uint8
+from ldm.models.generate import Known, Request, generate
 from ldm.models.loading import LoadedModel, load_model
 from ldm.models.tiled import TiledAutoencoder, TiledNetwork
 from ldm.sampling.base import Sampler
@@ -128,13 +129,13 @@ def draw_all(
     first = next(batches)
     loaded.model.first_stage_model.latent_shape(*first[0].size)  # before the folder, so that it leaves nothing behind
     grid_limit = 0 if options.skip_grid else GRID_LIMIT
-    folder, start = PictureFolder(options.outdir, options.columns, grid_limit), time.monotonic()
+    folder, start = ImageWriter(options.outdir, options.columns, grid_limit), time.monotonic()
     try:
         with progress(count * count_steps(sampler, loaded.model.schedule), "sampling") as bar:
             for batch in chain([first], batches):
                 request = _request(batch, options.seed + len(folder.entries), options)
                 for part in generate(loaded.model, sampler, request, on_step=lambda step: bar.update(len(step.x))):
-                    _write(folder, batch, to_uint8(part.images), part.seeds)
+                    _write(folder, batch, to_bytes_truncated(part.images).cpu(), part.seeds)
     finally:  # what was drawn before an interruption gets its record too
         seconds, done = time.monotonic() - start, len(folder.entries)
         if done:
@@ -170,9 +171,9 @@ def _collated(entries: list[Any]) -> list[Any] | Tensor:
     return torch.stack(entries) if isinstance(entries[0], Tensor) else entries
 
 
-def _write(folder: PictureFolder, batch: Sequence[Drawing], images: Tensor, seeds: Sequence[int]) -> None:
+def _write(folder: ImageWriter, batch: Sequence[Drawing], images: Tensor, seeds: Sequence[int]) -> None:
     for drawing, image, seed in zip(batch, images, seeds, strict=True):
-        folder.add_one(drawing.finish(image), {"seed": seed, **drawing.details}, drawing.name, drawing.beside)
+        folder.add(drawing.finish(image), {"seed": seed, **drawing.details}, drawing.name, drawing.beside)
 
 
 def warn_of_untrained_guidance(loaded: LoadedModel, options: argparse.Namespace) -> None:

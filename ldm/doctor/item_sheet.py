@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import colorsys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ldm.cli.box_files import Placed, draw_boxes
-from ldm.training.callbacks import grid
+from ldm.images import colour_classes, draw_boxes, to_pil, to_rgb_bytes
 
 _LEAST_SIDE, _TEXT_WIDTH, _LETTERS, _HEAD, _GAP = 128, 220, 34, 16, 4
-_NO_CLASS = (0, 0, 0)
 
 
 def item_sheet(items: Sequence[Mapping[str, Any]]) -> Image.Image:
@@ -66,23 +62,13 @@ def _size(item: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _picture(value: Tensor, size: tuple[int, int]) -> Image.Image:
-    pixels = grid(value[None], 1).numpy() if value.is_floating_point() else _painted(value)  # (H, W, 3)
-    return Image.fromarray(pixels).resize(size[::-1], Image.Resampling.NEAREST)
-
-
-def _painted(classes: Tensor) -> np.ndarray:
-    """Return each class of a map (H, W) a colour of its own, and black to pixels without one, -1."""
-    count = int(classes.max()) + 1
-    hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.5 + 0.5 * (i % 2), 1 - 0.3 * (i % 3) / 2) for i in range(count)]
-    palette = np.array([*(tuple(round(255 * part) for part in hue) for hue in hues), _NO_CLASS], np.uint8)
-    return palette[classes.numpy()]
+    image = to_rgb_bytes(value[None])[0] if value.is_floating_point() else colour_classes(value)  # (3, H, W)
+    return to_pil(image).resize(size[::-1], Image.Resampling.NEAREST)
 
 
 def _layout(boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Image.Image:
-    placed = [
-        Placed(label, tuple(box)) for box, label in zip(boxes.tolist(), labels.tolist(), strict=True) if label >= 0
-    ]
-    return Image.fromarray(draw_boxes(placed, size, {}).permute(1, 2, 0).contiguous().numpy())
+    known = labels >= 0
+    return to_pil(draw_boxes(boxes[known].tolist(), size, [str(label) for label in labels[known].tolist()]))
 
 
 def _text(texts: Sequence[str], height: int) -> Image.Image:

@@ -158,8 +158,3 @@ def _keeping(model: GenerativeModel, known: Known, noise: Noise) -> Constrain:
 
 def _clamp_to_pixels(x0: Tensor) -> Tensor:
     return x0.clamp(-1, 1)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Turn images (B, C, H, W) in [-1, 1] into bytes on the CPU, clamped and truncated as published samples were."""
-    return (((images.float() + 1) / 2).clamp(0, 1) * 255).to(torch.uint8).cpu()

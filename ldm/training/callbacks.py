@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from einops import rearrange, repeat
-from PIL import Image
+from einops import rearrange
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
-from torch import Tensor, nn
+from torch import nn
 
+from ldm.images import image_grid, to_pil, to_rgb_bytes
 from ldm.sampling.base import Sampler
 from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
 from ldm.training.randomness import PREVIEW, Draws
 from ldm.training.strategies import whole_weights
 
 _GRID_COLUMNS = 4
-_PROJECTION_SEED = 0
 
 
 class ImageLogger(pl.Callback):
@@ -101,10 +101,10 @@ class ImageLogger(pl.Callback):
         folder = self.directory / split
         folder.mkdir(parents=True, exist_ok=True)
         for name, images in pictures.items():
-            pixels = grid(images, ROW_COLUMNS if name.endswith("_row") else _GRID_COLUMNS)
-            Image.fromarray(pixels.numpy()).save(folder / f"{name}_{place}.png")
+            shown = image_grid(to_rgb_bytes(images), ROW_COLUMNS if name.endswith("_row") else _GRID_COLUMNS)
+            to_pil(shown).save(folder / f"{name}_{place}.png")
             for logger in trainer.loggers:
-                _show(logger, f"{split}/{name}", pixels, trainer.global_step)
+                _show(logger, f"{split}/{name}", rearrange(shown, "c h w -> h w c").numpy(), trainer.global_step)
         captions = [value for value in batch.values() if isinstance(value, list) and isinstance(value[0], str)]
         if captions:
             lines = [" | ".join(texts) for texts in zip(*captions, strict=True)]
@@ -123,30 +123,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
-def grid(images: Tensor, columns: int) -> Tensor:
-    """Arrange images (N, C, H, W) in [-1, 1] as uint8 pixels (rows * H, columns * W, 3); missing cells are black."""
-    images = _to_rgb(images.detach().float().cpu()).clamp(-1, 1)  # (N, 3, H, W)
-    columns = min(columns, len(images))
-    missing = -len(images) % columns
-    images = torch.cat([images, images.new_full((missing, *images.shape[1:]), -1.0)])
-    tiled = rearrange(images, "(row column) c h w -> (row h) (column w) c", column=columns)
-    return ((tiled + 1) * 127.5).round().to(torch.uint8).contiguous()
-
-
-def _to_rgb(images: Tensor) -> Tensor:
-    channels = images.shape[1]
-    if channels == 3:
-        return images
-    if channels == 1:
-        return repeat(images, "n 1 h w -> n 3 h w")
-    weight = torch.randn(3, channels, 1, 1, generator=torch.Generator().manual_seed(_PROJECTION_SEED))
-    projected = nn.functional.conv2d(images, weight)
-    low, high = projected.amin(), projected.amax()
-    return 2 * (projected - low) / (high - low).clamp(min=1e-6) - 1
-
-
-def _show(logger: Logger, name: str, pixels: Tensor, step: int) -> None:
+def _show(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, pixels.numpy(), step, dataformats="HWC")
+        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
-        logger.log_image(name, [pixels.numpy()], step=step)
+        logger.log_image(name, [pixels], step=step)

@@ -1,6 +1,6 @@
 import torch
 
-from ldm.models.back_projection import held_to
+from ldm.models.back_projection import back_project
 from ldm.toy.agreement import enlarged, psnr, sharpness, shrunk
 
 
@@ -10,7 +10,7 @@ def test_pictures_are_held_to_small_ones_and_keep_their_detail():
     truth = (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).clamp(-1, 1)
     small = shrunk(truth, 4)
     drawn = (0.8 * truth + 0.1).clamp(-1, 1)  # right detail, wrong brightness and contrast
-    held = held_to(drawn, small)
+    held = back_project(drawn, small)
     assert psnr(shrunk(drawn, 4), small).max() < 30 < 45 < psnr(shrunk(held, 4), small).min()
     assert (psnr(held, truth) > psnr(drawn, truth) + 5).all()
     assert (psnr(held, truth) > psnr(enlarged(small, 4), truth) + 5).all()
@@ -19,4 +19,4 @@ def test_pictures_are_held_to_small_ones_and_keep_their_detail():
 
 def test_what_fits_already_stays():
     image = torch.full((1, 3, 16, 16), 0.25)
-    torch.testing.assert_close(held_to(image, torch.full((1, 3, 4, 4), 0.25)), image)
+    torch.testing.assert_close(back_project(image, torch.full((1, 3, 4, 4), 0.25)), image)

@@ -1,13 +1,14 @@
-"""Drawing samples: one seed per sample, whatever the batches, and conversion to bytes."""
+"""Samples of a model: one seed a sample, whatever the batches; conversion to bytes."""
 
 import pytest
 import torch
 
 from ldm.conditioning.labels import ClassConditioner
+from ldm.data.core.pixels import to_bytes_truncated
 from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
-from ldm.models.generate import Known, Request, generate, to_uint8
+from ldm.models.generate import Known, Request, generate
 from ldm.networks.unet import UNet
 from ldm.sampling.ddim import DDIM
 from ldm.training.latent_diffusion import LatentDiffusion
@@ -87,7 +88,7 @@ def test_samples_that_are_no_numbers_are_refused(model):
 
 def test_bytes_are_clamped_and_truncated():
     values = torch.tensor([-9.0, -1.0, 0.0, 0.999, 1.0, 3.0])
-    assert to_uint8(values.view(1, 1, 1, 6)).flatten().tolist() == [0, 0, 127, 254, 255, 255]
+    assert to_bytes_truncated(values.view(1, 1, 1, 6)).flatten().tolist() == [0, 0, 127, 254, 255, 255]
 
 
 def test_what_is_known_is_kept_and_the_hole_is_not_looked_at(model):

@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import autoencoder_training, class_diffusion
 
 from ldm.errors import UserError
+from ldm.images import image_grid, to_rgb_bytes
 from ldm.sampling.ddim import DDIM
-from ldm.training.callbacks import ImageLogger, grid
+from ldm.training.callbacks import ImageLogger
 from ldm.training.lightning_fixes.checkpoints import Checkpoints, Stopped
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.progress import Progress, duration
@@ -106,10 +107,11 @@ def test_tensorboard_gets_pictures_and_numbers(tmp_path: Path) -> None:
 
 def test_grid_places_images_by_rows_and_maps_minus_one_to_black() -> None:
     images = torch.stack([torch.full((3, 2, 2), value) for value in (-1.0, 0.0, 1.0, 5.0, 1.0)])
-    pixels = grid(images, columns=2)
-    assert pixels.shape == (6, 4, 3)
-    assert np.array_equal(pixels[::2, ::2, 0].numpy(), [[0, 128], [255, 255], [255, 0]])
-    assert grid(torch.rand(1, 5, 4, 4), 4).shape == grid(torch.rand(1, 1, 4, 4), 4).shape == (4, 4, 3)
+    pixels = image_grid(to_rgb_bytes(images), columns=2)
+    assert pixels.shape == (3, 6, 4)
+    assert np.array_equal(pixels[0, ::2, ::2].numpy(), [[0, 128], [255, 255], [255, 0]])
+    shapes = [image_grid(to_rgb_bytes(torch.rand(1, channels, 4, 4)), 4).shape for channels in (1, 5)]
+    assert shapes == [(3, 4, 4), (3, 4, 4)]
 
 
 def test_metrics_gain_columns_and_go_on_after_a_resume(tmp_path: Path) -> None:
