@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.diffusion.prediction import Denoise, Prediction, epsilon_to_x0
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.prediction import Denoise, Denoised, x0_from_eps
+from ldm.diffusion.process import Process
 
 Correction = Callable[[Tensor, Tensor, Tensor], Tensor]
 LogProbability = Callable[[Tensor, Tensor], Tensor]
@@ -25,9 +25,9 @@ def classifier_free(denoise_pair: Denoise, scale: float) -> Denoise:
     once per step on x_t repeated twice.
     """
 
-    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+    def denoise(x_t: Tensor, t: Tensor) -> Denoised:
         pair = denoise_pair(torch.cat([x_t, x_t]), torch.cat([t, t]))  # (2B, C, H, W)
-        return Prediction(*(_extrapolate(both, scale) for both in pair))
+        return Denoised(*(_extrapolate(both, scale) for both in pair))
 
     return denoise
 
@@ -37,17 +37,18 @@ def _extrapolate(both: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def correct_epsilon(denoise: Denoise, schedule: Schedule, correction: Correction) -> Denoise:
-    """Replace eps by correction(eps, x_t, t) and recompute x0."""
+def correct_epsilon(denoise: Denoise, process: Process, correction: Correction) -> Denoise:
+    """Replace eps by correction(eps, x_t, t) and recompute x_0; where there is no signal, x_0 stays."""
 
-    def corrected(x_t: Tensor, t: Tensor) -> Prediction:
-        eps = correction(denoise(x_t, t).eps, x_t, t)
-        return Prediction(epsilon_to_x0(schedule, eps, x_t, t), eps)
+    def corrected(x_t: Tensor, t: Tensor) -> Denoised:
+        denoised, level = denoise(x_t, t), process.level(t)
+        eps = correction(denoised.eps, x_t, t)
+        return Denoised(torch.where(level.alpha > 0, x0_from_eps(eps, x_t, level), denoised.x0), eps)
 
     return corrected
 
 
-def gradient(denoise: Denoise, schedule: Schedule, log_prob: LogProbability, scale: float) -> Denoise:
+def gradient(denoise: Denoise, process: Process, log_prob: LogProbability, scale: float) -> Denoise:
     """Guide by eps <- eps - sigma * scale * grad_x log_prob(x_t, t).
 
     `log_prob` maps x_t (B, C, H, W) and t (B,) to (B,), differentiably in x_t.
@@ -57,7 +58,6 @@ def gradient(denoise: Denoise, schedule: Schedule, log_prob: LogProbability, sca
         with torch.inference_mode(False), torch.enable_grad():
             x = x_t.detach().clone().requires_grad_(True)  # clones of inference tensors may have gradients
             (slope,) = torch.autograd.grad(log_prob(x, t.clone()).sum(), x)
-        _, sigma = schedule.level(t)
-        return eps - sigma * scale * slope
+        return eps - process.level(t).sigma * scale * slope
 
-    return correct_epsilon(denoise, schedule, correction)
+    return correct_epsilon(denoise, process, correction)

@@ -1,7 +1,7 @@
-"""What the network predicts: the noise, the data, or the velocity.
+"""What the network predicts, and what it sees: eps, x_0, v, the flow, or the F of EDM.
 
-With x_t = alpha x0 + sigma eps and alpha^2 + sigma^2 = 1, each of eps, x0 and v = alpha eps - sigma x0 (Salimans & Ho,
-section 4) determines the other two given x_t. A prediction always carries x0 and eps, so samplers never convert.
+With x_t = alpha x_0 + sigma eps, each of these determines x_0 and eps given x_t, also where alpha^2 + sigma^2 is not 1.
+A denoiser always returns both, so samplers never convert.
 """
 
 from __future__ import annotations
@@ -10,114 +10,206 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.process import Level, Process
+from ldm.errors import UserError
 
 
-class Prediction(NamedTuple):
-    """Hold the predicted clean data and the predicted noise, both (B, C, H, W)."""
+class Denoised(NamedTuple):
+    """The predicted clean data and the predicted noise, both (B, C, H, W)."""
 
     x0: Tensor
     eps: Tensor
 
 
-Denoise = Callable[[Tensor, Tensor], Prediction]
+Denoise = Callable[[Tensor, Tensor], Denoised]  # x_t (B, C, H, W), t (B,) in the unit of the process
 
 
-class Parameterization(Protocol):
-    """Relate the output of the network to (x0, eps)."""
+class Prediction(Protocol):
+    """Relate the input and the output of a network to x_t, x_0 and eps; all (B, C, H, W).
 
-    def target(self, schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return the regression target (B, C, H, W)."""
+    needs_signal: whether x_0 cannot be had from the output where alpha is 0.
+    """
 
-    def predict(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
-        """Turn the output of the network into a prediction."""
+    needs_signal: bool
 
-    def vlb_weights(self, schedule: Schedule) -> Tensor:
-        """Return the weight (T,) of the squared error in the variational bound."""
+    def inputs(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return what the network sees: an image (B, C, H, W) and a time (B,)."""
 
+    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+        """Return what the network is trained to output."""
 
-def _epsilon_vlb_weights(schedule: Schedule) -> Tensor:
-    """Return beta^2 / (2 var alpha (1 - abar)), DDPM eq. 12; infinite at t = 0 when the posterior variance is 0."""
-    variance, abar = schedule.posterior_variance, schedule.alphas_cumprod
-    alphas = abar / schedule.alphas_cumprod_prev  # keeps its digits where beta is close to 1
-    return schedule.betas**2 / (2 * variance * alphas * (1 - abar))
+    def denoised(self, output: Tensor, x_t: Tensor, level: Level) -> Denoised:
+        """Return x_0 and eps from the output of the network."""
 
+    def eps_error(self, level: Level) -> Tensor:
+        """Return the squared error of eps that comes with an error of 1 in the output, (B, 1, 1, 1)."""
 
-def _finite_at_zero(weights: Tensor) -> Tensor:
-    """Replace the weight of step 0, where the bound is a likelihood and no squared error, by that of step 1."""
-    weights = weights.clone()
-    weights[0] = weights[1] if len(weights) > 1 else 0.0
-    return weights
+    def vlb_weights(self, eps_weights: Tensor, level: Level) -> Tensor:
+        """Convert weights (B,) of the error of eps in the variational bound into those of the error of the output."""
 
 
-def epsilon_to_x0(schedule: Schedule, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Solve x_t = alpha x0 + sigma eps for x0; all (B, C, H, W), t (B,) in [0, T-1]."""
-    index = t.to(schedule.betas.device)
-    recip, recipm1 = schedule.sqrt_recip_alphas_cumprod[index], schedule.sqrt_recipm1_alphas_cumprod[index]
-    shape = (-1, 1, 1, 1)
-    return recip.view(shape).to(x_t.device) * x_t - recipm1.view(shape).to(x_t.device) * eps
+def check_prediction(prediction: Prediction, process: Process) -> None:
+    """Raise UserError if a prediction says nothing about x_0 at the noisiest time of a process, where walks begin."""
+    alpha = process.level(torch.tensor([process.noisiest], dtype=torch.float64)).alpha.item()
+    if prediction.needs_signal and alpha == 0:
+        name = type(prediction).__name__
+        raise UserError(
+            f"prediction {name}: {type(process).__name__} has no signal at t = {process.noisiest:g} (zero terminal "
+            "SNR), where noise says nothing about the data; use Velocity, Flow or Sample"
+        )
+
+
+class _Prediction:
+    """What most predictions share. A subclass writes `target`, `denoised` and `eps_error`."""
+
+    needs_signal = False
+
+    def inputs(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return x_t, scaled to about unit variance where the process does not keep it, and the time."""
+        if isinstance(level.input_scale, Tensor):
+            x_t = x_t * level.input_scale.to(x_t.dtype)
+        return x_t, level.time
+
+    def eps_error(self, level: Level) -> Tensor:
+        """Return the squared error of eps that comes with an error of 1 in the output, (B, 1, 1, 1)."""
+        raise NotImplementedError
+
+    def vlb_weights(self, eps_weights: Tensor, level: Level) -> Tensor:
+        """Convert weights (B,) of the error of eps in the variational bound into those of the error of the output."""
+        return eps_weights * self.eps_error(level).flatten()
 
 
 @dataclass(frozen=True)
-class Epsilon:
-    """Predict the noise."""
+class Epsilon(_Prediction):
+    """Predict the noise (Ho et al., "Denoising diffusion probabilistic models", eq. 14)."""
 
-    def target(self, schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    needs_signal = True
+
+    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
         """Return the noise."""
-        return noise
+        return eps
 
-    def predict(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
+    def denoised(self, output: Tensor, x_t: Tensor, level: Level) -> Denoised:
         """Read the output as eps."""
-        return Prediction(epsilon_to_x0(schedule, output, x_t, t), output)
+        return Denoised(x0_from_eps(output, x_t, level), output)
 
-    def vlb_weights(self, schedule: Schedule) -> Tensor:
-        """Return the weights (T,) of DDPM eq. 12, that of step 0 copied from step 1."""
-        return _finite_at_zero(_epsilon_vlb_weights(schedule))
+    def eps_error(self, level: Level) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(level.alpha)
+
+
+def x0_from_eps(eps: Tensor, x_t: Tensor, level: Level) -> Tensor:
+    """Solve x_t = alpha x_0 + sigma eps for x_0."""
+    return (x_t - level.sigma * eps) / level.alpha
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(_Prediction):
     """Predict the data.
 
-    The published VLB weights read sqrt(abar) / 2 / (2 * 1 - abar), a slip of precedence that released recipes carry;
-    `exact_vlb` converts the weights of eps instead: (eps error)^2 = abar / (1 - abar) (x0 error)^2.
+    The published weights of the variational bound read sqrt(abar) / 2 / (2 * 1 - abar), a slip of precedence that
+    released recipes carry; `exact_vlb` uses the exact ones instead.
     """
 
     exact_vlb: bool = False
 
-    def target(self, schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
         """Return the data."""
         return x0
 
-    def predict(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
-        """Read the output as x0; needs t >= 0."""
-        alpha, sigma = schedule.level(t)
-        return Prediction(output, (x_t - alpha * output) / sigma)
+    def denoised(self, output: Tensor, x_t: Tensor, level: Level) -> Denoised:
+        """Read the output as x_0; needs sigma > 0."""
+        return Denoised(output, (x_t - level.alpha * output) / level.sigma)
 
-    def vlb_weights(self, schedule: Schedule) -> Tensor:
-        """Return the weights (T,), that of step 0 copied from step 1."""
-        abar = schedule.alphas_cumprod
+    def eps_error(self, level: Level) -> Tensor:
+        """Return alpha^2 / sigma^2."""
+        return (level.alpha / level.sigma) ** 2
+
+    def vlb_weights(self, eps_weights: Tensor, level: Level) -> Tensor:
+        """Return the published weights, or convert those of eps if `exact_vlb` asks for it."""
         if self.exact_vlb:
-            return _finite_at_zero(_epsilon_vlb_weights(schedule) * abar / (1 - abar))
-        return _finite_at_zero(0.5 * abar.sqrt() / (2 - abar))
+            return super().vlb_weights(eps_weights, level)
+        alpha = level.alpha.flatten()
+        return 0.5 * alpha / (2 - alpha**2)
 
 
 @dataclass(frozen=True)
-class Velocity:
-    """Predict v = alpha eps - sigma x0."""
+class Velocity(_Prediction):
+    """Predict v = alpha eps - sigma x_0 (Salimans & Ho, "Progressive distillation", section 4)."""
 
-    def target(self, schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
         """Return the velocity."""
-        alpha, sigma = schedule.level(t)
-        return alpha * noise - sigma * x0
+        return level.alpha * eps - level.sigma * x0
 
-    def predict(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
+    def denoised(self, output: Tensor, x_t: Tensor, level: Level) -> Denoised:
         """Read the output as v."""
-        alpha, sigma = schedule.level(t)
-        return Prediction(alpha * x_t - sigma * output, alpha * output + sigma * x_t)
+        alpha, sigma = level.alpha, level.sigma
+        power = alpha**2 + sigma**2
+        return Denoised((alpha * x_t - sigma * output) / power, (alpha * output + sigma * x_t) / power)
 
-    def vlb_weights(self, schedule: Schedule) -> Tensor:
-        """Convert the weights of eps: (eps error)^2 = abar (v error)^2."""
-        return _finite_at_zero(_epsilon_vlb_weights(schedule) * schedule.alphas_cumprod)
+    def eps_error(self, level: Level) -> Tensor:
+        """Return alpha^2 / (alpha^2 + sigma^2)^2."""
+        return (level.alpha / (level.alpha**2 + level.sigma**2)) ** 2
+
+
+@dataclass(frozen=True)
+class Flow(_Prediction):
+    """Predict eps - x_0, the velocity of a rectified flow (Lipman et al., "Flow matching", section 4)."""
+
+    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+        """Return eps - x_0."""
+        return eps - x0
+
+    def denoised(self, output: Tensor, x_t: Tensor, level: Level) -> Denoised:
+        """Read the output as eps - x_0."""
+        total = level.alpha + level.sigma
+        return Denoised((x_t - level.sigma * output) / total, (x_t + level.alpha * output) / total)
+
+    def eps_error(self, level: Level) -> Tensor:
+        """Return (alpha / (alpha + sigma))^2."""
+        return (level.alpha / (level.alpha + level.sigma)) ** 2
+
+
+@dataclass(frozen=True)
+class Preconditioned(_Prediction):
+    """Predict the F of EDM: x_0 = c_skip x + c_out F(c_in x; c_noise) (Karras et al., arXiv 2206.00364, eq. 7).
+
+    There x = x_t / alpha has noise sigma / alpha; written with x_t, the factors also hold where alpha is 0. The
+    squared error of F is EDM's loss: its weighting lambda(sigma) is 1 / c_out^2. sigma_data: standard deviation of
+    the data. UserError unless it is positive.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.sigma_data <= 0:
+            raise UserError(f"Preconditioned: sigma_data is {self.sigma_data}; it is a standard deviation, above 0")
+
+    def _factors(self, level: Level) -> tuple[Tensor, Tensor, Tensor]:
+        """Return c_in, c_skip and c_out, of x_t."""
+        variance = (level.alpha * self.sigma_data) ** 2 + level.sigma**2
+        c_in = variance.rsqrt()
+        return c_in, level.alpha * self.sigma_data**2 / variance, level.sigma * self.sigma_data * c_in
+
+    def inputs(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return c_in x_t and the time that the process tells, which is c_noise for EDM's own."""
+        return self._factors(level)[0] * x_t, level.time
+
+    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+        """Return (x_0 - c_skip x_t) / c_out, written without a division by sigma."""
+        scale = self._factors(level)[0]
+        return scale * (level.sigma * x0 / self.sigma_data - level.alpha * self.sigma_data * eps)
+
+    def denoised(self, output: Tensor, x_t: Tensor, level: Level) -> Denoised:
+        """Read the output as F."""
+        c_in, c_skip, c_out = self._factors(level)
+        # eps = (x_t - alpha x_0) / sigma, in which sigma cancels
+        eps = c_in * (level.sigma * c_in * x_t - level.alpha * self.sigma_data * output)
+        return Denoised(c_skip * x_t + c_out * output, eps)
+
+    def eps_error(self, level: Level) -> Tensor:
+        """Return (alpha / sigma)^2 c_out^2, in which sigma cancels."""
+        return (level.alpha * self.sigma_data * self._factors(level)[0]) ** 2

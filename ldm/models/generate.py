@@ -1,7 +1,7 @@
-"""Draw samples from a latent diffusion model, batch by batch: z_T ~ N(0, 1), denoise, decode (section 3.2 and 3.3).
+"""Draw samples from a latent diffusion model, batch by batch: noise, denoise, decode (sections 3.2 and 3.3).
 
-Every sample has its own seed, from which come its z_T and the noise of all its steps: it does not depend on how samples
-are gathered into batches, so a run can be repeated, split or continued.
+Every sample has its own seed, from which come its first noise and that of all its steps: it does not depend on how
+samples are gathered into batches, so a run can be repeated, split or continued.
 """
 
 from __future__ import annotations
@@ -9,58 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.conditioning.base import Conditioning
-from ldm.diffusion.prediction import Denoise
-from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
-from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
-from ldm.sampling.base import Constrain, Noise, Sampler, SeededNoise, Step, identity, identity_constrain, keep_known
+from ldm.models.autoencoder import IdentityAutoencoder
+from ldm.models.inpainting import Known, inpainting_constraint
+from ldm.sampling.base import Sampler, SeededNoise, Step, identity, identity_constrain
+
+if TYPE_CHECKING:
+    from ldm.models.latent_diffusion import LatentDiffusion
 
 Conditions = Mapping[str, Sequence[Any] | Tensor]
-
-
-class GenerativeModel(Protocol):
-    """What is needed of a model; `ldm.training.latent_diffusion.LatentDiffusion` is one."""
-
-    first_stage_model: Autoencoder | IdentityAutoencoder
-    cond_stage_model: nn.Module | None
-    schedule: Schedule
-    device: torch.device
-
-    def condition(self, batch: Mapping[str, Any]) -> Conditioning | None:
-        """Embed the conditions of a batch."""
-
-    def guided(self, conditioning: Conditioning | None, scale: float) -> Denoise:
-        """Return the denoiser under classifier-free guidance."""
-
-    def encode_images(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Encode images to scaled latents."""
-
-    def decode_latents(self, z: Tensor) -> Tensor:
-        """Decode scaled latents to images."""
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """Hold what is known of each picture, for a model that was not trained to fill holes.
-
-    images (N, C, H, W) in [-1, 1]; mask (N, 1, H, W), above 0 where there is a hole. Latents of which no pixel is in
-    the hole are held at the noised known ones at every step (`keep_known`); at the last they are nearly, not exactly,
-    those of the picture.
-    """
-
-    images: Tensor
-    mask: Tensor
-
-    def __getitem__(self, part: slice) -> Known:
-        """Pick pictures."""
-        return Known(self.images[part], self.mask[part])
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -104,7 +66,7 @@ class Generated:
 
 
 def generate(
-    model: GenerativeModel,
+    model: LatentDiffusion,
     sampler: Sampler,
     request: Request,
     on_step: Callable[[Step], None] = lambda step: None,
@@ -123,7 +85,7 @@ def generate(
 
 @torch.no_grad()
 def _draw(
-    model: GenerativeModel,
+    model: LatentDiffusion,
     sampler: Sampler,
     request: Request,
     first: int,
@@ -131,30 +93,25 @@ def _draw(
     conditions: dict[str, Any],
     on_step: Callable[[Step], None],
 ) -> Tensor:
-    noise = SeededNoise(seeds, model.device)
+    process, noise = model.process, SeededNoise(seeds, model.device)
     z = noise((len(seeds), *model.first_stage_model.latent_shape(*request.size)))  # (B, c, h, w)
-    refine = _clamp_to_pixels if isinstance(model.first_stage_model, IdentityAutoencoder) else identity
+    if process.prior_std != 1:
+        z = process.prior_std * z
+    refine = clamp_to_pixels if isinstance(model.first_stage_model, IdentityAutoencoder) else identity
     known = None if request.known is None else request.known[first : first + len(seeds)]
     half = nullcontext() if request.autocast is None else torch.autocast(model.device.type, request.autocast)
     with half:
-        constrain = identity_constrain if known is None else _keeping(model, known, noise)
-        denoise = model.guided(model.condition(conditions), request.scale)
-        for step in sampler(denoise, z, model.schedule, refine=refine, constrain=constrain, noise=noise):
+        constrain = identity_constrain if known is None else inpainting_constraint(model, known, noise)
+        denoise = model.denoiser(model.condition(conditions), request.scale)
+        for step in sampler(denoise, z, process, refine=refine, constrain=constrain, noise=noise):
             on_step(step)
             z = step.x
-    images = model.decode_latents(z.float())  # (B, C, H, W)
+    images = model.decode(z.float())  # (B, C, H, W)
     if not torch.isfinite(images).all():
         raise UserError("generate: the samples are not finite numbers; use precision 32, or check the weights")
     return images
 
 
-def _keeping(model: GenerativeModel, known: Known, noise: Noise) -> Constrain:
-    """Hold the latents of which every pixel is known. Holes are grey when they are encoded."""
-    mask = known.mask.to(model.device)
-    z = model.encode_images(known.images.to(model.device) * (mask <= 0), noise).float()  # (B, c, h, w)
-    is_known = F.adaptive_max_pool2d(mask, z.shape[2:]) <= 0  # (B, 1, h, w)
-    return keep_known(z, is_known.to(z.dtype), model.schedule, noise)
-
-
-def _clamp_to_pixels(x0: Tensor) -> Tensor:
+def clamp_to_pixels(x0: Tensor) -> Tensor:
+    """Clamp predicted images to [-1, 1], for diffusion on pixels."""
     return x0.clamp(-1, 1)

@@ -1,21 +1,22 @@
 """What all samplers share: the protocol, the step that they yield, and the hooks.
 
 A sampler is a frozen dataclass; calling it with a denoiser and x_T returns a generator of steps, so that progress,
-pictures and early stops are the caller's. Hooks are plain callables: `refine(x0)` edits the predicted data (clipping,
-re-quantising), `constrain(x_t, t)` edits the state (inpainting), `noise(shape)` draws standard normals.
+images and early stops are the caller's. Hooks are plain callables: `refine(x0)` edits the predicted data (clipping,
+quantisation), `constrain(x_t, t)` edits the state before each step (inpainting), `noise(shape)` draws standard normals.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.grids import Spacing, TimeGrid, resolve_spacing
-from ldm.diffusion.prediction import Denoise
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.grids import Grid, resolve_grid
+from ldm.diffusion.prediction import Denoise, Denoised
+from ldm.diffusion.process import Process, float64_levels
 from ldm.errors import UserError
 
 Refine = Callable[[Tensor], Tensor]
@@ -24,86 +25,145 @@ Noise = Callable[[tuple[int, ...]], Tensor]
 
 
 class Step(NamedTuple):
-    """Hold the new state x and the predicted data x0, both (B, C, H, W), and the step t that was left."""
+    """The new state x and the predicted data x0, both (B, C, H, W), and the time t from which the step was made."""
 
     x: Tensor
     x0: Tensor
-    t: int
+    t: float
 
 
 def identity(x0: Tensor) -> Tensor:
-    """Leave the predicted data as it is."""
+    """Return the predicted data as it is."""
     return x0
 
 
 def identity_constrain(x_t: Tensor, t: Tensor) -> Tensor:
-    """Leave the state as it is."""
+    """Return the state as it is."""
     return x_t
 
 
 class Sampler(Protocol):
-    """Walk from noise x (B, C, H, W) to data.
+    """Walk from noise x (B, C, H, W), of standard deviation `process.prior_std`, to data."""
 
-    Raises UserError at the call, before the first step, when the grid does not fit the schedule.
-    """
+    def times(self, process: Process) -> Tensor:
+        """Return the times of the walk, float64 (S + 1,), falling. UserError if the process does not allow it."""
 
     def __call__(
         self,
         denoise: Denoise,
         x: Tensor,
-        schedule: Schedule,
+        process: Process,
         *,
         refine: Refine = identity,
         constrain: Constrain = identity_constrain,
         noise: Noise | None = None,
     ) -> Iterator[Step]:
-        """Yield one Step per step of the grid."""
+        """Yield one Step for each step. UserError at the call, before the first step, for what `times` refuses."""
 
 
 class Hooks(NamedTuple):
-    """Hold the three hooks of a walk."""
+    """The three hooks of a walk."""
 
     refine: Refine
     constrain: Constrain
     noise: Noise
 
 
-class GridSampler:
-    """Share what samplers on a sub-grid of steps have in common; a subclass is a dataclass and writes `_walk`.
+class Interval(NamedTuple):
+    """One step of a walk, from level (alpha, sigma) at time t to level (next_alpha, next_sigma) at time next_t."""
 
-    Fields: `steps` to take; `spacing`, a function (S, T) -> TimeGrid or its name in SPACINGS; `start`, to run only so
-    many of the least noisy steps.
+    t: float
+    alpha: float
+    sigma: float
+    next_t: float
+    next_alpha: float
+    next_sigma: float
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the step ends at clean data."""
+        return self.next_sigma == 0
+
+    @property
+    def added_variance(self) -> float:
+        """Variance that the process adds from the end of the step to its start, sigma^2 - (alpha/alpha' sigma')^2."""
+        return max(self.sigma**2 - (self.alpha / self.next_alpha * self.next_sigma) ** 2, 0.0)  # but for rounding
+
+    @property
+    def posterior_std(self) -> float:
+        """Standard deviation of q(x' | x, x_0), from which an ancestral step draws (DDPM, eq. 7)."""
+        return self.next_sigma / self.sigma * math.sqrt(self.added_variance)
+
+    def move(self, x0: Tensor, eps: Tensor, std: float = 0.0) -> Tensor:
+        """Return alpha' x0 + sigma' eps, with room for noise of standard deviation `std` that is added to it."""
+        return self.next_alpha * x0 + math.sqrt(max(self.next_sigma**2 - std**2, 0.0)) * eps
+
+
+class GridSampler:
+    """Share what samplers on a grid of times have in common; a subclass is a dataclass and writes `_walk`.
+
+    Fields: `steps` to take; `grid`, a grid or its name (None: `default_grid`); `start`, to run
+    only so many of the least noisy steps.
     """
 
     steps: int
-    spacing: Spacing | str
+    grid: Grid | str | None
     start: int | None
 
-    def grid(self, schedule: Schedule) -> TimeGrid:
-        """List the steps of the walk. UserError unless 1 <= steps <= T and start fits."""
-        return resolve_spacing(self.spacing)(self.steps, schedule.num_steps).tail(self.start)
+    def times(self, process: Process) -> Tensor:
+        """Return the times of the walk, float64 (S + 1,). UserError if grid or start do not fit the process."""
+        grid = resolve_grid(self.grid or self.default_grid(process))
+        return last_steps(grid(process, self.steps), self.start)
+
+    def default_grid(self, process: Process) -> str:
+        """Return the name of the grid on which this sampler walks unless `grid` says so."""
+        return process.grid
 
     def __call__(
         self,
         denoise: Denoise,
         x: Tensor,
-        schedule: Schedule,
+        process: Process,
         *,
         refine: Refine = identity,
         constrain: Constrain = identity_constrain,
         noise: Noise | None = None,
     ) -> Iterator[Step]:
-        """Yield one Step per step; `constrain` acts before each step."""
+        """Yield one Step for each step; `constrain` acts before each."""
         hooks = Hooks(refine, constrain, noise or gaussian_noise(x))
-        return self._walk(denoise, x, schedule, self.grid(schedule), hooks)
+        return self._walk(denoise, x, process, intervals_of(self.times(process), process), hooks)
 
-    def _walk(self, denoise: Denoise, x: Tensor, schedule: Schedule, grid: TimeGrid, hooks: Hooks) -> Iterator[Step]:
+    def _walk(
+        self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks
+    ) -> Iterator[Step]:
         raise NotImplementedError
 
 
-def steps_like(x: Tensor, step: int) -> Tensor:
-    """Repeat a step number for every sample of x. Returns int64 (B,) on the device of x."""
-    return torch.full((x.shape[0],), step, dtype=torch.long, device=x.device)
+def last_steps(times: Tensor, count: int | None) -> Tensor:
+    """Keep the times of the `count` least noisy steps (all if None). UserError unless 1 <= count <= S."""
+    steps = len(times) - 1
+    if count is None:
+        return times
+    if not 1 <= count <= steps:
+        raise UserError(f"sampler: start is {count}; the grid has {steps} steps, so use 1 to {steps}")
+    return times[-count - 1 :]
+
+
+def intervals_of(times: Tensor, process: Process) -> list[Interval]:
+    """Return the steps between successive times (S + 1,) as Python numbers in double precision."""
+    points = list(zip(times.tolist(), *float64_levels(process, times), strict=True))
+    return [Interval(*start, *end) for start, end in zip(points[:-1], points[1:], strict=True)]
+
+
+def times_like(x: Tensor, t: float) -> Tensor:
+    """Repeat a time for every sample of x: float32, or float64 if x is, (B,) on the device of x."""
+    return torch.full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+
+
+def evaluate(denoise: Denoise, x: Tensor, t: float, refine: Refine) -> Denoised:
+    """Denoise x at one time for all samples, and refine the predicted data."""
+    x0, eps = denoise(x, times_like(x, t))
+    return Denoised(refine(x0), eps)
 
 
 def gaussian_noise(like: Tensor, generator: torch.Generator | None = None) -> Noise:
@@ -118,7 +178,7 @@ def gaussian_noise(like: Tensor, generator: torch.Generator | None = None) -> No
 class SeededNoise:
     """Draw sample i of the batch from its own generator, seeded with seeds[i].
 
-    A picture then depends on its seed alone, not on the batch it is drawn in. The draws happen on the CPU, so that they
+    An image then depends on its seed alone, not on the batch it is drawn in. The draws happen on the CPU, so that they
     do not depend on the device either.
     """
 
@@ -142,14 +202,14 @@ def scaled_noise(noise: Noise, temperature: float) -> Noise:
     return lambda shape: temperature * noise(shape)
 
 
-def keep_known(x0: Tensor, mask: Tensor, schedule: Schedule, noise: Noise) -> Constrain:
-    """Hold the pixels where mask is 1 at the noised known data: x_t <- mask q(x_t | x0) + (1 - mask) x_t.
+def keep_known(x0: Tensor, mask: Tensor, process: Process, noise: Noise) -> Constrain:
+    """Replace the entries where mask is 1 by the noised known data: x_t <- mask q(x_t | x0) + (1 - mask) x_t.
 
     x0 (B, C, H, W), mask (B, 1, H, W) in [0, 1].
     """
 
     def constrain(x_t: Tensor, t: Tensor) -> Tensor:
-        known = schedule.diffuse(x0, t, noise(tuple(x0.shape)))
+        known = process.level(t).diffuse(x0, noise(tuple(x0.shape)))
         return mask * known + (1 - mask) * x_t
 
     return constrain

@@ -2,63 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.process import Process
 from ldm.errors import UserError
-from ldm.sampling.base import Constrain, Noise, Refine, Step, gaussian_noise, identity, identity_constrain, steps_like
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, evaluate, last_steps, times_like
 
 
 @dataclass(frozen=True)
-class DDPM:
-    """Take all T steps, or the `start` least noisy ones, with the posterior variance of the schedule."""
+class DDPM(GridSampler):
+    """Take all T steps of a discrete process, or the `start` least noisy ones; of another process `steps` of a grid.
 
+    The variance is that of the posterior, which a discrete process may mix with its upper bound.
+    """
+
+    steps: int | None = None
+    grid: Grid | str | None = None
     start: int | None = None
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        schedule: Schedule,
-        *,
-        refine: Refine = identity,
-        constrain: Constrain = identity_constrain,
-        noise: Noise | None = None,
-    ) -> Iterator[Step]:
-        """Yield one Step per step; `constrain` acts after each step, at the level that was left."""
-        total = schedule.num_steps
-        start = total if self.start is None else self.start
-        if not 1 <= start <= total:
-            raise UserError(f"DDPM: start is {start}; the schedule has {total} steps, so use 1 to {total}")
-        return self._walk(denoise, x, schedule, start, refine, constrain, noise or gaussian_noise(x))
+    def times(self, process: Process) -> Tensor:
+        """Return the times of the walk, float64 (S + 1,). UserError for a continuous process without `steps`."""
+        if self.steps is not None:
+            return super().times(process)
+        if process.num_steps is None:
+            raise UserError(f"DDPM: {type(process).__name__} has no steps of its own; give the number of steps")
+        return last_steps(torch.arange(process.num_steps - 1, -2, -1, dtype=torch.float64), self.start)
 
     def _walk(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        schedule: Schedule,
-        start: int,
-        refine: Refine,
-        constrain: Constrain,
-        noise: Noise,
+        self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks
     ) -> Iterator[Step]:
-        for step in reversed(range(start)):
-            t = steps_like(x, step)
-            x, x0 = ancestral_step(denoise, x, t, schedule, refine, noise(tuple(x.shape)))
-            x = constrain(x, t)
-            yield Step(x, x0, step)
+        for step in intervals:
+            x = hooks.constrain(x, times_like(x, step.t))
+            x0, _ = evaluate(denoise, x, step.t, hooks.refine)
+            # the mean of q(x_s | x_t, x_0), eq. 7, for any process
+            from_x = step.alpha / step.next_alpha * (step.next_sigma / step.sigma) ** 2
+            mean = step.next_alpha * step.added_variance / step.sigma**2 * x0 + from_x * x
+            x = mean + self._std(step, process) * hooks.noise(tuple(x.shape))
+            yield Step(x, x0, step.t)
 
-
-def ancestral_step(
-    denoise: Denoise, x: Tensor, t: Tensor, schedule: Schedule, refine: Refine, noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Draw x_{t-1} from q(x_{t-1} | x_t, x0 predicted); returns it and x0. Sample i is at its own step t[i] (B,)."""
-    x0 = refine(denoise(x, t).x0)
-    mean, _, log_variance = schedule.posterior(x0, x, t)
-    std = torch.exp(0.5 * log_variance).masked_fill((t == 0)[:, None, None, None], 0.0)  # the last step is its mean
-    return mean + std * noise, x0
+    @staticmethod
+    def _std(step: Interval, process: Process) -> float:
+        """Return the standard deviation of the noise of a step; the last one is the mean alone."""
+        if step.is_last:
+            return 0.0
+        weight = process.posterior_weight
+        return math.sqrt((1 - weight) * step.posterior_std**2 + weight * step.added_variance)

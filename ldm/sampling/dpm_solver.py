@@ -13,42 +13,48 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldm.diffusion.grids import Spacing, TimeGrid, uniform
+from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
-from ldm.diffusion.process import Schedule
-from ldm.sampling.base import GridSampler, Hooks, Step, steps_like
-from ldm.sampling.ddim import coefficients_of
+from ldm.diffusion.process import Process
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, evaluate, times_like
 
 
-def _lambda(abar: float) -> float:
-    """Return log(alpha / sigma); infinite for clean data."""
-    return math.inf if abar == 1 else 0.5 * (math.log(abar) - math.log1p(-abar))
+def _lambda(alpha: float, sigma: float) -> float:
+    """Return log(alpha / sigma): infinite for clean data, minus infinite for noise alone."""
+    if sigma == 0:
+        return math.inf
+    return -math.inf if alpha == 0 else math.log(alpha / sigma)
 
 
 @dataclass(frozen=True)
 class DPMSolver(GridSampler):
-    """Walk `steps` steps of the grid `spacing`, or only the `start` least noisy of them; draws no noise."""
+    """Walk `steps` steps of a grid, or only the `start` least noisy of them; draws no noise.
+
+    By default the steps are even in the log signal-to-noise ratio, where the method has its order.
+    """
 
     steps: int = 20
-    spacing: Spacing | str = uniform
+    grid: Grid | str | None = None
     start: int | None = None
 
-    def _walk(self, denoise: Denoise, x: Tensor, schedule: Schedule, grid: TimeGrid, hooks: Hooks) -> Iterator[Step]:
-        table = coefficients_of(grid, schedule, eta=0.0)
-        columns = (grid.steps, table.alphas.flip(0), table.alphas_prev.flip(0))
-        rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    def default_grid(self, process: Process) -> str:
+        """Return the grid of even steps of the log signal-to-noise ratio."""
+        return "log_snr"
+
+    def _walk(
+        self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks
+    ) -> Iterator[Step]:
         earlier: Tensor | None = None
         h_earlier = 0.0
-        for i, (step, abar, abar_prev) in enumerate(rows):
-            t = steps_like(x, step)
-            x = hooks.constrain(x, t)
-            x0 = hooks.refine(denoise(x, t).x0)
-            h = _lambda(abar_prev) - _lambda(abar)
+        for i, step in enumerate(intervals):
+            x = hooks.constrain(x, times_like(x, step.t))
+            x0, _ = evaluate(denoise, x, step.t, hooks.refine)
+            h = _lambda(step.next_alpha, step.next_sigma) - _lambda(step.alpha, step.sigma)
             data = x0
-            if earlier is not None and i < len(rows) - 1:
+            if earlier is not None and i < len(intervals) - 1:
                 data = x0 + h / (2 * h_earlier) * (x0 - earlier)
-            decay = math.exp(-h)  # 0 at clean data
-            x = ((1 - abar_prev) / (1 - abar)) ** 0.5 * x + abar_prev**0.5 * (1 - decay) * data
-            if h > 0:  # a repeated step of a foreign grid carries no slope
+            decay = math.exp(-h)  # 0 at clean data, and from noise alone
+            x = step.next_sigma / step.sigma * x + step.next_alpha * (1 - decay) * data
+            if 0 < h < math.inf:  # a repeated step of a foreign grid, or one from noise alone, carries no slope
                 earlier, h_earlier = x0, h
-            yield Step(x, x0, step)
+            yield Step(x, x0, step.t)

@@ -1,21 +1,22 @@
 """Pseudo linear multi-step sampling (Liu et al., "Pseudo Numerical Methods for Diffusion Models", eq. 9, 11-12).
 
 Adams-Bashforth combinations of the last four eps replace eps in the deterministic DDIM step; the first step averages
-eps at both ends, which costs one more evaluation.
+eps at both ends, which costs one more evaluation. An error of the combined eps reaches x' multiplied by
+|sigma' - alpha' sigma / alpha|; a step from hardly any signal, where that is large, is therefore DDIM's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldm.diffusion.grids import Spacing, TimeGrid, uniform
-from ldm.diffusion.prediction import Denoise, epsilon_to_x0
-from ldm.diffusion.process import Schedule
-from ldm.sampling.base import GridSampler, Hooks, Step, steps_like
-from ldm.sampling.ddim import coefficients_of, ddim_step
+from ldm.diffusion.grids import Grid
+from ldm.diffusion.prediction import Denoise
+from ldm.diffusion.process import Process
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, evaluate, times_like
 
 # newest first, one row per number of known eps
 _ADAMS_BASHFORTH = {
@@ -23,6 +24,7 @@ _ADAMS_BASHFORTH = {
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
+_LARGEST_AMPLIFICATION = 10.0
 
 
 def _combine(newest_first: Sequence[Tensor]) -> Tensor:
@@ -30,31 +32,44 @@ def _combine(newest_first: Sequence[Tensor]) -> Tensor:
     return sum(weight * eps for weight, eps in zip(weights, newest_first, strict=True))
 
 
+def _amplification(step: Interval) -> float:
+    """Return how much of an error of eps reaches the next state, as a multiple of the size of that state."""
+    if step.alpha == 0:
+        return math.inf
+    error = abs(step.next_sigma - step.next_alpha * step.sigma / step.alpha)
+    return error / math.hypot(step.next_alpha, step.next_sigma)
+
+
 @dataclass(frozen=True)
 class PLMS(GridSampler):
-    """Walk `steps` steps of the grid `spacing`, or only the `start` least noisy of them; draws no noise."""
+    """Walk `steps` steps of a grid, or only the `start` least noisy of them; draws no noise.
+
+    By default the steps are even in the log signal-to-noise ratio, where the method has its order.
+    """
 
     steps: int = 50
-    spacing: Spacing | str = uniform
+    grid: Grid | str | None = None
     start: int | None = None
 
-    def _walk(self, denoise: Denoise, x: Tensor, schedule: Schedule, grid: TimeGrid, hooks: Hooks) -> Iterator[Step]:
-        steps = grid.steps.tolist()
-        alphas_prev = coefficients_of(grid, schedule, eta=0.0).alphas_prev.flip(0).tolist()
+    def default_grid(self, process: Process) -> str:
+        """Return the grid of even steps of the log signal-to-noise ratio."""
+        return "log_snr"
+
+    def _walk(
+        self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks
+    ) -> Iterator[Step]:
         known: list[Tensor] = []  # eps of earlier steps, newest first
-        for i, (step, alpha_prev) in enumerate(zip(steps, alphas_prev, strict=True)):
-            t = steps_like(x, step)
-            x = hooks.constrain(x, t)
-            x0, eps = denoise(x, t)
+        for step in intervals:
+            x = hooks.constrain(x, times_like(x, step.t))
+            x0, eps = denoise(x, times_like(x, step.t))
             known = [eps, *known[:3]]
-            if len(known) > 1:
-                eps = _combine(known)
-                x0 = epsilon_to_x0(schedule, eps, x, t)
-            elif alpha_prev < 1:  # at clean data there is no eps to average with
-                ahead = ddim_step(hooks.refine(x0), eps, 0.0, alpha_prev, 0.0)
-                t_ahead = steps_like(x, steps[min(i + 1, len(steps) - 1)])
-                eps = (eps + denoise(ahead, t_ahead).eps) / 2
-                x0 = epsilon_to_x0(schedule, eps, x, t)
+            if _amplification(step) <= _LARGEST_AMPLIFICATION:
+                if len(known) > 1:
+                    eps = _combine(known)
+                elif not step.is_last:  # at clean data there is no eps to average with
+                    ahead = step.move(hooks.refine(x0), eps)
+                    eps = (eps + evaluate(denoise, ahead, step.next_t, hooks.refine).eps) / 2
+                x0 = (x - step.sigma * eps) / step.alpha
             x0 = hooks.refine(x0)
-            x = ddim_step(x0, eps, 0.0, alpha_prev, 0.0)
-            yield Step(x, x0, step)
+            x = step.move(x0, eps)
+            yield Step(x, x0, step.t)

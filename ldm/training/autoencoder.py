@@ -47,9 +47,11 @@ class AutoencoderTraining(TrainingModule):
     than by gradients alone.
     """
 
+    root_parts = ("model",)
+
     def __init__(
         self,
-        autoencoder: Autoencoder,
+        model: Autoencoder,
         loss: nn.Module,
         ema_decay: float | None = None,
         lr_schedule: Multiplier | None = None,
@@ -63,11 +65,9 @@ class AutoencoderTraining(TrainingModule):
         super().__init__(learning_rate=4.5e-6)
         self.lr_schedule, self.betas, self.generator_lr_factor = lr_schedule, tuple(betas), generator_lr_factor
         self.learn_logvar, self.resize_range, self.image_key = learn_logvar, resize_range, image_key
-        self._adopted = (autoencoder,)  # in a tuple, so that its parts are registered once, under their own names
-        for name, child in autoencoder.named_children():
-            self.add_module(name, child)
+        self.model = model
         self.loss = loss
-        quantizer = autoencoder.quantize
+        quantizer = model.quantize
         if codebook is not None and not isinstance(quantizer, VectorQuantizer):
             raise UserError(f"model.params.codebook: {type(quantizer).__name__} has no codebook; leave it out")
         self.codebook = codebook
@@ -76,28 +76,18 @@ class AutoencoderTraining(TrainingModule):
             self._counts = {name: CodeCounts(quantizer.n_e) for name in _COUNTED}
         self.model_ema = None
         if ema_decay is not None:
-            self.model_ema = ExponentialMovingAverage(self, ema_decay)
-
-    @property
-    def autoencoder(self) -> Autoencoder:
-        """Return the autoencoder whose parts this module trains."""
-        return self._adopted[0]
+            self.model_ema = ExponentialMovingAverage(self, ema_decay, root="model.")
 
     @property
     def averaged(self) -> nn.Module:
         """Return this module: all that is trained is averaged."""
         return self
 
-    def train(self, mode: bool = True) -> AutoencoderTraining:
-        """Switch mode, also of the autoencoder that holds the parts."""
-        self.autoencoder.train(mode)
-        return super().train(mode)
-
     # --- optimisation ----------------------------------------------------------------------------------------------
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """List what gradients train of the autoencoder, with the output variance if it is learned."""
-        parameters = list(self.autoencoder.parameters())
+        parameters = list(self.model.parameters())
         if self.codebook is not None and self.codebook.replaces_gradient:
             parameters = [parameter for parameter in parameters if parameter is not self._codes]
         if self.learn_logvar:
@@ -106,7 +96,7 @@ class AutoencoderTraining(TrainingModule):
 
     @property
     def _codes(self) -> nn.Parameter:
-        return self.autoencoder.quantize.embedding.weight
+        return self.model.quantize.embedding.weight
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """List the parameters of the discriminator; empty where the loss has none."""
@@ -141,7 +131,7 @@ class AutoencoderTraining(TrainingModule):
 
     def networks(self) -> list[nn.Module]:
         """List the parts worth compiling."""
-        return [self.autoencoder.encoder, self.autoencoder.decoder]
+        return [self.model.encoder, self.model.decoder]
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -163,10 +153,10 @@ class AutoencoderTraining(TrainingModule):
 
         Codes in use are counted for the logs of `split` + `suffix`.
         """
-        reconstruction, regularization, info = self.autoencoder(x, draws.normal)
+        reconstruction, regularization, info = self.model(x, draws.normal)
         self._observe(info, split + suffix)
         step, discriminator = self.global_step, self.discriminator_parameters()
-        last_layer = self.autoencoder.last_layer
+        last_layer = self.model.last_layer
         with _constant(discriminator):
             loss, logs = self.loss.generator(x, reconstruction, regularization, step, last_layer, split=split)
         if discriminator:

@@ -22,8 +22,10 @@ class ExponentialMovingAverage(nn.Module):
     `num_updates` = -1 and uses the full decay from the first update.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = True) -> None:
+    def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = True, root: str = "") -> None:
+        """Start from the present weights; `root` is left out of the names of averages that begin with it."""
         super().__init__()
+        self._root = root
         if not 0.0 <= decay <= 1.0:
             raise UserError(f"ema_decay: {decay} is not between 0 and 1")
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
@@ -35,7 +37,7 @@ class ExponentialMovingAverage(nn.Module):
                 self._add(name, parameter)
 
     def _add(self, name: str, parameter: Tensor) -> None:
-        shadow_name = name.replace(".", "")
+        shadow_name = name.removeprefix(self._root).replace(".", "")
         if shadow_name in self._buffers:
             raise ValueError(f"two parameters become '{shadow_name}' without their dots; rename one of them")
         self._shadow_names[name] = shadow_name

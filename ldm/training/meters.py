@@ -59,15 +59,14 @@ class SampleMeans:
 
 
 class QuartileMeans:
-    """Average per-sample losses (B,) in each quarter of the time axis, separately per name."""
+    """Average per-sample losses (B,) in each quarter of the training times, separately per name."""
 
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps = num_steps
+    def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, name: str, losses: Tensor, t: Tensor) -> None:
-        """Add losses (B,) at steps t (B,)."""
-        quarter = torch.div(t * 4, self._num_steps, rounding_mode="floor")
+    def add(self, name: str, losses: Tensor, u: Tensor) -> None:
+        """Add losses (B,) at the quantiles u (B,) in [0, 1) of the density of training times."""
+        quarter = (u.to(losses.device) * 4).long()
         table = torch.zeros(4, 2, device=losses.device).index_add_(
             0, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses, dtype=torch.float32)], dim=1)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,12 +25,14 @@ class TrainingModule(pl.LightningModule):
     """Train with one optimiser, so that `global_step` counts optimiser steps and drives every schedule and interval.
 
     `learning_rate`, `seed` and `guard` are attributes that whoever starts the training sets. A subclass sets
-    `model_ema` (or None) and says in `averaged` which module it averages. `seen` counts the training samples of all
-    ranks. `gradient_clip` bounds the norm of each group's gradients where the trainer does not say.
+    `model_ema` (or None), says in `averaged` which module it averages, and names in `root_parts` the children whose
+    entries stand at the root of the state dict, as published; the model is the first. `seen` counts the training
+    samples of all ranks. `gradient_clip` bounds the norm of each group's gradients where the trainer does not say.
     """
 
     model_ema: ExponentialMovingAverage | None
     gradient_clip: float | None = None
+    root_parts: tuple[str, ...] = ()
 
     def __init__(self, learning_rate: float) -> None:
         super().__init__()
@@ -71,6 +73,35 @@ class TrainingModule(pl.LightningModule):
     def networks(self) -> list[nn.Module]:
         """List the parts worth compiling."""
         raise NotImplementedError
+
+    # --- the state dict, in the published layout -------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:
+        """Return the state of the model, without a prefix, and beside it what training adds."""
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name in list(state):
+            state[prefix + self._published(name.removeprefix(prefix))] = state.pop(name)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state in the published layout; names in messages and in the result are published ones too."""
+        own = {self._published(name): name for name in super().state_dict()}
+        renamed = {own.get(name, self._unknown(name)): value for name, value in state_dict.items()}
+        result = super().load_state_dict(renamed, strict=False, assign=assign)
+        missing, unexpected = ([self._published(name) for name in names] for names in result)
+        if strict and (missing or unexpected):
+            raise RuntimeError(f"{type(self).__name__}: missing in the state dict: {missing}; unexpected: {unexpected}")
+        return type(result)(missing, unexpected)
+
+    def _published(self, name: str) -> str:
+        part, _, rest = name.partition(".")
+        return rest if part in self.root_parts else name
+
+    def _unknown(self, name: str) -> str:
+        """Place a name that is not ours where it is reported as it is, not where it might hit another part."""
+        part = name.partition(".")[0]
+        is_ours = part in dict(self.named_children()) and part not in self.root_parts
+        return name if is_ours else f"{self.root_parts[0]}.{name}"
 
     # --- which samples ---------------------------------------------------------------------------------------------
 

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from ldm.conditioning.base import Conditioning
 from ldm.models.autoencoder import IdentityAutoencoder
+from ldm.models.generate import clamp_to_pixels
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.sampling.base import Sampler, identity
 from ldm.sampling.ddim import DDIM
 from ldm.training.autoencoder import AutoencoderTraining
-from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.randomness import Draws
 
 Pictures = dict[str, Tensor]
@@ -45,24 +47,25 @@ def previews(module: nn.Module, batch: Mapping[str, Any], draws: Draws, options:
 @previews.register
 def _(module: AutoencoderTraining, batch: Mapping[str, Any], draws: Draws, options: PreviewOptions) -> Pictures:
     x = batch[module.image_key]
-    pictures = {"inputs": x, "reconstructions": module.autoencoder(x, draws.normal)[0]}
+    pictures = {"inputs": x, "reconstructions": module.model(x, draws.normal)[0]}
     if module.model_ema is not None:
         with module.ema_scope():
-            pictures["reconstructions_ema"] = module.autoencoder(x, draws.normal)[0]
+            pictures["reconstructions_ema"] = module.model(x, draws.normal)[0]
     return pictures
 
 
 @previews.register
-def _(module: LatentDiffusion, batch: Mapping[str, Any], draws: Draws, options: PreviewOptions) -> Pictures:
-    z = module.latents(batch, draws.normal)  # (N, c, h, w)
-    pictures = {"inputs": batch.get(module.image_key, module.decode_latents(z))}
-    if not isinstance(module.first_stage_model, IdentityAutoencoder):
-        pictures["reconstructions"] = module.decode_latents(z)
-    pictures |= {key: value for key, value in batch.items() if key != module.image_key and _is_picture(value)}
-    pictures["diffusion_row"] = _diffusion_row(module, z[: options.rows], draws)
-    conditioning = module.condition(batch)
+def _(module: DiffusionTraining, batch: Mapping[str, Any], draws: Draws, options: PreviewOptions) -> Pictures:
+    model = module.model
+    z = model.latents(batch, draws.normal)  # (N, c, h, w)
+    pictures = {"inputs": batch.get(model.image_key, model.decode(z))}
+    if not isinstance(model.first_stage_model, IdentityAutoencoder):
+        pictures["reconstructions"] = model.decode(z)
+    pictures |= {key: value for key, value in batch.items() if key != model.image_key and _is_picture(value)}
+    pictures["diffusion_row"] = _diffusion_row(model, z[: options.rows], draws)
+    conditioning = model.condition(batch)
     with module.ema_scope():
-        pictures |= _samples(module, z.shape, conditioning, draws, options)
+        pictures |= _samples(model, z.shape, conditioning, draws, options)
     return pictures
 
 
@@ -70,42 +73,39 @@ def _is_picture(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point() and value.shape[1] in (1, 3)
 
 
-def _diffusion_row(module: LatentDiffusion, z: Tensor, draws: Draws) -> Tensor:
-    """Noise each latent more and more from left to right, and decode."""
-    noise = draws.normal(z.shape)
-    steps = torch.linspace(0, module.num_steps - 1, ROW_COLUMNS).long().tolist()
-    noised = [module.schedule.diffuse(z, torch.full((len(z),), t, device=z.device), noise) for t in steps]
-    return _decoded_row(module, noised)
+def _diffusion_row(model: LatentDiffusion, z: Tensor, draws: Draws) -> Tensor:
+    """Noise each latent more and more from left to right, and decode; where noise grows without bound, scaled back."""
+    eps, process = draws.normal(z.shape), model.process
+    noised = []
+    for u in torch.linspace(0, 1 - 2**-20, ROW_COLUMNS):
+        level = process.level(process.from_uniform(u.expand(len(z))).to(z.device))
+        noised.append(level.diffuse(z, eps) / (level.alpha**2 + level.sigma**2).sqrt())
+    return _decoded_row(model, noised)
 
 
-def _decoded_row(module: LatentDiffusion, columns: list[Tensor]) -> Tensor:
-    return module.decode_latents(rearrange(torch.stack(columns), "column n c h w -> (n column) c h w"))
+def _decoded_row(model: LatentDiffusion, columns: list[Tensor]) -> Tensor:
+    return model.decode(rearrange(torch.stack(columns), "column n c h w -> (n column) c h w"))
 
 
 def _samples(
-    module: LatentDiffusion,
+    model: LatentDiffusion,
     shape: tuple[int, ...],
     conditioning: Conditioning | None,
     draws: Draws,
     options: PreviewOptions,
 ) -> Pictures:
-    x_T = draws.normal(shape)
-    refine = identity
-    if isinstance(module.first_stage_model, IdentityAutoencoder):
-        refine = _clamp_to_pixels
+    process = model.process
+    x_T = process.prior_std * draws.normal(shape)
+    refine = clamp_to_pixels if isinstance(model.first_stage_model, IdentityAutoencoder) else identity
     scales = {"samples": 1.0}
     if conditioning is not None and options.guidance_scale is not None:
         scales["samples_guided"] = options.guidance_scale
     pictures: Pictures = {}
     for name, scale in scales.items():
-        denoise = module.guided(conditioning, scale)
-        steps = list(options.sampler(denoise, x_T, module.schedule, refine=refine, noise=draws.normal))
-        pictures[name] = module.decode_latents(steps[-1].x)
+        denoise = model.denoiser(conditioning, scale)
+        steps = list(options.sampler(denoise, x_T, process, refine=refine, noise=draws.normal))
+        pictures[name] = model.decode(steps[-1].x)
         if name == "samples":
             shown = torch.linspace(0, len(steps) - 1, min(ROW_COLUMNS, len(steps))).long().tolist()
-            pictures["denoise_row"] = _decoded_row(module, [steps[index].x0[: options.rows] for index in shown])
+            pictures["denoise_row"] = _decoded_row(model, [steps[index].x0[: options.rows] for index in shown])
     return pictures
-
-
-def _clamp_to_pixels(x0: Tensor) -> Tensor:
-    return x0.clamp(-1, 1)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_GOLDEN_RATIO = 0.6180339887498949
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's: 2^64 times the golden ratio
 TRAINING = 0  # these mark the keys of draws, so that those of one kind never meet those of another
 VALIDATION = 1
@@ -37,7 +36,7 @@ def seed_device(device: torch.device, seed: int) -> None:
 class Draws:
     """Draw for the samples of a batch, each from streams of its own: call k gives sample n a function of (key, n, k).
 
-    Shapes begin with the batch. `normal` draws on the device; `uniform` and `timesteps` are the same on every device.
+    Shapes begin with the batch. `normal` draws on the device; `uniform` is the same on every device.
     """
 
     def __init__(self, device: torch.device, numbers: Iterable[int] | None, key: tuple[int, ...]) -> None:
@@ -69,11 +68,6 @@ class Draws:
         bits = _scrambled(self._seeds(shape[0])[:, None] + entries) >> np.uint64(40)
         return torch.from_numpy(bits.astype(np.float32) / np.float32(2**24)).view(shape)
 
-    def timesteps(self, count: int, num_steps: int) -> Tensor:
-        """Draw a step for each of `count` samples uniformly from 0 .. num_steps - 1: (B,)."""
-        steps = self._seeds(count) % np.uint64(num_steps)
-        return torch.from_numpy(steps.astype(np.int64)).to(self.device, non_blocking=True)
-
     def _seeds(self, count: int) -> np.ndarray:
         """Return each sample a seed for the next call: uint64 (B,)."""
         base = np.uint64(seed_from(*self._key, self._calls))
@@ -95,12 +89,3 @@ def _scrambled(bits: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
-
-
-def spread_timesteps(numbers: np.ndarray, num_steps: int) -> Tensor:
-    """Return the steps of samples (B,) in a fixed order that covers 0 .. num_steps - 1 evenly.
-
-    Multiples of the golden ratio modulo 1: any run of consecutive samples is close to evenly spaced. On the CPU.
-    """
-    position = (torch.from_numpy(numbers).double() + 0.5) * _GOLDEN_RATIO % 1.0
-    return (position * num_steps).long().clamp(max=num_steps - 1)

@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ldm.errors import UserError
 from ldm.networks.backbone import Backbone
 from ldm.networks.transformer import TransformerLayers
-from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.latent_diffusion import DiffusionTraining
 
 # No broadcast of buffers: the averages are buffers, equal on all ranks anyway, and cost as much as the weights.
 _DDP = {"broadcast_buffers": False, "gradient_as_bucket_view": True, "find_unused_parameters": False}
@@ -76,7 +76,7 @@ class FullySharded(ModelParallelStrategy):
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Bring the model to the device, make it equal on all ranks, shard it, and then build the optimiser."""
-        if not isinstance(self.model, LatentDiffusion):
+        if not isinstance(self.model, DiffusionTraining):
             raise UserError(f"--strategy fsdp: {type(self.model).__name__} cannot be sharded; use ddp or zero1")
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
@@ -170,10 +170,11 @@ class FullySharded(ModelParallelStrategy):
             optimizer.load_state_dict({**whole, "state": _state_like(whole["state"], optimizer)})
 
 
-def shard(module: LatentDiffusion, mesh: Any) -> None:
+def shard(module: DiffusionTraining, mesh: Any) -> None:
     """Shard the trained parameters of a model over a mesh, block by block, and its averages in the same way."""
     frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
-    blocks = [*_blocks(module.cond_stage_model or nn.Identity()), *_blocks(module.model)]  # in order of use
+    model = module.model
+    blocks = [*_blocks(model.cond_stage_model or nn.Identity()), *_blocks(model.model)]  # in order of use
     for part in (*blocks, module):
         fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
     # By itself FSDP prefetches what ran before in this process; after an evaluation that is not the same on all ranks.

@@ -1,0 +1,253 @@
+"""The latent diffusion model: a denoising network in the latent space of a frozen autoencoder (sections 3.2 and 3.3).
+
+    model = LatentDiffusion.from_pretrained("logs/RUN")
+    images = model.sample(["a red circle above a blue square"], steps=20, guidance=3.0, seed=0)
+
+A plain module: it knows neither trainer nor command line. Its root names are the published ones: the tables of a
+discrete process, `scale_factor` if measured, model, first_stage_model, cond_stage_model.
+
+Legend: x image (B, C, H, W) in [-1, 1], z scaled latent (B, c, h, w), t time (B,) in the process's unit, eps noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
+from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.objective import Objective, Terms
+from ldm.diffusion.prediction import Denoise, Denoised, Epsilon, Prediction, check_prediction
+from ldm.diffusion.process import Process
+from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.models.conditional_network import ConditionalNetwork, check_fit
+from ldm.models.generate import Request, generate
+from ldm.models.latent_scale import LatentScale, unit_variance_scale
+from ldm.sampling import make_sampler
+
+Noise = Callable[[tuple[int, ...]], Tensor]
+Batch = Mapping[str, Any]
+
+
+class LatentDiffusion(nn.Module):
+    """Denoise latents under a condition, and turn noise into images.
+
+    A batch holds images under `image_key`, or cached encoder outputs under "moments", and what the conditioner reads.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        autoencoder: Autoencoder | IdentityAutoencoder,
+        process: Process,
+        conditioner: Conditioner | JointConditioner | None = None,
+        prediction: Prediction | None = None,
+        latent_scale: LatentScale | float | str = 1.0,
+        image_key: str = "image",
+    ) -> None:
+        """Join the parts. UserError, naming both, if two of them do not fit together.
+
+        Args:
+            network: Backbone, called with (x_t, time, context=, y=).
+            autoencoder: First stage; it is frozen and stays in eval mode.
+            process: Forward process.
+            conditioner: From a batch to what the network is conditioned on; None for an unconditional model.
+            prediction: What the network predicts (default: eps).
+            latent_scale: Factor that brings latents to unit variance, or "measure".
+            image_key: Name of the images in a batch.
+        """
+        super().__init__()
+        self.image_key, self.latent_scale = image_key, LatentScale.of(latent_scale)
+        self.prediction = prediction or Epsilon()
+        self.image_size: tuple[int, int] | None = None  # (height, width) of the training images, where it is known
+        check_prediction(self.prediction, process)
+        self._process, self._tables = process, tuple(process.buffers())
+        for name, table in process.buffers().items():
+            self.register_buffer(name, table)
+        is_measured = self.latent_scale.is_measured
+        scale = torch.tensor(1.0 if is_measured else float(self.latent_scale.value))
+        self.register_buffer("scale_factor", scale, persistent=is_measured)
+        self.scale_is_known = not is_measured
+        self.register_load_state_dict_post_hook(_note_loaded_scale)
+
+        self.model = ConditionalNetwork(network)
+        self.first_stage_model = autoencoder.requires_grad_(False).eval()
+        self.cond_stage_model = conditioner
+        if conditioner is not None:
+            conditioner.use_first_stage(self.first_stage_model)
+        check_fit(network, autoencoder.latent_channels, conditioner)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, weights: str = "ema", device: torch.device | str = "cpu"
+    ) -> LatentDiffusion:
+        """Load a model in eval mode from a run folder, a checkpoint in one, an exported file, or a published zip.
+
+        weights: "ema" for the averaged weights where there are any, "raw" for the trained ones. UserError for absent or
+        damaged files, and for a model of another kind.
+        """
+        from ldm.models.loading import load_model
+
+        return load_model(path, weights=weights, device=device).model
+
+    def save_pretrained(self, path: str | Path, config: Mapping[str, Any] | None = None) -> Path:
+        """Write weights and config into one safetensors file, which `from_pretrained` reads. Returns its path.
+
+        config: section `model` from which this model was built; by default the one with which it was loaded. UserError
+        if there is none.
+        """
+        from ldm.models.saving import save_model
+
+        return save_model(self, path, config)
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """Set the mode; the first stage stays in eval mode."""
+        super().train(mode)
+        self.first_stage_model.eval()
+        return self
+
+    @property
+    def process(self) -> Process:
+        """The forward process, with the tables of this module and on its device."""
+        return self._process.with_buffers({name: getattr(self, name) for name in self._tables})
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.scale_factor.device
+
+    # --- images and latents ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Encode images (B, C, H, W) to scaled latents (B, c, h, w); `noise` draws for a KL posterior."""
+        return self.scale_factor * self.first_stage_model.encode(x, noise).float()
+
+    def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
+        """Decode scaled latents (B, c, h, w) to images; `quantize` first where the autoencoder has a codebook."""
+        return self.first_stage_model.decode(z / self.scale_factor, snap=quantize)
+
+    @torch.no_grad()
+    def latents(self, batch: Batch, noise: Noise | None = None) -> Tensor:
+        """Return the scaled latents of a batch, from its cached "moments" or from its images."""
+        source = self.source(batch)
+        if "moments" in batch:
+            return self.scale_factor * self.first_stage_model.latent_from_moments(source.float(), noise)
+        return self.encode(source, noise)
+
+    def source(self, batch: Batch) -> Tensor:
+        """Return what of a batch is encoded: its cached "moments" or its images. UserError if it has neither."""
+        key = "moments" if "moments" in batch else self.image_key
+        if key not in batch:
+            raise UserError(f"batch: there is no '{key}'; the data set has {', '.join(sorted(batch))}")
+        return batch[key]
+
+    def measure_scale(
+        self, latents: Iterable[Tensor], sum_over_ranks: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Set scale_factor to 1 / std of these latents. The iterator must be lazy: it encodes with scale_factor = 1."""
+        self.scale_factor.fill_(1.0)
+        self.scale_factor.copy_(unit_variance_scale(latents, sum_over_ranks))
+        self.scale_is_known = True
+
+    # --- denoising -------------------------------------------------------------------------------------------------
+
+    def condition(self, batch: Batch, drop: Any = None) -> Conditioning | None:
+        """Embed what the conditioner reads from a batch; `drop` marks samples that get the null conditioning."""
+        return None if self.cond_stage_model is None else self.cond_stage_model(batch, drop)
+
+    def denoiser(self, conditioning: Conditioning | None = None, guidance: float = 1.0) -> Denoise:
+        """Close the conditioning over the network: (x_t, t) -> (x_0, eps), under classifier-free guidance.
+
+        Scale 1, or no conditioning, is no guidance.
+        """
+        if conditioning is None or guidance == 1.0:
+            return self._denoiser(conditioning)
+        unconditional = self.cond_stage_model.unconditional(conditioning.batch_size)
+        return classifier_free(self._denoiser(Conditioning.stack([unconditional, conditioning])), guidance)
+
+    def _denoiser(self, conditioning: Conditioning | None) -> Denoise:
+        process = self.process
+
+        def denoise(x_t: Tensor, t: Tensor) -> Denoised:
+            level = process.level(t)
+            output = self.model(*self.prediction.inputs(x_t, level), conditioning).float()
+            return self.prediction.denoised(output, x_t, level)
+
+        return denoise
+
+    def loss(
+        self, z: Tensor, conditioning: Conditioning | None, t: Tensor, eps: Tensor, objective: Objective
+    ) -> Terms:
+        """Return the terms of an objective for scaled latents z at times t (B,) with the given noise (equation 3)."""
+        level = self.process.level(t)
+        z_t = level.diffuse(z, eps)
+        output = self.model(*self.prediction.inputs(z_t, level), conditioning).float()
+        return objective(output, self.prediction.target(z, eps, level), level)
+
+    # --- sampling --------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        conditions: Mapping[str, Sequence[Any] | Tensor] | Sequence[Any] | Tensor | int = 1,
+        *,
+        steps: int | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        sampler: str = "ddim",
+        size: tuple[int, int] | None = None,
+        batch_size: int = 4,
+        **options: Any,
+    ) -> Tensor:
+        """Draw one image for each condition: (N, C, H, W) in [-1, 1], image i from seed + i whatever the batch size.
+
+        Args:
+            conditions: What to draw: a sequence for the model's only conditioner (texts, labels, images), a mapping of
+                batch keys to sequences for several, or the number of images for an unconditional model.
+            steps: Steps of the sampler (default: its own).
+            guidance: Scale of classifier-free guidance; 1 is none.
+            seed: Seed of the first image.
+            sampler: Name of the sampler, a file in ldm/sampling.
+            size: (height, width) of the images (default: as in training).
+            batch_size: Images drawn at a time.
+            options: Further fields of the sampler, such as eta or grid.
+        """
+        conditions, count = self._conditions(conditions)
+        request = Request(range(seed, seed + count), size or self._size(), conditions, guidance, batch_size)
+        walk = make_sampler(sampler, steps=steps, **options)
+        return torch.cat([part.images for part in generate(self, walk, request)])
+
+    def _conditions(self, given: Any) -> tuple[dict[str, Any], int]:
+        """Return the columns of a batch by their keys, and the number of samples."""
+        if isinstance(given, int):
+            if self.cond_stage_model is not None:
+                raise UserError(f"sample: this model is conditional; give one condition for each image, not {given}")
+            return {}, given
+        if not isinstance(given, Mapping):
+            keys = [part.key for part in self.conditioners()]
+            if len(keys) != 1:
+                raise UserError(f"sample: this model is conditioned on {', '.join(keys) or 'nothing'}; give a mapping")
+            given = {keys[0]: given}
+        count = len(next(iter(given.values()))) if given else 1
+        return dict(given), count
+
+    def conditioners(self) -> Iterator[Conditioner]:
+        """Yield the conditioners of the model."""
+        parts = () if self.cond_stage_model is None else self.cond_stage_model.modules()
+        return (part for part in parts if isinstance(part, Conditioner))
+
+    def _size(self) -> tuple[int, int]:
+        if self.image_size is None:
+            raise UserError("sample: the size of the training images is not known; give size=(height, width)")
+        return self.image_size
+
+
+def _note_loaded_scale(module: LatentDiffusion, incompatible: Any) -> None:
+    """Remember that a state dict brought the latent scale."""
+    if module.latent_scale.is_measured and "scale_factor" not in incompatible.missing_keys:
+        module.scale_is_known = True
