@@ -30,7 +30,7 @@ from ldm.models.conditional_network import ConditionalNetwork, check_fit
 from ldm.networks.transformer import TransformerEncoder
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.latent_scale import LatentScale, unit_variance_scale
-from ldm.training.meters import QuartileMeans
+from ldm.training.meters import LossByTimestep
 from ldm.training.module import TrainingModule
 from ldm.training.optimization import Optimization, stepwise
 from ldm.training.randomness import MEASURE, Draws, spread_timesteps
@@ -82,7 +82,7 @@ class LatentDiffusion(TrainingModule):
         if conditioner is not None:
             conditioner.use_first_stage(self.first_stage_model)
         check_fit(network, autoencoder.latent_channels, conditioner)
-        self._quartiles = QuartileMeans(schedule.num_steps)
+        self._quartiles = LossByTimestep(schedule.num_steps)
 
     def _register_tables(self, schedule: Schedule, logvar_init: float) -> None:
         for name, table in schedule.buffers().items():
@@ -223,7 +223,7 @@ class LatentDiffusion(TrainingModule):
         super().on_validation_epoch_end()
         for name, table in self._quartiles.take().items():
             table = self.trainer.strategy.reduce(table, reduce_op="sum")
-            self.log_dict(QuartileMeans.means(name, table), sync_dist=True)
+            self.log_dict(LossByTimestep.means(name, table), sync_dist=True)
 
     # --- optimisation ----------------------------------------------------------------------------------------------
 
