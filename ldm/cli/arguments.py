@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
+from ldm.training.plan import RunOptions
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -18,7 +19,7 @@ _SEED = "seed of everything that is random (default: 23, or that of the run that
 
 @dataclass(frozen=True)
 class Arguments:
-    """Hold the parsed command line; None or empty means not given."""
+    """The parsed command line; None or empty means not given."""
 
     base: list[str]
     overrides: list[str]
@@ -40,10 +41,9 @@ class Arguments:
     precision: str | None
     max_steps: int | None
 
-    def trainer_options(self) -> dict[str, str | int]:
-        """Return what overrides the trainer section of the config as it stands."""
-        names = ("num_nodes", "strategy", "precision", "max_steps")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+    def run_options(self) -> RunOptions:
+        """Return the flags that win over the config."""
+        return RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
 
 
 def boolean(text: str) -> bool:

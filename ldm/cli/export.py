@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ldm.cli.common import main_guard
 from ldm.errors import UserError
 from ldm.models.loading import find_files
 from ldm.weights import load as checkpoint
@@ -19,21 +19,16 @@ from ldm.weights import load as checkpoint
 _log = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; a mistake of the user is one line and status 1."""
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the file."""
     parser = argparse.ArgumentParser(prog="export.py", description="Write a run's weights as one safetensors file.")
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder, or a checkpoint in one")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write")
     parser.add_argument("--ema", action="store_true", help="averaged weights under the raw names; default: both")
     parser.add_argument("--half", action="store_true", help="store floating-point numbers in 16 bits")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        export(options.run, options.out, options.ema, options.half)
-    except UserError as error:
-        _log.error("error: %s", error)
-        return 1
-    return 0
+    export(options.run, options.out, options.ema, options.half)
 
 
 def export(run: str, out: Path, averaged: bool = False, half: bool = False) -> None:

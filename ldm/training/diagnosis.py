@@ -32,7 +32,7 @@ COLLAPSED = (
 )
 
 
-class Diagnosis(pl.Callback):
+class AdversarialWarnings(pl.Callback):
     """Watch what an AutoencoderTraining logs; `patience` is how many logged intervals in a row a symptom must last.
 
     For the weight's cap one is enough. Nothing is read from the device but where metrics are logged.

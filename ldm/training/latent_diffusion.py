@@ -22,7 +22,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_scale import unit_variance_scale
 from ldm.networks.transformer import TransformerEncoder
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.meters import QuartileMeans
+from ldm.training.meters import LossByTimestep
 from ldm.training.module import TrainingModule
 from ldm.training.optimization import Optimization, stepwise
 from ldm.training.randomness import MEASURE, Draws
@@ -58,7 +58,7 @@ class DiffusionTraining(TrainingModule):
         self.optimization = optimization or Optimization()
         self.gradient_clip = self.optimization.gradient_clip
         self.model_ema = None if ema_decay is None else ExponentialMovingAverage(model.model, ema_decay)
-        self._quartiles = QuartileMeans()
+        self._quartiles = LossByTimestep()
 
     @property
     def averaged(self) -> nn.Module:
@@ -115,7 +115,7 @@ class DiffusionTraining(TrainingModule):
         super().on_validation_epoch_end()
         for name, table in self._quartiles.take().items():
             table = self.trainer.strategy.reduce(table, reduce_op="sum")
-            self.log_dict(QuartileMeans.means(name, table), sync_dist=True)
+            self.log_dict(LossByTimestep.means(name, table), sync_dist=True)
 
     # --- optimisation ----------------------------------------------------------------------------------------------
 

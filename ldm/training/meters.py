@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Means:
+class RunningMean:
     """Average scalar tensors by name; values that are not finite are left out, as their steps are."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Means:
         )
 
 
-class SampleMeans:
+class DatasetMean:
     """Average means over batches of different sizes by name, as if all samples were one batch."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class SampleMeans:
         return names, torch.stack(tables) if tables else torch.zeros(0, 2)
 
 
-class QuartileMeans:
+class LossByTimestep:
     """Average per-sample losses (B,) in each quarter of the training times, separately per name."""
 
     def __init__(self) -> None:

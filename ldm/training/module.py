@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.lightning_fixes.guard import StepGuard
-from ldm.training.meters import Means, SampleMeans
+from ldm.training.meters import DatasetMean, RunningMean
 from ldm.training.optimization import clip_gradients
 from ldm.training.randomness import TRAINING, VALIDATION, Draws, seed_device, seed_from
 
@@ -38,8 +38,8 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.learning_rate, self.seed, self.seen = learning_rate, 0, 0
         self.guard = StepGuard()
-        self._train_means, self._logged_step = Means(), 0
-        self._evaluation_means, self._evaluated = SampleMeans(), 0
+        self._train_means, self._logged_step = RunningMean(), 0
+        self._evaluation_means, self._evaluated = DatasetMean(), 0
 
     @property
     def averaged(self) -> nn.Module:
@@ -158,12 +158,12 @@ class TrainingModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave the step out if its gradients are not finite."""
-        self.guard.look(optimizer)
+        self.guard.check_gradients(optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the average: once per optimiser step, however many batches were accumulated."""
         super().optimizer_step(*args, **kwargs)
-        skipped = self.guard.settle()
+        skipped = self.guard.after_step()
         if self.model_ema is not None:
             self.model_ema.update(self.averaged, skipped)
 

@@ -1,4 +1,4 @@
-"""What will be trained, worked out before anything is built: merged config, devices, global batch, learning rate.
+"""What will be trained, known before anything is built: resolved config, devices, global batch, learning rate.
 
     model:      target, params, checkpoint, ignore_keys
                 learning_rate: of a step, as it is; global_batch: the one that it was chosen for
@@ -8,7 +8,7 @@
     lightning:  trainer: arguments of Lightning's Trainer
                 callbacks: by name; image_logger, progress and diagnosis are there unless null
                 modelcheckpoint: params of ldm.training.lightning_fixes.checkpoints.Checkpoints, or another target
-                logger: one node, or several by name, beside metrics.csv
+                logger: one node, or several by name, in addition to metrics.csv
                 channels_last, compile: true or false; cache_latents: true, or {views, half}
                 max_skipped_steps: more steps in a row (10) without finite gradients end the run
 """
@@ -23,17 +23,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from ldm import compat
-from ldm.cli.arguments import Arguments
 from ldm.config.targets import did_you_mean, find_target, parameters_of
 from ldm.config.types import hints_of, mismatch
-from ldm.errors import ConfigError, UserError
+from ldm.errors import ConfigError
 from ldm.training.devices import Devices, choose
 from ldm.training.latent_diffusion import LatentDiffusion
 from ldm.training.launch import Launch, check_by_hand, detect
-from ldm.training.run_folder import RunFolder, choose_run
+from ldm.training.run_folder import RunFolder
 from ldm.training.strategies import STRATEGIES
 
 _log = logging.getLogger(__name__)
@@ -53,8 +51,36 @@ _WITHOUT_WEIGHTS = "IdentityAutoencoder"
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """Settings of one run that win over its config; None leaves the config's.
+
+    Args:
+        gpus, devices, accelerator: which devices, see `ldm.training.devices.choose`.
+        num_nodes, strategy, precision, max_steps: arguments of Lightning's Trainer.
+        scale_lr: whether the learning rate is scaled with the global batch, see `learning_rate`.
+    """
+
+    gpus: str | None = None
+    devices: str | None = None
+    accelerator: str | None = None
+    num_nodes: int | None = None
+    strategy: str | None = None
+    precision: str | None = None
+    max_steps: int | None = None
+    scale_lr: bool | None = None
+
+    def of_trainer(self) -> dict[str, str | int]:
+        """Return what replaces arguments of the Trainer."""
+        names = ("num_nodes", "strategy", "precision", "max_steps")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+AS_CONFIGURED = RunOptions()
+
+
+@dataclass(frozen=True)
 class GlobalBatch:
-    """Count the samples of one optimiser step."""
+    """Samples of one optimiser step."""
 
     per_device: int
     devices: int
@@ -63,7 +89,7 @@ class GlobalBatch:
 
     @property
     def processes(self) -> int:
-        """Count the processes, one a device."""
+        """Return the number of processes, one a device."""
         return self.devices * self.nodes
 
     @property
@@ -80,7 +106,7 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the resolved config (plain dicts, sections model, data, lightning) and what was worked out from it."""
+    """The resolved config of a run (plain dicts, sections model, data, lightning) with what follows from it."""
 
     config: dict[str, Any]
     run: RunFolder
@@ -92,11 +118,11 @@ class Plan:
 
     @property
     def strategy(self) -> str | dict[str, Any]:
-        """Name how the processes share the work: as asked, else ddp for several; a node stands for another one."""
+        """Return the strategy: as configured (a name, or a node that builds one), else ddp for several processes."""
         return self.lightning["trainer"].get("strategy") or ("ddp" if self.batch.processes > 1 else "auto")
 
     def check_machine(self) -> None:
-        """Raise UserError if this machine cannot do it: absent devices, or no word about where the hosts meet."""
+        """Raise UserError if devices are absent on this machine, or the address of the first host is unknown."""
         self.devices.check()
         if self.launch is None:
             check_by_hand(os.environ, self.batch.nodes)
@@ -112,30 +138,39 @@ class Plan:
         return self.config["model"]
 
 
-def make_plan(arguments: Arguments) -> Plan:
-    """Read and check everything that can be checked without building. Writes nothing. Raises UserError."""
-    run = choose_run(arguments)
-    paths = run.configs(arguments)
-    seed = run.seed(arguments)
-    if not paths:
-        raise UserError("--base: name at least one config, e.g. --base configs/ldm/txt2img.yaml")
-    config = OmegaConf.to_container(compat.load(paths, arguments.overrides), resolve=True)
+def make_plan(
+    config: Mapping[str, Any] | DictConfig,
+    run: RunFolder,
+    seed: int | None = None,
+    options: RunOptions = AS_CONFIGURED,
+) -> Plan:
+    """Resolve and check everything that can be checked without building. Writes nothing.
+
+    Args:
+        config: sections model, data and (optional) lightning, in native names.
+        run: folder of the run, new or resumed.
+        seed: None takes that of the resumed run, else 23.
+        options: what wins over the config.
+
+    Raises UserError.
+    """
+    config, seed = OmegaConf.to_container(OmegaConf.create(config), resolve=True), run.seed(seed)
     for section in ("model", "data"):
         if section not in config:
-            raise UserError(f"{', '.join(paths)}: there is no section {section}")
+            raise ConfigError("missing; a config has the sections model, data and lightning", section)
     _check_mappings(config.get("lightning"))
     lightning = config.get("lightning") or {}
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
-    trainer = (lightning.get("trainer") or {}) | arguments.trainer_options()
+    trainer = (lightning.get("trainer") or {}) | options.of_trainer()
     launch = detect(os.environ)
-    devices = choose(arguments.gpus, arguments.devices, arguments.accelerator, trainer, launch)
+    devices = choose(options.gpus, options.devices, options.accelerator, trainer, launch)
     if launch is not None:
-        launch.check(None, arguments.num_nodes)
+        launch.check(None, options.num_nodes)
         trainer["num_nodes"] = launch.nodes
     _check_trainer(trainer)
     _seed_data(config["data"], seed)
     batch = _global_batch(config["data"], trainer, devices)
-    rate = learning_rate(config["model"], batch.total, arguments.scale_lr)
+    rate = learning_rate(config["model"], batch.total, options.scale_lr)
     model = {key: value for key, value in config["model"].items() if key != "base_learning_rate"}
     model |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
@@ -144,7 +179,7 @@ def make_plan(arguments: Arguments) -> Plan:
 
 
 def _check_mappings(section: Any) -> None:
-    """Check the form of the section before anything looks into it."""
+    """Check that the section and its parts are mappings, before they are read."""
     parts = {f"lightning.{key}": section.get(key) for key in _MAPPINGS} if isinstance(section, dict) else {}
     for path, value in {"lightning": section, **parts}.items():
         if problem := mismatch(value, dict | None):
@@ -193,10 +228,10 @@ def _global_batch(data: Mapping[str, Any], trainer: Mapping[str, Any], devices: 
 
 
 def learning_rate(model: Mapping[str, Any], global_batch: int, scale: bool | None) -> float:
-    """Work out the learning rate of a step over `global_batch` samples.
+    """Return the learning rate of a step over `global_batch` samples.
 
-    `learning_rate` is absolute; a `global_batch` beside it says for which it was chosen, and `scale` True then scales
-    it in proportion. `base_learning_rate`, as CompVis configs have it, is per sample unless `scale` is False.
+    `model.learning_rate` is absolute; `model.global_batch` names the batch that it was chosen for, and `scale` True
+    scales it in proportion. `model.base_learning_rate` (CompVis configs) is per sample unless `scale` is False.
     """
     absolute, base = model.get("learning_rate"), model.get("base_learning_rate")
     if (absolute is None) == (base is None):
@@ -242,7 +277,7 @@ def _per_sample(base: float, global_batch: int, scale: bool | None) -> float:
 
 
 def untrained_first_stage(plan: Plan) -> bool:
-    """Return whether a new latent model would be trained on a first stage that nothing fills with weights."""
+    """Return whether a new latent model would be trained on a first stage with random weights."""
     model = plan.model
     target = find_target(model["target"], "model")
     if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):

@@ -1,4 +1,4 @@
-"""The run folder: where a run writes, what it was made of, and how it goes on.
+"""The run folder: its files, a new one, and which one is resumed.
 
 logs/<time>_<name><postfix>/
   checkpoints/  last.ckpt, previous.ckpt, step=000010000.ckpt, best.ckpt, frozen-<hash>.safetensors
@@ -23,7 +23,6 @@ from typing import Any
 
 import yaml
 
-from ldm.cli.arguments import Arguments
 from ldm.environment import environment
 from ldm.errors import UserError
 from ldm.weights.load import locate
@@ -31,14 +30,14 @@ from ldm.weights.load import locate
 _TIME = "%Y-%m-%dT%H-%M-%S"
 _TIME_PATTERN = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d"
 _CONFIG, _ENVIRONMENT = "config.yaml", "environment.json"
-_SEED, _AUTO = 23, "auto"
+AUTO, _SEED = "auto", 23
 _FOLDER_OF_THE_FIRST_RANK = "LDM_RUN_FOLDER"  # processes that the first rank starts write, if ever, where it does
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Name the places of a run; `checkpoint` is what it goes on from, None for a new run."""
+    """Paths of a run; `checkpoint` is what it goes on from, None for a new run."""
 
     path: Path
     checkpoint: Path | None = None
@@ -49,13 +48,18 @@ class RunFolder:
         return self.checkpoint is None
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint to go on from."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
+    @property
     def checkpoints(self) -> Path:
         """Return the folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def images(self) -> Path:
-        """Return the folder of pictures."""
+        """Return the folder of images."""
         return self.path / "images"
 
     @property
@@ -68,23 +72,19 @@ class RunFolder:
         """Return the file of messages."""
         return self.path / "train.log"
 
-    def configs(self, arguments: Arguments) -> list[str]:
-        """List the configs to build the run from: its own before those of the command line.
-
-        With `--resume auto`, for which the command line stays that of the first start, its own alone.
-        """
-        if self.is_new:
-            return arguments.base
+    @property
+    def saved_config(self) -> Path:
+        """Return the config of a run that goes on. UserError if it has none."""
         config = self.path / "configs" / _CONFIG
         if not config.is_file():
             raise UserError(f"--resume: {self.path} has no configs/{_CONFIG}; give a run folder of this program")
-        return [str(config), *(arguments.base if arguments.resume != _AUTO else [])]
+        return config
 
-    def seed(self, arguments: Arguments) -> int:
-        """Return the seed of the command line, else that of the run that goes on, else 23."""
+    def seed(self, given: int | None = None) -> int:
+        """Return the seed `given`, else that of the run that goes on, else 23."""
         environment = self.path / "configs" / _ENVIRONMENT
-        if arguments.seed is not None:
-            return arguments.seed
+        if given is not None:
+            return given
         if self.is_new or not environment.is_file():
             return _SEED
         return int(json.loads(environment.read_text(encoding="utf-8")).get("seed", _SEED))
@@ -109,7 +109,7 @@ class RunFolder:
 
     @contextmanager
     def announced(self) -> Iterator[None]:
-        """Tell the processes that this one starts inside the block where to write."""
+        """Let the processes that are started inside the block (the other ranks) write to this folder."""
         if _FOLDER_OF_THE_FIRST_RANK in os.environ:  # this is such a process itself
             yield
             return
@@ -121,55 +121,61 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove a new run that never made a step."""
-        if self.is_new and not self.metrics.exists() and not any(self.checkpoints.glob("*.ckpt")):
+        if self.is_new and not self.metrics.exists() and not self.has_checkpoint:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
-def choose_run(arguments: Arguments) -> RunFolder:
-    """Name the folder of a new run, or find the one to go on with. Writes nothing. Raises UserError."""
-    if arguments.resume and arguments.resume != _AUTO:
-        if arguments.name:
-            raise UserError("--name and --resume: a run that goes on keeps its name; drop --name")
-        return _find(Path(arguments.resume).expanduser())
+def choose_run(logdir: str | Path, name: str = "", postfix: str = "", resume: str = "") -> RunFolder:
+    """Return the folder of a new run, or the run to go on with. Writes nothing.
+
+    Args:
+        logdir: folder of all runs.
+        name: follows the time in the name of a new folder; may be empty.
+        postfix: ends the name of a new folder.
+        resume: a run folder, a checkpoint in one, or "auto": the newest run of this name that has a checkpoint, and a
+            new run where there is none. Empty: a new run.
+
+    Raises UserError where there is nothing to resume.
+    """
+    if resume and resume != AUTO:
+        return resume_run(Path(resume).expanduser())
     process, _, inherited = os.environ.get(_FOLDER_OF_THE_FIRST_RANK, "").partition(":")
     if inherited and process != str(os.getpid()):
         given = RunFolder(Path(inherited))
-        return _find(given.path) if arguments.resume and _saved_something(given) else given
-    name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
-    name = f"_{name}" if name else ""
-    if arguments.resume:
-        earlier = _newest(Path(arguments.logdir), name + arguments.postfix)
-        if earlier is not None:
-            return earlier
-    stem = datetime.now().strftime(_TIME) + name
-    path, number = Path(arguments.logdir) / f"{stem}{arguments.postfix}", 1
+        return resume_run(given.path) if resume and given.has_checkpoint else given
+    earlier = _newest_run(Path(logdir), name, postfix) if resume else None
+    return earlier or new_run(logdir, name, postfix)
+
+
+def new_run(logdir: str | Path, name: str = "", postfix: str = "") -> RunFolder:
+    """Return a folder `<time>_<name><postfix>` that does not exist yet."""
+    stem = datetime.now().strftime(_TIME) + (f"_{name}" if name else "")
+    path, number = Path(logdir) / f"{stem}{postfix}", 1
     while path.exists():  # two runs within one second
         number += 1
-        path = path.with_name(f"{stem}-{number}{arguments.postfix}")
+        path = path.with_name(f"{stem}-{number}{postfix}")
     return RunFolder(path)
 
 
-def _newest(logdir: Path, ending: str) -> RunFolder | None:
-    """Find the newest run of a name that saved something."""
-    pattern = re.compile(_TIME_PATTERN + re.escape(ending) + r"(-\d+)?")
-    runs = sorted((folder for folder in logdir.glob("*") if pattern.fullmatch(folder.name)), reverse=True)
-    found = next((folder for folder in runs if _saved_something(RunFolder(folder))), None)
-    if found is None:
-        _log.info("--resume auto: %s has no run of this name that saved something; a new one begins", logdir)
-        return None
-    _log.info("--resume auto: going on with %s", found)
-    return _find(found)
-
-
-def _saved_something(run: RunFolder) -> bool:
-    return any(run.checkpoints.glob("*.ckpt"))
-
-
-def _find(given: Path) -> RunFolder:
+def resume_run(given: Path) -> RunFolder:
+    """Return the run of a run folder, or of a checkpoint in one. UserError for anything else."""
     if given.is_dir():
-        if not _saved_something(RunFolder(given)):
+        if not RunFolder(given).has_checkpoint:
             raise UserError(f"--resume: {given} has no checkpoints/last.ckpt; it is no run folder or saved nothing")
         return RunFolder(given, locate(given))
     if given.is_file():
         return RunFolder(given.absolute().parent.parent, given)
     raise UserError(f"--resume: {given} does not exist; give a run folder or a checkpoint in one")
+
+
+def _newest_run(logdir: Path, name: str, postfix: str) -> RunFolder | None:
+    """Return the newest run of a name that has a checkpoint, None if there is none."""
+    ending = re.escape((f"_{name}" if name else "") + postfix)
+    pattern = re.compile(_TIME_PATTERN + ending + r"(-\d+)?")
+    runs = sorted((folder for folder in logdir.glob("*") if pattern.fullmatch(folder.name)), reverse=True)
+    found = next((folder for folder in runs if RunFolder(folder).has_checkpoint), None)
+    if found is None:
+        _log.info("--resume auto: %s has no run of this name with a checkpoint; a new one begins", logdir)
+        return None
+    _log.info("--resume auto: going on with %s", found)
+    return resume_run(found)

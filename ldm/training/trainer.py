@@ -24,7 +24,7 @@ _CHECKPOINTS = "ldm.training.lightning_fixes.checkpoints.Checkpoints"
 _CALLBACKS = {
     "image_logger": "ldm.training.callbacks.ImageLogger",
     "progress": "ldm.training.progress.Progress",
-    "diagnosis": "ldm.training.diagnosis.Diagnosis",
+    "diagnosis": "ldm.training.diagnosis.AdversarialWarnings",
 }
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.cli.arguments import parse
+from ldm.cli.arguments import Arguments, parse
+from ldm.cli.train import config_files
 from ldm.errors import UserError
-from ldm.training.run_folder import choose_run
+from ldm.training.run_folder import RunFolder, choose_run
 
 
 def a_run(logs: Path, name: str, saved: bool = True, seed: int = 7) -> Path:
@@ -22,9 +23,12 @@ def a_run(logs: Path, name: str, saved: bool = True, seed: int = 7) -> Path:
     return run
 
 
-def auto(logs: Path, *words: str):
-    arguments = parse(["-b", "configs/demo.yaml", "-t", "-l", str(logs), "-r", "auto", *words])
-    return choose_run(arguments), arguments
+def auto(logs: Path, name: str = "demo", postfix: str = "") -> RunFolder:
+    return choose_run(logs, name, postfix, "auto")
+
+
+def arguments(*words: str) -> Arguments:
+    return parse(["-b", "configs/demo.yaml", "-t", *words])
 
 
 def test_auto_takes_the_newest_run_of_the_name_that_saved_something(tmp_path: Path) -> None:
@@ -32,25 +36,25 @@ def test_auto_takes_the_newest_run_of_the_name_that_saved_something(tmp_path: Pa
     newest = a_run(tmp_path, "2026-01-03T00-00-00_demo-2")
     a_run(tmp_path, "2026-01-04T00-00-00_demo", saved=False)
     a_run(tmp_path, "2026-01-05T00-00-00_other_demo")
-    run, arguments = auto(tmp_path)
+    run = auto(tmp_path)
     assert run.path == newest and run.checkpoint == newest / "checkpoints" / "last.ckpt"
-    assert run.configs(arguments) == [str(newest / "configs" / "config.yaml")]
-    other, _ = auto(tmp_path, "-n", "other_demo")
-    assert other.path.name == "2026-01-05T00-00-00_other_demo"
+    saved = str(newest / "configs" / "config.yaml")
+    assert config_files(arguments("-r", "auto"), run) == [saved]
+    assert config_files(arguments("-r", str(newest)), run) == [saved, "configs/demo.yaml"]
+    assert auto(tmp_path, "other_demo").path.name == "2026-01-05T00-00-00_other_demo"
 
 
 def test_auto_starts_anew_where_there_is_nothing(tmp_path: Path) -> None:
-    run, arguments = auto(tmp_path / "absent")
-    assert run.is_new and run.configs(arguments) == ["configs/demo.yaml"] and run.seed(arguments) == 23
+    run = auto(tmp_path / "absent")
+    assert run.is_new and config_files(arguments("-r", "auto"), run) == ["configs/demo.yaml"] and run.seed() == 23
     a_run(tmp_path, "2026-01-01T00-00-00_demo")
-    assert auto(tmp_path, "-f", "_x")[0].is_new
+    assert auto(tmp_path, postfix="_x").is_new
 
 
 def test_a_run_keeps_its_seed_unless_told_otherwise(tmp_path: Path) -> None:
     path = a_run(tmp_path, "2026-01-01T00-00-00_demo", seed=7)
-    for words, seed in ((["-r", str(path)], 7), (["-r", str(path), "-s", "5"], 5), (["-s", "9"], 9), ([], 23)):
-        arguments = parse(["-t", "-l", str(tmp_path / "new"), *words])
-        assert choose_run(arguments).seed(arguments) == seed
+    for resume, given, seed in ((str(path), None, 7), (str(path), 5, 5), ("", 9, 9), ("", None, 23)):
+        assert choose_run(tmp_path / "new", resume=resume).seed(given) == seed
 
 
 def test_a_truncated_newest_checkpoint_falls_back(tmp_path: Path) -> None:
@@ -58,7 +62,7 @@ def test_a_truncated_newest_checkpoint_falls_back(tmp_path: Path) -> None:
     last = path / "checkpoints" / "last.ckpt"
     last.with_name("previous.ckpt").write_bytes(last.read_bytes())
     last.write_bytes(last.read_bytes()[:500])
-    assert choose_run(parse(["-r", str(path)])).checkpoint == last.with_name("previous.ckpt")
+    assert choose_run(tmp_path, resume=str(path)).checkpoint == last.with_name("previous.ckpt")
     last.with_name("previous.ckpt").unlink()
     with pytest.raises(UserError, match="truncated"):
-        choose_run(parse(["-r", str(path)]))
+        choose_run(tmp_path, resume=str(path))

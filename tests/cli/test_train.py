@@ -1,6 +1,8 @@
 import csv
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from tiny import (
 )
 
 from ldm.cli.train import main
+from ldm.config import load
+from ldm.training.plan import RunOptions
+from ldm.training.run import train
+from ldm.training.run_folder import new_run, resume_run
 from ldm.weights import files as storage
 
 WORDS = ("red", "green", "blue")
@@ -86,6 +92,14 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def refusal(words: list[str], capsys: Any) -> str:
+    """Return what a refused command line writes to stderr."""
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 1
+    return capsys.readouterr().err
+
+
 def test_run_folder_has_all_that_a_run_leaves(first_stage: Path) -> None:
     assert first_stage.name.endswith("_kl_x")
     assert content(first_stage)["global_step"] == 4
@@ -116,6 +130,25 @@ def test_latent_model_trains_on_it_and_goes_on(latent_config: str, first_stage: 
     assert [row["step"] for row in rows(run) if row["train/loss"]] == ["1", "2", "3", "4", "5", "6"]
     assert list((run / "configs").glob("config-*.yaml"))  # the config before max_steps changed
     assert list(logs.iterdir()) == [run]
+
+
+def test_a_training_is_a_function_of_a_config(latent_config: str, first_stage: Path, tmp_path: Path) -> None:
+    config = load(latent_config, ["lightning.trainer.log_every_n_steps=2"])
+    config.model.params.autoencoder.checkpoint = str(first_stage)
+    run, cpu = new_run(tmp_path / "logs", "mine"), RunOptions(accelerator="cpu")
+    result = train(config, run, seed=3, options=cpu)
+    assert result.folder == run.path and result.checkpoint == run.checkpoints / "last.ckpt"
+    assert result.global_step == content(run.path)["global_step"] == 4
+    assert 0 < result.seconds_per_step < 60
+    assert result.metrics["train/loss"] == pytest.approx(float(rows(run.path)[-1]["train/loss"]), rel=1e-4)
+    assert main(["-b", latent_config, "-t", "-l", str(tmp_path / "command"), "-s", "3", "--accelerator", "cpu",
+                 f"model.params.autoencoder.checkpoint={first_stage}"]) == 0  # fmt: skip
+    (command,) = (tmp_path / "command").iterdir()
+    other = content(command)["state_dict"]
+    assert all(torch.equal(value, other[name]) for name, value in content(run.path)["state_dict"].items())
+    longer = train(config, resume_run(run.path), options=replace(cpu, max_steps=6))
+    assert longer.global_step == 6 and longer.folder == run.path
+    assert math.isnan(train(config, resume_run(run.path), options=replace(cpu, max_steps=6)).seconds_per_step)
 
 
 def test_cached_latents_give_the_same_training(latent_config: str, first_stage: Path, tmp_path: Path) -> None:
@@ -152,19 +185,18 @@ def test_dry_run_needs_neither_data_nor_weights(latent_config: str, tmp_path: Pa
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
-    latent_config: str, tmp_path: Path, caplog: Any, words: list[str], message: str
+    latent_config: str, tmp_path: Path, capsys: Any, words: list[str], message: str
 ) -> None:
-    assert main(["-b", latent_config, "-t", "-l", str(tmp_path / "logs"), *words]) == 1
-    assert caplog.records[-1].message.startswith("error: ")
-    assert caplog.records[-1].exc_info is None
-    assert caplog.text.count("error: ") == 1
-    assert re.search(message, caplog.records[-1].message)
+    said = refusal(["-b", latent_config, "-t", "-l", str(tmp_path / "logs"), *words], capsys)
+    last = said.splitlines()[-1]
+    assert last.startswith("error: ") and said.count("error: ") == 1
+    assert "Traceback" not in said
+    assert re.search(message, last)
     assert not any((tmp_path / "logs").glob("*"))
 
 
-def test_nothing_is_trained_without_being_asked(latent_config: str, caplog: Any) -> None:
-    assert main(["-b", latent_config]) == 1
-    assert "add -t to train" in caplog.text
+def test_nothing_is_trained_without_being_asked(latent_config: str, capsys: Any) -> None:
+    assert "add -t to train" in refusal(["-b", latent_config], capsys)
 
 
 def test_errors_of_the_program_keep_their_type_and_are_logged(latent_config: str, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import yaml
 from tiny import autoencoder_config, identity_config, latent_diffusion_config, unet_config
 
 from ldm.cli.arguments import boolean, parse
+from ldm.cli.train import plan_of
 from ldm.compat.compvis.lightning import translate
 from ldm.errors import UserError
 from ldm.training.devices import Devices, choose
 from ldm.training.plan import learning_rate, make_plan, untrained_first_stage
+from ldm.training.run_folder import new_run
 
 
 def config(**model: Any) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def test_unusable_learning_rates_are_refused(model: dict[str, Any], message: str
 
 def test_global_batch_counts_devices_nodes_and_accumulation(base: str, tmp_path: Path) -> None:
     words = f"-b {base} -l {tmp_path} --accelerator cpu --devices 2 --num_nodes 3"
-    plan = make_plan(parse([*words.split(), "lightning.trainer.accumulate_grad_batches=5"]))
+    plan = plan_of(parse([*words.split(), "lightning.trainer.accumulate_grad_batches=5"]))
     assert plan.batch.total == 4 * 2 * 3 * 5
     assert str(plan.batch) == "120 = 4 per device x 2 devices x 3 nodes x 5 accumulated"
     assert plan.config["model"]["global_batch"] == 120
@@ -119,9 +121,9 @@ def test_global_batch_counts_devices_nodes_and_accumulation(base: str, tmp_path:
 
 
 def test_run_is_named_by_time_name_and_postfix(base: str, tmp_path: Path) -> None:
-    named = make_plan(parse(["-b", base, "-l", str(tmp_path / "runs"), "-n", "mine", "-f", "_x"])).run.path
+    named = plan_of(parse(["-b", base, "-l", str(tmp_path / "runs"), "-n", "mine", "-f", "_x"])).run.path
     assert named.parent == tmp_path / "runs" and named.name.endswith("_mine_x") and named.name[10] == "T"
-    assert make_plan(parse(["-b", base, "-l", str(tmp_path)])).run.path.name.endswith("_tiny")
+    assert plan_of(parse(["-b", base, "-l", str(tmp_path)])).run.path.name.endswith("_tiny")
     assert not named.exists()
 
 
@@ -140,15 +142,23 @@ def test_run_is_named_by_time_name_and_postfix(base: str, tmp_path: Path) -> Non
 )
 def test_mistakes_are_found_before_anything_is_built(base: str, words: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_plan(parse(["-b", base, *words.split()]))
+        plan_of(parse(["-b", base, *words.split()]))
+
+
+@pytest.mark.parametrize("section", ["model", "data"])
+def test_a_config_without_a_section_is_refused(section: str, tmp_path: Path) -> None:
+    content = config()
+    del content[section]
+    with pytest.raises(UserError, match=f"{section}: missing"):
+        make_plan(content, new_run(tmp_path))
 
 
 def test_first_stage_without_weights_is_noticed(base: str, tmp_path: Path) -> None:
-    assert untrained_first_stage(make_plan(parse(["-b", base])))
-    assert not untrained_first_stage(make_plan(parse(["-b", base, "model.params.autoencoder.checkpoint=x.ckpt"])))
+    assert untrained_first_stage(plan_of(parse(["-b", base])))
+    assert not untrained_first_stage(plan_of(parse(["-b", base, "model.params.autoencoder.checkpoint=x.ckpt"])))
     pixels = tmp_path / "pixels.yaml"
     pixels.write_text(yaml.safe_dump(config(autoencoder=identity_config())))
-    assert not untrained_first_stage(make_plan(parse(["-b", str(pixels)])))
+    assert not untrained_first_stage(plan_of(parse(["-b", str(pixels)])))
 
 
 def test_lightning_section_of_the_original_is_translated() -> None:

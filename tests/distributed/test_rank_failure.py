@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from small_trainings import write_configs
 
-from ldm.cli.prove_resume import write_configs
 from ldm.weights import files as storage
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ from tiny import autoencoder_training, vq_training
 
 from ldm.autoencoder.losses import Adversary, VQLoss
 from ldm.cli.arguments import parse
+from ldm.cli.train import plan_of
 from ldm.networks.discriminator import PatchDiscriminator
-from ldm.training.diagnosis import Diagnosis
-from ldm.training.plan import make_plan
+from ldm.training.diagnosis import AdversarialWarnings
 from ldm.training.trainer import build_trainer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "autoencoder" / "vq_f4.yaml"
@@ -30,7 +30,7 @@ def test_a_sick_training_is_told_once_each(tmp_path: Path, caplog: pytest.LogCap
     with torch.no_grad():
         last.bias.fill_(1.0)  # everything looks real: right for half of the pictures
         last.weight.mul_(1e-4)
-    fit(model, tmp_path, 8, callbacks=[Diagnosis(patience=3)])
+    fit(model, tmp_path, 8, callbacks=[AdversarialWarnings(patience=3)])
     messages = said(caplog)
     assert len(messages) == 3
     assert [message for message in messages if "learns nothing: for 3 logged intervals" in message]
@@ -39,10 +39,11 @@ def test_a_sick_training_is_told_once_each(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_a_sound_training_is_left_in_peace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    watch, loss = Diagnosis(patience=2), VQLoss(disc_start=10, discriminator=PatchDiscriminator(width=4, num_layers=1))
+    watch = AdversarialWarnings(patience=2)
+    loss = VQLoss(disc_start=10, discriminator=PatchDiscriminator(width=4, num_layers=1))
     for step in range(11, 30):
         watch.examine(HEALTHY, loss, step)
-    fit(autoencoder_training(disc_start=100), tmp_path, 4, callbacks=[Diagnosis(patience=1)])
+    fit(autoencoder_training(disc_start=100), tmp_path, 4, callbacks=[AdversarialWarnings(patience=1)])
     assert said(caplog) == []
 
 
@@ -56,7 +57,7 @@ def test_a_sound_training_is_left_in_peace(tmp_path: Path, caplog: pytest.LogCap
 )
 def test_symptoms_must_last(name: str, value: float, is_told: list[bool], caplog: pytest.LogCaptureFixture) -> None:
     loss = VQLoss(disc_start=10, discriminator=PatchDiscriminator(width=4, num_layers=1))
-    watch, sick, counts = Diagnosis(patience=2), HEALTHY | {name: value}, []
+    watch, sick, counts = AdversarialWarnings(patience=2), HEALTHY | {name: value}, []
     with caplog.at_level(logging.WARNING):
         if name != "train/codebook_usage":  # which counts from the start
             for step in range(5):
@@ -71,7 +72,7 @@ def test_symptoms_must_last(name: str, value: float, is_told: list[bool], caplog
 
 
 def test_an_interruption_starts_the_count_anew(caplog: pytest.LogCaptureFixture) -> None:
-    watch, sick = Diagnosis(patience=2), HEALTHY | {"train/codebook_usage": 0.01}
+    watch, sick = AdversarialWarnings(patience=2), HEALTHY | {"train/codebook_usage": 0.01}
     for metrics in (sick, HEALTHY, sick, HEALTHY):
         watch.examine(metrics, VQLoss(), 1)
     assert said(caplog) == []
@@ -79,5 +80,5 @@ def test_an_interruption_starts_the_count_anew(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.parametrize(("words", "is_there"), [([], True), (["lightning.callbacks.diagnosis=null"], False)])
 def test_every_training_is_watched_unless_it_says_no(tmp_path: Path, words: list[str], is_there: bool) -> None:
-    plan = make_plan(parse(["-b", str(CONFIG), "-l", str(tmp_path), "--accelerator", "cpu", *words]))
-    assert any(isinstance(callback, Diagnosis) for callback in build_trainer(plan).callbacks) is is_there
+    plan = plan_of(parse(["-b", str(CONFIG), "-l", str(tmp_path), "--accelerator", "cpu", *words]))
+    assert any(isinstance(callback, AdversarialWarnings) for callback in build_trainer(plan).callbacks) is is_there

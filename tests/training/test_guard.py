@@ -111,9 +111,9 @@ def test_optimisers_that_cannot_skip_by_themselves_get_no_gradients() -> None:
     for gradient, skipped in ((1.0, 0), (float("inf"), 1), (float("nan"), 2)):
         before = weight.detach().clone()
         weight.grad = torch.full((3,), gradient)
-        guard.look(optimizer)
+        guard.check_gradients(optimizer)
         optimizer.step()
-        guard.settle()
+        guard.after_step()
         assert int(guard.num_skipped) == skipped and torch.equal(before, weight) == (skipped > 0)
 
 
@@ -124,8 +124,8 @@ def test_counts_go_on_after_resuming() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     weight.grad = torch.full((1,), float("nan"))
     resumed.check_limit()
-    resumed.look(torch.optim.Adam([weight], fused=True))
-    resumed.settle()
+    resumed.check_gradients(torch.optim.Adam([weight], fused=True))
+    resumed.after_step()
     with pytest.raises(UserError, match="2 steps in a row"):
         resumed.check_limit()
     assert resumed.state_dict() == {"skipped": 6, "in_a_row": 2}

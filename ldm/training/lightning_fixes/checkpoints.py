@@ -19,7 +19,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from ldm.errors import UserError
 from ldm.training.lightning_fixes import loop_state
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
-from ldm.training.lightning_fixes.signals import StopRequests
+from ldm.training.lightning_fixes.signals import GracefulStop
 from ldm.training.strategies import local_part
 from ldm.weights import files as storage
 
@@ -61,7 +61,7 @@ class Checkpoints(pl.Callback):
         self._best: torch.Tensor | None = None
         self._samples_per_batch: int | None = None
         self._seen_step, self._saved_step, self._failures = -1, -1, 0
-        self._stop, self._files = StopRequests(), CheckpointFiles()
+        self._stop, self._files = GracefulStop(), CheckpointFiles()
         self._frozen: storage.FrozenParts | None = None
         self._due: loop_state.State | None = None  # a save of last.ckpt that was decided on, and where the run stood
         self._asked = self._at_end = False
@@ -245,7 +245,7 @@ class CheckpointFiles(TorchCheckpointIO):
         try:
             if self._loops is not None:
                 checkpoint["loops"]["fit_loop"], self._loops = self._loops, None
-                checkpoint["metrics_rows"] = None if self._metrics is None else self._metrics.settle()
+                checkpoint["metrics_rows"] = None if self._metrics is None else self._metrics.flush()
                 if self._frozen is not None:
                     self._frozen.take_out(checkpoint)
             storage.write(checkpoint, Path(path))

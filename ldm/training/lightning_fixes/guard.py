@@ -40,7 +40,7 @@ class StepGuard:
         """Remember buffers that a forward pass changes, e.g. running statistics, to restore them."""
         self._kept = [(buffer, buffer.clone()) for buffer in buffers]
 
-    def look(self, optimizer: Optimizer) -> None:
+    def check_gradients(self, optimizer: Optimizer) -> None:
         """Decide, from unscaled gradients, about the step that the optimiser is going to make."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         # The largest entry would say the same, ten times slower on a CPU. Squares overflow from entries of 1e19 on.
@@ -54,7 +54,7 @@ class StepGuard:
             for parameter in parameters:
                 parameter.grad = None
 
-    def settle(self) -> Tensor:
+    def after_step(self) -> Tensor:
         """Count after the step and restore the buffers; tell whether the step was left out: bool (), on the device."""
         total, row, most = self._counts.to(self._skips.device).unbind()
         row = (row + 1) * self._skips

@@ -60,7 +60,7 @@ class MetricsCsv(Logger):
         self._kept_rows = num_rows
         self._num_rows = len(self._read()) if num_rows is None else num_rows
 
-    def settle(self) -> int:
+    def flush(self) -> int:
         """Wait until the disk has all rows, and count them. Raises OSError."""
         self._write()
         if self._path.exists():

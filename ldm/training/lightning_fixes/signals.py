@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 
-class StopRequests:
+class GracefulStop:
     """Listen to signals between `listen` and `release`, and tell all ranks at the same step that one was asked."""
 
     def __init__(self) -> None:

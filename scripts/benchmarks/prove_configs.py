@@ -9,7 +9,7 @@ well, and the data where they are generated. Judged by what was done to the file
 
 A refusal counts if it is one line that names the place; a traceback, or anything else, is a failure.
 
-    python scripts/prove_configs.py --mutations 1000 --seed 0 --out mutations.json
+    python scripts/benchmarks/prove_configs.py --mutations 1000 --seed 0 --out mutations.json
 """
 
 import argparse
@@ -30,13 +30,14 @@ import torch
 import yaml
 
 from ldm.cli.arguments import parse
+from ldm.cli.train import plan_of
 from ldm.config import instantiate
 from ldm.config.targets import find_target
 from ldm.errors import UserError
-from ldm.training.plan import Plan, make_plan
+from ldm.training.plan import Plan
 from ldm.training.trainer import build_trainer
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ON_CPU = ("--accelerator", "cpu", "--devices", "1")
 FREE_NAMES = ("lightning.callbacks", "lightning.logger")  # any name may stand below these
 # Where a negative number has a meaning, or only shifts something.
@@ -235,13 +236,13 @@ def data_problem(data: dict[str, Any]) -> str:
 @cache
 def unchanged(name: str) -> tuple[str, str]:
     """Return the resolved model section of a shipped config, and what is wrong with its data (no files here)."""
-    plan = make_plan(parse(["--base", str(CONFIGS / name), *ON_CPU]))
+    plan = plan_of(parse(["--base", str(CONFIGS / name), *ON_CPU]))
     return json.dumps(plan.model, default=str), data_problem(plan.config["data"])
 
 
 def start(name: str, file: Path) -> Plan:
     """Go as far as a run can go without data, devices and weights. Raises whatever is raised."""
-    plan = make_plan(parse(["--base", str(file), *ON_CPU, "--logdir", str(file.parent)]))
+    plan = plan_of(parse(["--base", str(file), *ON_CPU, "--logdir", str(file.parent)]))
     if json.dumps(plan.model, default=str) != unchanged(name)[0]:
         with torch.device("meta"):
             instantiate(plan.model, "model")

@@ -1,6 +1,12 @@
-"""Kill trainings at random moments, resume them and compare with the uninterrupted run (scripts/prove_resume.py).
+"""Prove that a killed run ends where the uninterrupted one does: real trainings, real SIGKILLs at random moments.
 
-Each training is a process of its own, forked from this one after the imports, which runs the command line of main.py.
+    python scripts/benchmarks/prove_resume.py --kills 40 --seed 0 --faults --out FILE.json
+
+Both stages learn from a folder and from shards, in tiny models with validation, best checkpoints, averages, warm-up
+and a discriminator. Each is trained once without interruption; then the same training is killed at random moments and
+resumed with `--resume auto` until it ends. Weights, averages, optimisers, schedulers, counters, position in the data
+and metrics.csv must be the same to the last bit. `--faults` breaks saving in four ways instead of the process, for all
+four trainings. Each training is a process forked from this one after the imports, which runs main.py's command line.
 """
 
 from __future__ import annotations
@@ -14,7 +20,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,19 +28,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_trainings import write_configs
 
-from ldm.cli.small_trainings import write_configs
+from ldm.cli.common import configure_logging
 from ldm.cli.train import main as train
 from ldm.errors import UserError
 from ldm.weights import files as storage
 from ldm.weights.load import locate
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("ldm.prove_resume")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one interruption: of which training, by what, when, and what differs from the peaceful run."""
+    """One interruption: of which training, by what, when, and what differs from the uninterrupted run."""
 
     training: str
     by: str
@@ -52,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", action="store_true", help="also break the saving of checkpoints in four ways")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    configure_logging()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         outcomes = list(_outcomes(Path(folder), options))
@@ -70,25 +76,25 @@ def _outcomes(folder: Path, options: argparse.Namespace) -> Iterator[Outcome]:
     left = options.kills
     for name, config in configs.items():
         start = time.monotonic()
-        _finish(config, folder / f"{name}-peace")
+        _finish(config, folder / f"{name}-whole")
         seconds = time.monotonic() - start
-        peace = fingerprint(folder / f"{name}-peace")
+        whole = fingerprint(folder / f"{name}-whole")
         number = min(share, left)
         left -= number
-        for outcome in _killed(name, config, folder, peace, (number, seconds, moments)):
-            yield _told(outcome)
+        for outcome in _killed(name, config, folder, whole, (number, seconds, moments)):
+            yield _logged(outcome)
         for fault in _FAULTS if options.faults else ():
-            yield _told(_broken(name, config, folder, peace, fault))
+            yield _logged(_broken(name, config, folder, whole, fault))
 
 
-def _told(outcome: Outcome) -> Outcome:
+def _logged(outcome: Outcome) -> Outcome:
     result = outcome.differs or "same"
     _log.info("%-20s %-28s %5.2f s  step %2d  %s", *list(asdict(outcome).values())[:4], result)
     return outcome
 
 
 def _killed(
-    name: str, config: Path, folder: Path, peace: dict[str, Any], plan: tuple[int, float, random.Random]
+    name: str, config: Path, folder: Path, whole: dict[str, Any], plan: tuple[int, float, random.Random]
 ) -> Iterator[Outcome]:
     """Kill one training again and again, each time going on with what is left; a finished one is compared."""
     kills, seconds, moments = plan
@@ -103,13 +109,13 @@ def _killed(
             kills -= 1
         if ended is not None or kills == 0:
             _finish(config, run)
-            difference = compare(fingerprint(run), peace)
+            difference = compare(fingerprint(run), whole)
             yield from (Outcome(name, "SIGKILL", *hit, difference) for hit in hits)
             shutil.rmtree(run)
             hits = []
 
 
-def _broken(name: str, config: Path, folder: Path, peace: dict[str, Any], fault: str) -> Outcome:
+def _broken(name: str, config: Path, folder: Path, whole: dict[str, Any], fault: str) -> Outcome:
     """Train until a save is broken, look for a good checkpoint, and go on."""
     run, start = folder / f"{name}-{fault}", time.monotonic()
     _wait(_start(config, run, lambda: _FAULTS[fault](run)), None)
@@ -119,7 +125,7 @@ def _broken(name: str, config: Path, folder: Path, peace: dict[str, Any], fault:
     except UserError as error:
         problem = f"no good checkpoint: {error}"
     _finish(config, run)
-    problem = problem or compare(fingerprint(run), peace)
+    problem = problem or compare(fingerprint(run), whole)
     return Outcome(name, fault, round(time.monotonic() - start, 2), step, problem)
 
 
@@ -167,7 +173,7 @@ def _newest(logs: Path) -> Path:
 
 
 def _step(logs: Path) -> int:
-    """Tell from where a run would go on."""
+    """Return the step from which a run would go on."""
     try:
         return int(storage.load(locate(_newest(logs)))["global_step"])
     except (UserError, ValueError):
@@ -259,3 +265,7 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     return type(one) is type(other) and one == other
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

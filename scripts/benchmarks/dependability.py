@@ -5,7 +5,7 @@ progress, means, metrics.csv and checkpoints. Without: draws of the whole batch,
 data, optimiser and average are the same, and each step is compared with the one after it, so that the machine's moods
 cancel.
 
-    python scripts/benchmark_dependability.py --steps 400 --every 100
+    python scripts/benchmarks/dependability.py --steps 400 --every 100
 """
 
 import argparse
@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.cli.arguments import parse
-from ldm.cli.train import build_model
+from ldm.cli.train import plan_of
 from ldm.config import instantiate
 from ldm.training.latent_diffusion import LatentDiffusion
-from ldm.training.plan import make_plan
+from ldm.training.run import build_model
 from ldm.training.trainer import build_trainer
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo" / "txt2img_shapes.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo" / "txt2img_shapes.yaml"
 
 
 class Images(Dataset):
@@ -137,7 +137,7 @@ def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[
             f"lightning.modelcheckpoint.params.every_n_steps={every}",
             *overrides,
         ]
-        plan = make_plan(parse([*words, *settings]))
+        plan = plan_of(parse([*words, *settings]))
         plan.lightning["callbacks"] = {"image_logger": None}
         data = instantiate(
             {**plan.config["data"], "params": {**plan.config["data"]["params"], "train": Images()}}, "data"

@@ -65,19 +65,19 @@ def _write_pictures(folder: Path) -> None:
 
 
 def _data(folder: Path, kind: str) -> dict[str, Any]:
-    pictures = _node("data.captions.CaptionedFolder", root=str(folder / "pictures"), size=_SIZE)
+    pictures = _node("data.readers.captions.CaptionedFolder", root=str(folder / "pictures"), size=_SIZE)
     train = pictures
     if kind == "shards":
         urls = str(folder / "{0..2}.tar")
-        train = _node("data.shards.Shards", urls=urls, size=_SIZE, samples_per_epoch=_ITEMS, buffer=4)
-    return _node("data.module.DataModule", batch_size=_BATCH, num_workers=0, train=train, validation=pictures)
+        train = _node("data.shards.shards.Shards", urls=urls, size=_SIZE, samples_per_epoch=_ITEMS, buffer=4)
+    return _node("data.core.module.DataModule", batch_size=_BATCH, num_workers=0, train=train, validation=pictures)
 
 
 def _autoencoder() -> dict[str, Any]:
     parts = {"channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "z_channels": 2, "resolution": _SIZE}
     architecture = _node("networks.encoder_decoder.Architecture", **parts)
     return _node(
-        "autoencoder.autoencoder.Autoencoder",
+        "models.autoencoder.Autoencoder",
         architecture=architecture,
         regularizer=_node("autoencoder.regularizers.KL"),
         embed_dim=2,
@@ -103,7 +103,7 @@ def _second_stage() -> dict[str, Any]:
         autoencoder=_autoencoder(),
         conditioner=conditioner,
         latent_scale="measure",
-        schedule=_node("diffusion.schedule.Schedule.linear", num_steps=20),
+        schedule=_node("diffusion.process.Schedule.linear", num_steps=20),
         optimization=_node("training.optimization.Optimization", schedule=schedule),
     )
     return node | {"allow_untrained_first_stage": True}

@@ -3,7 +3,7 @@
 Same weights, same input, one process. The two formulations take turns, so that a noisy machine disturbs both alike,
 and the figure reported is the median of the ratios (obvious time / our time; above 1 is faster).
 
-    python scripts/benchmark.py --models ffhq cin autoencoder --batch 1 4
+    python scripts/benchmarks/speed.py --models ffhq cin autoencoder --batch 1 4
 """
 
 import argparse

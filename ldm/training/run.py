@@ -1,0 +1,190 @@
+"""Train a config as a function: `train(config, run)` builds everything, fits, and returns a `RunResult`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import nn
+
+from ldm.config import instantiate
+from ldm.data.core.module import DataModule
+from ldm.doctor.data_fit import insist_on_fit
+from ldm.errors import UserError
+from ldm.models.loading import without_checkpoints
+from ldm.training.cached_latents import CacheSettings, cached
+from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.lightning_fixes.checkpoints import LAST, Stopped
+from ldm.training.lightning_fixes.guard import StepGuard
+from ldm.training.module import TrainingModule
+from ldm.training.plan import AS_CONFIGURED, Plan, RunOptions, make_plan, untrained_first_stage
+from ldm.training.run_folder import RunFolder
+from ldm.training.step_timer import StepTimer
+from ldm.training.trainer import build_trainer
+from ldm.training.vocabulary import fit_tokenizers, save_tokenizers
+
+_log = logging.getLogger(__name__)
+INTERRUPTIONS = (Stopped, SIGTERMException)  # the latter before the first step, when there is nothing new to save
+_UNTRAINED = (
+    "model.params.autoencoder: the first stage has no trained weights; give it `checkpoint: PATH`, "
+    "or set model.allow_untrained_first_stage=true"
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training that reached its end left.
+
+    Args:
+        folder: the run folder.
+        checkpoint: the last checkpoint in it.
+        global_step: optimiser steps since the beginning of the run.
+        seconds_per_step: median of this process, without validation; nan if no step was left to make.
+        metrics: the last value of every metric that was logged.
+    """
+
+    folder: Path
+    checkpoint: Path
+    global_step: int
+    seconds_per_step: float
+    metrics: Mapping[str, float]
+
+
+def train(
+    config: Mapping[str, Any] | DictConfig,
+    run: RunFolder,
+    seed: int | None = None,
+    options: RunOptions = AS_CONFIGURED,
+    test: bool = True,
+) -> RunResult:
+    """Train a config to its end, and return what it left.
+
+    Args:
+        config: sections model, data and (optional) lightning, as `ldm.config.load` returns them.
+        run: where to write, and what to go on from: `new_run(logs, name)`, `resume_run(folder)` or `choose_run(...)`.
+        seed: None takes that of the resumed run, else 23.
+        options: devices, precision and other settings that win over the config.
+        test: whether the data set `test` is evaluated afterwards, if there is one.
+
+    Raises UserError for mistakes, before anything is written where they can be known; one of INTERRUPTIONS if a signal
+    asked to stop: the run can then be resumed.
+    """
+    return train_plan(make_plan(config, run, seed, options), test)
+
+
+def train_plan(plan: Plan, test: bool = True) -> RunResult:
+    """Train what is planned; see `train`."""
+    plan.check_machine()
+    if problem := first_stage_problem(plan):
+        raise UserError(problem)
+    pl.seed_everything(plan.seed, workers=True, verbose=False)
+    data = instantiate(plan.config["data"], "data")
+    model = build_model(plan, data)
+    insist_on_fit(model, data)
+    if (settings := CacheSettings.of(plan.lightning.get("cache_latents"))) is not None:
+        data = cached(data, model, settings, plan.devices)
+    content = data.shape_summary()
+    trainer = build_trainer(plan)
+    is_first = rank_zero_only.rank == 0
+    if is_first:
+        plan.run.create(plan.config, plan.seed)
+        save_tokenizers(model, plan.run.path / "configs")
+    with plan.run.announced(), _also_written_to(plan.run.log if is_first else None):
+        for line in [*describe(plan, model), *content]:
+            _log.info(line)
+        try:
+            return _fit(trainer, model, data, plan, test)
+        except UserError:
+            if is_first:
+                plan.run.discard()
+            raise
+        except INTERRUPTIONS as stop:
+            _log.info("%s; go on with: main.py -t -r %s", str(stop) or "asked to stop before a step", plan.run.path)
+            raise
+        except Exception:
+            _log.exception("training ended by an error")
+            raise
+
+
+def _fit(trainer: pl.Trainer, model: TrainingModule, data: DataModule, plan: Plan, test: bool) -> RunResult:
+    timer = StepTimer()
+    trainer.callbacks.append(timer)
+    train, validation = data.train_loader(plan.batch.accumulate), data.validation_loader()
+    trainer.fit(model, train, validation, ckpt_path=plan.run.checkpoint, weights_only=True)
+    step, metrics = trainer.global_step, dict(trainer.callback_metrics)
+    if test and data.test is not None:
+        trainer.test(model, data.test_loader(), verbose=False)
+        metrics |= trainer.callback_metrics
+    values = {name: float(value) for name, value in metrics.items()}
+    return RunResult(plan.run.path, plan.run.checkpoints / LAST, step, timer.seconds_per_step, values)
+
+
+def first_stage_problem(plan: Plan) -> str:
+    """Return why a latent model would be trained on random latents; empty if it would not, or is meant to be."""
+    is_allowed = plan.model.get("allow_untrained_first_stage")
+    return _UNTRAINED if untrained_first_stage(plan) and not is_allowed else ""
+
+
+def describe(plan: Plan, model: nn.Module) -> list[str]:
+    """Return lines on what is trained, how fast and where."""
+    lines = [f"model: {type(model).__name__}"]
+    for name, part in model.named_children():
+        total = sum(p.numel() for p in part.parameters())
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        if total:
+            lines.append(f"  {name}: {total:,} parameters, {trained:,} trained")
+        elif isinstance(part, ExponentialMovingAverage):
+            lines.append(f"  {name}: {sum(b.numel() for b in part.buffers()):,} averages")
+    devices, precision = plan.devices, plan.lightning["trainer"].get("precision", "32")
+    return [
+        *lines,
+        f"learning rate: {plan.learning_rate:g}",
+        f"global batch: {plan.batch}",
+        f"devices: {devices.accelerator} {devices.devices}, strategy {plan.strategy}, precision {precision}",
+        f"run folder: {plan.run.path}",
+    ]
+
+
+def build_model(plan: Plan, data: DataModule) -> TrainingModule:
+    """Build the model, ready to be trained on `data`: tokenizers fitted, memory format and compilation as asked."""
+    # What a run goes on from holds all weights; those that it once started from need not be there any more.
+    node = plan.model if plan.run.is_new else without_checkpoints(plan.model)
+    model = instantiate(node, "model")
+    if not isinstance(model, TrainingModule):
+        raise UserError(f"model.target: {plan.model['target']} cannot be trained by itself")
+    model.learning_rate, model.seed = plan.learning_rate, plan.seed
+    if (limit := plan.lightning.get("max_skipped_steps")) is not None:
+        model.guard = StepGuard(limit)
+    if plan.run.is_new:
+        fit_tokenizers(model, data)
+    if plan.lightning.get("channels_last"):
+        model.to(memory_format=torch.channels_last)
+    if plan.lightning.get("compile"):
+        for network in model.networks():
+            network.compile()
+    return model
+
+
+@contextmanager
+def _also_written_to(path: Path | None) -> Iterator[None]:
+    """Append all messages of a block to a file."""
+    if path is None:
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
