@@ -10,7 +10,6 @@ outputs/demo/report.html. Every command that it runs is printed, so that each ca
 import argparse
 import logging
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = "2/4 the diffusion model (about 9 minutes)"
     second = train_config(CONFIGS / "txt2img_shapes.yaml", logs, [weights, *given], title)
     _log.info("\n3/4 drawing ten captions, and %d that training never showed", options.num_captions)
-    loaded = load_model(Namespace(run=str(second), config=None, ckpt=None, raw=False), choose_device(options.device))
+    loaded = load_model(second, choose_device(options.device))
     pictures = draw(loaded, PROMPTS, options)
     captions = held_out_captions(options.num_captions)
     drawn = draw(loaded, captions, options)

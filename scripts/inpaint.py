@@ -81,7 +81,7 @@ def describe(
     options: argparse.Namespace,
 ) -> Iterator[Drawing]:
     """Describe the drawings; sides that the model cannot have are filled up with known pixels and cut again."""
-    target, channels, value_range = (options.H, options.W), loaded.channels, loaded.value_range
+    target, channels, value_range = (options.H, options.W), loaded.model.in_channels, loaded.value_range
 
     def read(source: Source) -> tuple[Tensor, Tensor, str | None]:
         image = read_picture(source.path, channels, value_range=value_range)
@@ -96,7 +96,7 @@ def describe(
             _log.warning("%s: %s, also where it is known; further such pictures are not named", source.path, lost)
             warned = True
         for _ in range(options.n_samples):
-            yield drawing(source, image, hole, conditioner, loaded.side_multiple)
+            yield drawing(source, image, hole, conditioner, loaded.model.side_multiple)
 
 
 def drawing(

@@ -24,6 +24,7 @@ from ldm.cli.common import (
     autocast,
     choose_device,
     main_guard,
+    model_source,
     progress,
 )
 from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     sources = list_pictures(options.indir, "--indir")
     device = choose_device(options.device)
-    loaded = load_first_stage(options, device)
+    loaded = load_first_stage(model_source(options), device)
     model = with_tiles(loaded.autoencoder, options.tile)
     channels, lpips = loaded.autoencoder.architecture.in_channels, perceptual(device)
     target, folder = (options.H, options.W), None

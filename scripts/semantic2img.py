@@ -54,7 +54,7 @@ def describe(
 ) -> Iterator[Drawing]:
     """Describe the drawings; sides that the model cannot have are filled up and cut again."""
     scale, num_classes = enlargement(loaded, conditioner), conditioner.in_channels
-    target, multiple = input_size((options.H, options.W), scale), (loaded.side_multiple / scale).numerator
+    target, multiple = input_size((options.H, options.W), scale), (loaded.model.side_multiple / scale).numerator
     ignore_index = train_option(loaded.content, "ignore_index")
 
     def read(source: Source) -> Tensor:

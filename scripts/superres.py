@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if scale.denominator > 1 or sees_maps(loaded, conditioner):
         seen = f"{channels} {'classes' if sees_maps(loaded, conditioner) else 'channels'} at 1/{scale}"
         raise UserError(f"{loaded.config}: this model sees {seen} of the output's sides, not small pictures; {_NEEDED}")
-    if options.consistent and channels != loaded.channels:
-        raise UserError(f"--consistent: {loaded.config} sees {channels} channels and draws {loaded.channels}")
+    if options.consistent and channels != loaded.model.in_channels:
+        raise UserError(f"--consistent: {loaded.config} sees {channels} channels and draws {loaded.model.in_channels}")
     drawings = describe(sources, loaded, conditioner, int(scale), options)
     draw_all(loaded, sampler, options, drawings, len(sources) * options.n_samples)
 
@@ -68,7 +68,7 @@ def describe(
 ) -> Iterator[Drawing]:
     """Describe the drawings; sides that the model cannot have are filled up and cut again."""
     target = input_size((options.H, options.W), Fraction(factor))
-    channels, multiple = conditioner.in_channels, Fraction(loaded.side_multiple, factor).numerator
+    channels, multiple = conditioner.in_channels, Fraction(loaded.model.side_multiple, factor).numerator
     value_range = loaded.value_range
 
     def read(source: Source) -> Tensor:

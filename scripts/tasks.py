@@ -15,7 +15,6 @@ import logging
 import multiprocessing
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -205,7 +204,7 @@ def photo_paths(name: str, photos: str | None) -> list[str]:
 
 def judge(name: str, task: Task, run: Path, options: argparse.Namespace) -> tuple[int, dict[str, Figures], Path]:
     """Draw from the conditions of validation items; return their number, the figures and a sheet of pictures."""
-    loaded = load_model(Namespace(run=str(run), config=None, ckpt=None, raw=False), choose_device(options.device))
+    loaded = load_model(run, choose_device(options.device))
     batch = validation_items(loaded, options.num_samples)
     images = task.finished(draw(loaded, task, batch, options), batch)
     words = batch.get("caption") or [str(int(label)) for label in batch.get("class_label", [])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,8 +190,8 @@ def draw(run: Path, batch: dict[str, Any]) -> torch.Tensor:
         model = instantiate(config.model, "model").eval()
         checkpoint.load_into(model, run)
         return model.autoencoder(batch["image"])[0]
-    model = load_model(Namespace(run=str(run), config=None, ckpt=None, raw=False), CPU).model
+    model = load_model(run, CPU).model
     shape = model.first_stage_model.latent_shape(*batch["image"].shape[2:])
     denoise = model.guided(model.condition(batch), 1.0)
     steps = list(DDIM(steps=2)(denoise, torch.randn(len(batch["image"]), *shape), model.schedule))
-    return model.decode_latents(steps[-1].x)
+    return model.decode(steps[-1].x)

@@ -11,13 +11,14 @@ from ldm.autoencoder.losses import Adversary, KLLoss, VQLoss
 from ldm.autoencoder.regularizers import KL, Regularizer, VectorQuantizer
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.labels import ClassConditioner
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.discrete import DiscreteVP
 from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.networks.discriminator import PatchDiscriminator
 from ldm.networks.encoder_decoder import Architecture
 from ldm.networks.unet import UNet
 from ldm.training.autoencoder import AutoencoderTraining
-from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.latent_diffusion import DiffusionTraining
 
 SIZE = 8  # of the images
 CHANNELS = 2  # of the latents
@@ -25,6 +26,7 @@ WIDTH = 8  # of the context
 ARCHITECTURE = {"channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "z_channels": CHANNELS, "resolution": SIZE}
 NETWORK = {"model_channels": 32, "num_res_blocks": 1, "attention_factors": [], "channel_mult": [1], "num_heads": 1}
 DISCRIMINATOR = {"width": 4, "num_layers": 1}
+OF_THE_MODEL = ("process", "prediction", "latent_scale", "image_key")
 Config = dict[str, Any]
 
 # ------------------------------------------------------------------------------------------------------------- objects
@@ -51,12 +53,14 @@ def latent_diffusion(
     conditioner: Conditioner | None = None,
     num_steps: int = 20,
     **options: Any,
-) -> LatentDiffusion:
-    """Return the training of these parts on the published process."""
-    return LatentDiffusion(network, autoencoder, Schedule.linear(num_steps), conditioner=conditioner, **options)
+) -> DiffusionTraining:
+    """Return the training of these parts, by default on the published process."""
+    of_model = {key: options.pop(key) for key in OF_THE_MODEL if key in options}
+    process = of_model.pop("process", None) or DiscreteVP.linear(num_steps)
+    return DiffusionTraining(LatentDiffusion(network, autoencoder, process, conditioner, **of_model), **options)
 
 
-def class_diffusion(seed: int = 0, **options: Any) -> LatentDiffusion:
+def class_diffusion(seed: int = 0, **options: Any) -> DiffusionTraining:
     """Return the training of a class-conditional model of latents; no layer is zero."""
     first_stage = autoencoder(seed)
     network = unet(context_dim=WIDTH)
@@ -119,10 +123,12 @@ def text_config(dim: int = WIDTH, max_length: int = 8, drop_rate: float = 0.2) -
 def latent_diffusion_config(
     network: Config, autoencoder: Config, conditioner: Config | None = None, num_steps: int = 20, **options: Any
 ) -> Config:
-    """Return the config of a training of these parts on the published process."""
+    """Return the config of a training of these parts, by default on the published process, the model inside."""
     parts = {"network": network, "autoencoder": autoencoder, "conditioner": conditioner}
-    schedule = node("diffusion.process.Schedule.linear", num_steps=num_steps)
-    return node("training.latent_diffusion.LatentDiffusion", **parts, schedule=schedule, **options)
+    parts["process"] = node("diffusion.discrete.DiscreteVP.linear", num_steps=num_steps)
+    parts |= {key: options.pop(key) for key in OF_THE_MODEL if key in options}
+    model = node("models.latent_diffusion.LatentDiffusion", **parts)
+    return node("training.latent_diffusion.DiffusionTraining", model=model, **options)
 
 
 def autoencoder_training_config(
@@ -131,17 +137,18 @@ def autoencoder_training_config(
     """Return the config of a training of an autoencoder."""
     discriminator = node("networks.discriminator.PatchDiscriminator", **DISCRIMINATOR) if with_discriminator else None
     loss = node("autoencoder.losses.KLLoss", kl_weight=1e-6, disc_start=disc_start, discriminator=discriminator)
-    parts = {"autoencoder": autoencoder or autoencoder_config(), "loss": loss}
+    parts = {"model": autoencoder or autoencoder_config(), "loss": loss}
     return node("training.autoencoder.AutoencoderTraining", **parts, **options)
 
 
 def run_config(
-    model: Config, train: Config, validation: Config, batch_size: int = 2, lightning: Mapping[str, Any] | None = None
+    training: Config, train: Config, validation: Config, batch_size: int = 2, lightning: Mapping[str, Any] | None = None
 ) -> Config:
-    """Return a whole config as `main.py` reads it: the model, its data, and the trainer."""
+    """Return a whole config as `main.py` reads it: the sections of a training with its model inside, data, trainer."""
     data = {"batch_size": batch_size, "num_workers": 0, "train": train, "validation": validation}
     trainer = {"accelerator": "cpu", "log_every_n_steps": 1, "num_sanity_val_steps": 0}
     section = {"callbacks": {"image_logger": None}, **(lightning or {})}
     section["trainer"] = {**trainer, **section.get("trainer", {})}
-    model = {"learning_rate": 1e-3, **model}
-    return {"model": model, "data": node("data.core.module.DataModule", **data), "lightning": section}
+    parts = dict(training["params"])
+    sections = {"model": parts.pop("model"), "training": {"learning_rate": 1e-3, **training, "params": parts}}
+    return {**sections, "data": node("data.core.module.DataModule", **data), "lightning": section}

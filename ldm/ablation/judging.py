@@ -12,8 +12,8 @@ import torch
 
 from ldm.ablation.study import Judgement, Study, Trial
 from ldm.cli import evaluate
-from ldm.cli.common import choose_sampler, count_steps
-from ldm.diffusion.process import Schedule
+from ldm.cli.common import choose_sampler
+from ldm.diffusion.process import Process
 from ldm.errors import UserError
 from ldm.evaluation.build import make_judges
 from ldm.evaluation.distribution_metrics import moments
@@ -39,11 +39,11 @@ def check_metrics(study: Study) -> None:
             _judges(study.judgement, name).check_count(study.judgement.num_samples)
 
 
-def check_sampling(judgement: Judgement, trial: Trial, schedule: Schedule, side_multiple: int) -> None:
+def check_sampling(judgement: Judgement, trial: Trial, process: Process, side_multiple: int) -> None:
     """Raise UserError for what samples of a trial cannot be drawn with: words, numbers of steps, sizes."""
     for steps in sorted({*judgement.steps, judgement.curve_steps}):
         options = _understood(sample_words(steps, trial.point.sample))
-        count_steps(choose_sampler(options), schedule)
+        choose_sampler(options).times(process)
         for name, side in (("H", options.H), ("W", options.W)):
             if side is not None and (side < 1 or side % side_multiple):
                 raise UserError(f"sample.{name} is {side}; these models need multiples of {side_multiple}")

@@ -25,11 +25,11 @@ from ldm import compat, config
 from ldm.ablation.judging import check_metrics, check_sampling
 from ldm.ablation.study import Recipe, Study, Trial
 from ldm.cli.arguments import parse
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.process import Process
 from ldm.errors import UserError
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import train_option
 from ldm.networks.backbone import Backbone
-from ldm.training.latent_diffusion import LatentDiffusion
 from ldm.training.plan import Plan, make_plan
 
 Content = dict[str, Any]
@@ -48,7 +48,7 @@ class Facts:
     parameters: int
     network_flops: int
     decoder_flops: int
-    schedule: Schedule
+    process: Process
     side_multiple: int
     global_batch: int
     learning_rate: float
@@ -108,7 +108,7 @@ def _resolve(study: Study, trial: Trial, measured: dict[str, Facts]) -> Resolved
     if name not in measured:
         measured[name] = _facts(trial, latent)
     facts = measured[name]
-    check_sampling(study.judgement, trial, facts.schedule, facts.side_multiple)
+    check_sampling(study.judgement, trial, facts.process, facts.side_multiple)
     return Resolved(trial, name, latent, stage, facts)
 
 
@@ -162,8 +162,8 @@ def _facts(trial: Trial, content: Content) -> Facts:
         latent_shape=shape,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         network_flops=_network_flops(network, shape),
-        decoder_flops=_flops(lambda: model.decode_latents(_empty(shape), snap=False)),
-        schedule=model.schedule,
+        decoder_flops=_flops(lambda: model.decode(_empty(shape), quantize=False)),
+        process=model.process,
         side_multiple=stage.factor * network.size_multiple,
         global_batch=plan.batch.total,
         learning_rate=plan.learning_rate,

@@ -15,17 +15,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.diffusion.grids import SPACINGS
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.grids import grid_names
+from ldm.diffusion.process import Process
 from ldm.errors import UserError
+from ldm.models.loading import ModelSource
+from ldm.sampling import make_sampler, sampler_names
 from ldm.sampling.base import Sampler
-from ldm.sampling.ddim import DDIM
-from ldm.sampling.ddpm import DDPM
-from ldm.sampling.dpm_solver import DPMSolver
-from ldm.sampling.plms import PLMS
 
 Main = Callable[[Sequence[str] | None], None]
-SAMPLERS = ("ddim", "plms", "ddpm", "dpm_solver")
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 AS_TRAINED = 0  # --tile without a number
 
@@ -87,14 +84,15 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, steps: int, eta: floa
     """Say how to sample, with the defaults of the published script of each task."""
     group = parser.add_argument_group("sampler")
     add = group.add_argument
-    add("--sampler", choices=SAMPLERS, default="ddim", help="ddpm takes all training steps")
+    add("--sampler", choices=sampler_names(), default="ddim", help="ddpm takes all training steps")
     short = {"dest": "sampler", "action": "store_const", "default": argparse.SUPPRESS}
     add("--plms", const="plms", help="the same as --sampler plms", **short)
     add("-v", "--vanilla_sample", const="ddpm", help="the same as --sampler ddpm", **short)
     names = ("-c", "--ddim_steps", "--steps", "--custom_steps")
     add(*names, type=int, default=steps, metavar="S", help=f"steps (default {steps})")
     add("-e", "--ddim_eta", "--eta", type=float, metavar="ETA", help=f"noise of ddim, 0 is none (default {eta:g})")
-    add("--spacing", choices=tuple(SPACINGS), default="uniform", help="grid of steps; compvis as published samples had")
+    grid = "grid of times; compvis as published samples had (default: that of sampler and process)"
+    add("--grid", "--spacing", choices=grid_names(), help=grid)
     add("--scale", type=float, default=scale, help=f"classifier-free guidance, 1 is none (default {scale:g})")
     parser.set_defaults(default_eta=eta)
 
@@ -166,23 +164,26 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 def choose_sampler(options: argparse.Namespace) -> Sampler:
     """Make the sampler that the arguments describe. UserError for an eta that it cannot use."""
-    steps, spacing, eta = options.ddim_steps, SPACINGS[options.spacing], options.ddim_eta
+    name, eta = options.sampler, options.ddim_eta
     if eta is not None and eta < 0:
         raise UserError(f"--ddim_eta {eta:g}: use 0 (no noise) or more")
-    if eta and options.sampler != "ddim":
-        raise UserError(f"--ddim_eta {eta:g}: {options.sampler} has no eta; leave it out, or use --sampler ddim")
-    made: dict[str, Sampler] = {
-        "ddim": DDIM(steps, options.default_eta if eta is None else eta, spacing),
-        "plms": PLMS(steps, spacing),
-        "ddpm": DDPM(),
-        "dpm_solver": DPMSolver(steps, spacing),
-    }
-    return made[options.sampler]
+    if name == "ddpm":  # takes all steps of its process
+        return make_sampler(name)
+    if name == "ddim":
+        eta = options.default_eta if eta is None else eta
+    elif eta:
+        raise UserError(f"--ddim_eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
+    return make_sampler(name, steps=options.ddim_steps, grid=options.grid, eta=eta if name == "ddim" else None)
 
 
-def count_steps(sampler: Sampler, schedule: Schedule) -> int:
-    """Count the steps that a sampler will yield. UserError if it does not fit the schedule."""
-    return schedule.num_steps if isinstance(sampler, DDPM) else len(sampler.grid(schedule))
+def count_steps(sampler: Sampler, process: Process) -> int:
+    """Return the number of steps that a sampler will make. UserError if it does not fit the process."""
+    return len(sampler.times(process)) - 1
+
+
+def model_source(options: argparse.Namespace) -> ModelSource:
+    """Return the model that --run, --config, --ckpt and --raw ask for."""
+    return ModelSource(options.run, options.config, options.ckpt, "raw" if options.raw else "ema")
 
 
 def progress(total: int, what: str) -> tqdm:

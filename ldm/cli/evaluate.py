@@ -29,9 +29,9 @@ from ldm.cli.common import (
     choose_sampler,
     count_steps,
     main_guard,
+    model_source,
     progress,
 )
-from ldm.cli.pictures import grid, to_picture
 from ldm.cli.sampling import conditioners, picture_size, warn_of_untrained_guidance
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.labels import ClassConditioner
@@ -51,6 +51,7 @@ from ldm.evaluation.image_sets import PictureSet
 from ldm.evaluation.memorisation import nearest_neighbours
 from ldm.evaluation.references import Referenced, data_reference, read_npz, write_npz
 from ldm.evaluation.resumable import wait_for_all
+from ldm.images import image_grid, to_pil
 from ldm.models.loading import is_first_stage, load_first_stage, load_model, read_config, train_option
 
 _log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     device = parts.join_ranks(options)
     if options.images is not None:
         result, extra = _evaluate_images(options, device)
-    elif options.first_stage or is_first_stage(options):
+    elif options.first_stage or is_first_stage(model_source(options)):
         result, extra = _evaluate_first_stage(options, device)
     else:
         result, extra = _evaluate_samples(options, device)
@@ -116,7 +117,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     content = {**result.content(made), **extra}
     if distributed.rank() == 0:
         if len(result.images):
-            to_picture(grid(result.images, _GRID_COLUMNS)).save(options.out / "samples.png")
+            to_pil(image_grid(result.images, _GRID_COLUMNS)).save(options.out / "samples.png")
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (options.out / RESULT).write_text(text + "\n", encoding="utf-8")
     wait_for_all()
@@ -131,7 +132,7 @@ def _evaluate_images(options: argparse.Namespace, device: torch.device) -> tuple
     if judges.needs_reference and options.reference in _SPLITS and not has_data:
         raise UserError("--reference: with --images alone name a folder or an .npz file, or give --run for its data")
     pictures = parts.folder_set(options.images, options.n)
-    content = read_config(options) if has_data else {}
+    content = read_config(model_source(options)) if has_data else {}
     reference = _reference(options, content, judges, len(pictures), pictures.shape[1:])
     with progress(len(pictures), "pictures") as bar:
         return evaluate_pictures(
@@ -144,10 +145,10 @@ def _evaluate_first_stage(options: argparse.Namespace, device: torch.device) -> 
     others = {f"--reference {options.reference}": options.reference not in _SPLITS}
     others["--reference-n"] = options.reference_n is not None
     _refuse({**drawn, **others}, "a first stage, whose reference are the originals: a split of the data, --n of it")
-    content, judges = read_config(options), _judges(options, _FOR_FIRST_STAGES, device)
+    content, judges = read_config(model_source(options)), _judges(options, _FOR_FIRST_STAGES, device)
     pictures = _pictures(options, content, options.reference, options.n)
     judges.check(len(pictures))
-    loaded = load_first_stage(options, device)
+    loaded = load_first_stage(model_source(options), device)
     reference = _referenced(pictures, judges, options)
     with progress(len(pictures), "reconstructing") as bar:
         return evaluate_autoencoder(
@@ -158,8 +159,8 @@ def _evaluate_first_stage(options: argparse.Namespace, device: torch.device) -> 
 
 def _evaluate_samples(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
     sampler, judges = choose_sampler(options), _judges(options, _FOR_SAMPLES, device)
-    content, count = read_config(options), options.n or 1000
-    loaded = load_model(options, device)
+    content, count = read_config(model_source(options)), options.n or 1000
+    loaded = load_model(model_source(options), device)
     conditions = _conditions(options, content, conditioners(loaded))
     warn_of_untrained_guidance(loaded, options)
     samples = Samples(
@@ -167,7 +168,7 @@ def _evaluate_samples(options: argparse.Namespace, device: torch.device) -> tupl
         options.batch_size or 50, PRECISIONS[options.precision],
     )  # fmt: skip
     reference = _reference(options, content, judges, count, samples.size)
-    with progress(count * count_steps(sampler, loaded.model.schedule), "sampling") as bar:
+    with progress(count * count_steps(sampler, loaded.model.process), "sampling") as bar:
         result = evaluate_latent_diffusion(
             loaded.model, samples, judges, reference, options.out / "samples", _weights(loaded.provenance()),
             lambda step: bar.update(len(step.x)),
@@ -260,7 +261,7 @@ def _neighbours(options: argparse.Namespace, content: dict[str, Any], judges: Ju
         found = nearest_neighbours(result.images, train, held_out, judges.extractor, bar.update)
     shown = [result.images, *(nearest.pictures for nearest in found.values())]
     rows = torch.cat([images[:_NEIGHBOURS] for images in shown])
-    to_picture(grid(rows, min(_NEIGHBOURS, len(result.images)))).save(options.out / "neighbours.png")
+    to_pil(image_grid(rows, min(_NEIGHBOURS, len(result.images)))).save(options.out / "neighbours.png")
     ratios = {name: nearest.ratio for name, nearest in found.items()}
     return {"neighbours": {"ratio": ratios, "samples": len(result.images), "train": train.name, "of": len(train)}}
 

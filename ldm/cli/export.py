@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import yaml
 
 from ldm.cli.common import main_guard
-from ldm.errors import UserError
-from ldm.models.loading import find_files
+from ldm.models.loading import ModelSource, read_config
+from ldm.models.saving import save_state
 from ldm.weights import load as checkpoint
 
 _log = logging.getLogger(__name__)
@@ -33,18 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def export(run: str, out: Path, averaged: bool = False, half: bool = False) -> None:
     """Write the newest good checkpoint of a run to a file, whole or not at all. Raises UserError."""
-    config, found = find_files(run, None, None)
+    source = ModelSource(run)
+    config, (_, found) = yaml.safe_dump(read_config(source), sort_keys=False, allow_unicode=True), source.files()
     state = checkpoint.read(found)
     if averaged:
         state = checkpoint.choose(state, "ema")
     if half:
         state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    # One tensor may have two names; safetensors wants memory for each.
-    tensors = {name: value.clone().contiguous() for name, value in state.items()}
-    temporary = out.with_suffix(".tmp")
-    try:
-        save_file(tensors, temporary, {"config": config.read_text(encoding="utf-8"), "checkpoint": found.name})
-        os.replace(temporary, out)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{out}: cannot be written: {error}") from error
-    _log.info("%s: %d tensors of %s", out, len(tensors), found)
+    save_state(out, state, {"config": config, "checkpoint": found.name})
+    _log.info("%s: %d tensors of %s", out, len(state), found)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.cli.common import AS_TRAINED, PRECISIONS, choose_device, choose_sampler, count_steps, progress
+from ldm.cli.common import AS_TRAINED, PRECISIONS, choose_device, choose_sampler, count_steps, model_source, progress
 from ldm.conditioning.base import Conditioner
 from ldm.data.core.pixels import to_bytes_truncated
 from ldm.errors import UserError
@@ -60,8 +60,8 @@ def load_for_sampling(
     see `load_model`.
     """
     sampler, device = choose_sampler(options), choose_device(options.device)
-    loaded = load_model(options, device, overrides)
-    count_steps(sampler, loaded.model.schedule)
+    loaded = load_model(model_source(options), device, overrides)
+    count_steps(sampler, loaded.model.process)
     if options.tile is not None:
         _tile(loaded, options.tile, contexts_differ)
     return loaded, sampler
@@ -69,7 +69,7 @@ def load_for_sampling(
 
 def _tile(loaded: LoadedModel, side: int, contexts_differ: bool) -> None:
     """Let first stage and denoiser work on tiles of `side` pixels, or of the size that they were trained with."""
-    multiple, model = loaded.side_multiple, loaded.model
+    multiple, model = loaded.model.side_multiple, loaded.model
     if side == AS_TRAINED:
         side = -(-max(loaded.trained_size()) // multiple) * multiple
     if side < multiple or side % multiple:
@@ -131,7 +131,7 @@ def draw_all(
     grid_limit = 0 if options.skip_grid else GRID_LIMIT
     folder, start = ImageWriter(options.outdir, options.columns, grid_limit), time.monotonic()
     try:
-        with progress(count * count_steps(sampler, loaded.model.schedule), "sampling") as bar:
+        with progress(count * count_steps(sampler, loaded.model.process), "sampling") as bar:
             for batch in chain([first], batches):
                 request = _request(batch, options.seed + len(folder.entries), options)
                 for part in generate(loaded.model, sampler, request, on_step=lambda step: bar.update(len(step.x))):

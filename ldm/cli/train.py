@@ -13,10 +13,9 @@ import yaml
 from ldm import compat
 from ldm.cli.arguments import Arguments, parse
 from ldm.cli.common import is_first_rank, main_guard
-from ldm.config import instantiate
 from ldm.errors import UserError
 from ldm.training.plan import Plan, make_plan
-from ldm.training.run import INTERRUPTIONS, describe, first_stage_problem, train_plan
+from ldm.training.run import INTERRUPTIONS, describe, first_stage_problem, instantiate_training, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
 
 
@@ -71,7 +70,7 @@ def config_files(arguments: Arguments, run: RunFolder) -> list[str]:
 def dry_run(plan: Plan) -> None:
     """Print the resolved config and what it amounts to. Needs neither data nor devices nor weights."""
     with torch.device("meta"):
-        model = instantiate(plan.model, "model")
+        model = instantiate_training(plan.config)
     sys.stdout.write(yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True))
     for line in describe(plan, model):
         sys.stdout.write(f"# {line}\n")

@@ -7,8 +7,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ldm import config
-from ldm.compat.compvis import translate, translate_node
+from ldm.compat import compvis, first_edition
+from ldm.compat.compvis import translate_node
 from ldm.config.plain import plain
+
+
+def translate(content: dict[str, Any]) -> dict[str, Any]:
+    """Translate a config, or a single node, of any dialect into ours. Raises ConfigError."""
+    return compvis.translate(first_edition.translate(content))
 
 
 def load(paths: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), check: bool = True) -> DictConfig:

@@ -9,7 +9,7 @@ from ldm.config.targets import did_you_mean, find_target, missing_parameters, pa
 from ldm.config.types import mismatch
 from ldm.errors import ConfigError, UserError
 
-OUTERMOST_KEYS = NODE_KEYS + ("base_learning_rate", "learning_rate", "global_batch", "allow_untrained_first_stage")
+TRAINING_KEYS = (*NODE_KEYS, "base_learning_rate", "learning_rate", "global_batch", "allow_untrained_first_stage")
 
 
 def validate(node: Any, path: str = "", provided: Iterable[str] = ()) -> None:
@@ -21,18 +21,25 @@ def validate(node: Any, path: str = "", provided: Iterable[str] = ()) -> None:
 
 
 def check_sections(config: dict[str, Any]) -> None:
-    """Check a whole config: the names of its sections, and the nodes of `model` and `data`. Raises ConfigError."""
+    """Check a whole config: the names of its sections, and the nodes of `model`, `training` and `data`.
+
+    Raises ConfigError.
+    """
     for key in config:
         if key not in SECTIONS:
             hint = did_you_mean(str(key), SECTIONS) or f"; sections are {', '.join(SECTIONS)}"
             raise ConfigError(f"unknown{hint}", str(key))
-    for section in ("model", "data"):
+    for section, provided, keys in (
+        ("model", (), NODE_KEYS),
+        ("training", ("model",), TRAINING_KEYS),
+        ("data", (), NODE_KEYS),
+    ):
         if section in config and not is_node(config[section]):
             raise ConfigError("needs a target", section)
-        check(config.get(section), section)
+        check(config.get(section), section, provided, keys)
 
 
-def check(node: Any, path: str, provided: Sequence[str] = (), keys: Sequence[str] = OUTERMOST_KEYS) -> None:
+def check(node: Any, path: str, provided: Sequence[str] = (), keys: Sequence[str] = TRAINING_KEYS) -> None:
     """Check a plain node and the nodes below it; `keys` may stand in the outermost one."""
     place = path
     if is_node(node):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-SECTIONS = ("model", "data", "lightning")
+SECTIONS = ("model", "training", "data", "lightning")
 NODE_KEYS = ("target", "params", "checkpoint", "ignore_keys")
 REFERENCE_KEYS = ("base", "run")
 
@@ -27,6 +27,16 @@ def children(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, list):
         return [(join(path, index), child) for index, child in enumerate(value)]
     return []
+
+
+def without_checkpoints(value: Any) -> Any:
+    """Return a value in which no node starts from weights of a file."""
+    if isinstance(value, list):
+        return [without_checkpoints(child) for child in value]
+    if not isinstance(value, dict):
+        return value
+    dropped = ("checkpoint", "ignore_keys") if is_node(value) else ()
+    return {key: without_checkpoints(child) for key, child in value.items() if key not in dropped}
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

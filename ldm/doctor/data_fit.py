@@ -14,10 +14,8 @@ from ldm.data.core.classes import class_names
 from ldm.data.core.module import DataModule
 from ldm.doctor.summary import Summary
 from ldm.errors import UserError
-from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
-from ldm.networks.backbone import Backbone
 from ldm.training.autoencoder import AutoencoderTraining
-from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.latent_diffusion import DiffusionTraining
 
 _NAMED = ("class_label", "box_labels")  # what `class_names` of a data set lists
 
@@ -42,27 +40,16 @@ def fit_problems(model: nn.Module, summary: Summary, names: Sequence[str] = ()) 
     return found
 
 
-def side_multiple(model: LatentDiffusion | AutoencoderTraining) -> int:
-    """Return the number that must divide the sides of a picture, for the first stage and for the denoiser if any."""
-    if isinstance(model, AutoencoderTraining):
-        return model.autoencoder.factor
-    multiples = [module.size_multiple for module in model.model.modules() if isinstance(module, Backbone)]
-    return model.first_stage_model.factor * max(multiples, default=1)
-
-
-def _first_stage(model: LatentDiffusion | AutoencoderTraining) -> Autoencoder | IdentityAutoencoder:
-    return model.autoencoder if isinstance(model, AutoencoderTraining) else model.first_stage_model
-
-
-def _picture_problems(model: nn.Module, summary: Summary) -> Iterator[str]:
-    if not isinstance(model, (LatentDiffusion, AutoencoderTraining)):
+def _picture_problems(module: nn.Module, summary: Summary) -> Iterator[str]:
+    if not isinstance(module, (DiffusionTraining, AutoencoderTraining)):
         return
-    shape = summary.shape(model.image_key)
+    model = module.model
+    shape = summary.shape(module.image_key)
     if shape is None or len(shape) != 3:
         return
     channels, height, width = shape
-    multiple, key, wanted = side_multiple(model), model.image_key, _first_stage(model).in_channels
-    is_resized = isinstance(model, AutoencoderTraining) and model.resize_range is not None
+    multiple, key, wanted = model.side_multiple, module.image_key, model.in_channels
+    is_resized = isinstance(module, AutoencoderTraining) and module.resize_range is not None
     if (height % multiple or width % multiple) and not is_resized:
         yield (
             f"{key}: the size {height}x{width} does not go with this model, whose pictures need sides that {multiple} "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.core.pixels import from_bytes, to_bytes
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.process import Process
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Conditions, Unconditional
 from ldm.evaluation.distribution_metrics import SET_METRICS, Values
@@ -28,7 +28,8 @@ from ldm.evaluation.metric_suite import Judges
 from ldm.evaluation.references import Referenced, columns_of, features_of
 from ldm.evaluation.resumable import Columns, Parts
 from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
-from ldm.models.generate import GenerativeModel, Request, generate
+from ldm.models.generate import Request, generate
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.sampling.base import Sampler, Step
 
 _log = logging.getLogger(__name__)
@@ -57,14 +58,14 @@ class Samples:
     batch_size: int = 50
     autocast: torch.dtype | None = None
 
-    def record(self, schedule: Schedule) -> dict[str, Any]:
+    def record(self, process: Process) -> dict[str, Any]:
         """Describe the samples, as far as they depend on it."""
         grid = {key: getattr(value, "__name__", value) for key, value in asdict(self.sampler).items()}
         return {
             "kind": "samples",
             "seeds": [self.seed, self.seed + self.count - 1],
             "size": list(self.size),
-            "sampler": {"name": type(self.sampler).__name__, "steps": schedule.num_steps, **grid},
+            "sampler": {"name": type(self.sampler).__name__, "steps": process.num_steps, **grid},
             "guidance": self.scale,
             "conditions": self.conditions.name,
             "conditions_sha256": self.conditions.sha256,
@@ -122,7 +123,7 @@ def _is_usual(name: str, metrics: Mapping[str, Any]) -> bool:
 
 
 def evaluate_latent_diffusion(
-    model: GenerativeModel,
+    model: LatentDiffusion,
     samples: Samples,
     judges: Judges,
     reference: Referenced | None,
@@ -145,7 +146,7 @@ def evaluate_latent_diffusion(
     stage = model.first_stage_model
     channels = stage.latent_channels if isinstance(stage, IdentityAutoencoder) else stage.architecture.out_channels
     _check(judges, samples.count, reference, samples.conditions(range(1)), (channels, *samples.size))
-    settings = {**samples.record(model.schedule), "pixels_from": _FLOATS, "model": dict(provenance)}
+    settings = {**samples.record(model.process), "pixels_from": _FLOATS, "model": dict(provenance)}
     return _evaluate(draw, samples.count, samples.batch_size, settings, judges, reference, folder)
 
 

@@ -39,6 +39,11 @@ class Autoencoder(nn.Module):
         return self.architecture.factor
 
     @property
+    def side_multiple(self) -> int:
+        """Return the number that must divide the sides of an image."""
+        return self.factor
+
+    @property
     def last_layer(self) -> nn.Parameter:
         """Return the weight at which the adversarial loss is balanced."""
         return self.decoder.conv_out.weight

@@ -49,6 +49,7 @@ class LatentDiffusion(nn.Module):
         prediction: Prediction | None = None,
         latent_scale: LatentScale | float | str = 1.0,
         image_key: str = "image",
+        latent_size: int | tuple[int, int] | None = None,
     ) -> None:
         """Join the parts. UserError, naming both, if two of them do not fit together.
 
@@ -60,11 +61,13 @@ class LatentDiffusion(nn.Module):
             prediction: What the network predicts (default: eps).
             latent_scale: Factor that brings latents to unit variance, or "measure".
             image_key: Name of the images in a batch.
+            latent_size: Side, or (height, width), of the latents in training (default: as the autoencoder's images).
         """
         super().__init__()
         self.image_key, self.latent_scale = image_key, LatentScale.of(latent_scale)
         self.prediction = prediction or Epsilon()
-        self.image_size: tuple[int, int] | None = None  # (height, width) of the training images, where it is known
+        self.config: dict[str, Any] | None = None  # section `model` of the config that it was loaded with
+        self.latent_size, self.image_size = latent_size, _image_size(autoencoder, latent_size)
         check_prediction(self.prediction, process)
         self._process, self._tables = process, tuple(process.buffers())
         for name, table in process.buffers().items():
@@ -121,6 +124,16 @@ class LatentDiffusion(nn.Module):
         """The device of the model."""
         return self.scale_factor.device
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.first_stage_model.in_channels
+
+    @property
+    def side_multiple(self) -> int:
+        """Number that must divide the sides of an image, for the first stage and for the network."""
+        return self.first_stage_model.factor * self.model.diffusion_model.size_multiple
+
     # --- images and latents ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -130,7 +143,7 @@ class LatentDiffusion(nn.Module):
 
     def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
         """Decode scaled latents (B, c, h, w) to images; `quantize` first where the autoencoder has a codebook."""
-        return self.first_stage_model.decode(z / self.scale_factor, snap=quantize)
+        return self.first_stage_model.decode(z / self.scale_factor, quantize=quantize)
 
     @torch.no_grad()
     def latents(self, batch: Batch, noise: Noise | None = None) -> Tensor:
@@ -245,6 +258,18 @@ class LatentDiffusion(nn.Module):
         if self.image_size is None:
             raise UserError("sample: the size of the training images is not known; give size=(height, width)")
         return self.image_size
+
+
+def _image_size(
+    autoencoder: Autoencoder | IdentityAutoencoder, latent_size: int | tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """Return (height, width) of the training images, or None where nothing says it."""
+    if latent_size is not None:
+        height, width = (latent_size, latent_size) if isinstance(latent_size, int) else latent_size
+        return height * autoencoder.factor, width * autoencoder.factor
+    if isinstance(autoencoder, IdentityAutoencoder):
+        return None
+    return autoencoder.architecture.resolution, autoencoder.architecture.resolution
 
 
 def _note_loaded_scale(module: LatentDiffusion, incompatible: Any) -> None:

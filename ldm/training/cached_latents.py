@@ -14,8 +14,9 @@ from torch.utils.data import IterableDataset
 from ldm.data.core.latents import CachedLatents
 from ldm.data.core.module import DataModule
 from ldm.errors import ConfigError, UserError
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.devices import Devices
-from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.module import TrainingModule
 
 _log = logging.getLogger(__name__)
@@ -43,12 +44,12 @@ class CacheSettings:
 
 def cached(data: DataModule, model: TrainingModule, settings: CacheSettings, devices: Devices) -> DataModule:
     """Return the same data with the training set replaced by the outputs of the model's frozen encoder."""
-    if not isinstance(model, LatentDiffusion):
+    if not isinstance(model, DiffusionTraining):
         raise ConfigError("only a latent diffusion model has a frozen encoder", _PATH)
     if isinstance(data.train, IterableDataset):
         raise UserError(f"{_PATH}: a stream cannot be kept in memory; leave it out")
     _log.info("encoding %d pictures, %d views of each", len(data.train), settings.views)
-    latents = CachedLatents.of_batches(list(_encoded(data, model, settings, _device(devices))))
+    latents = CachedLatents.of_batches(list(_encoded(data, model.model, settings, _device(devices))))
     _log.info("latents: %d, %.0f MiB", len(latents), latents.moments.nbytes / 2**20)
     options = {"num_workers": 0, "shuffle": data.shuffle, "drop_last": data.drop_last, "seed": data.seed}
     return DataModule(data.batch_size, latents, data.validation, data.test, **options)

@@ -61,6 +61,11 @@ class DiffusionTraining(TrainingModule):
         self._quartiles = LossByTimestep()
 
     @property
+    def image_key(self) -> str:
+        """Name of the images in a batch."""
+        return self.model.image_key
+
+    @property
     def averaged(self) -> nn.Module:
         """The conditional network, the only part that is averaged."""
         return self.model.model

@@ -80,20 +80,21 @@ class TrainingModule(pl.LightningModule):
         """Return the state of the model, without a prefix, and beside it what training adds."""
         state = super().state_dict(*args, prefix=prefix, **kwargs)
         for name in list(state):
-            state[prefix + self._published(name.removeprefix(prefix))] = state.pop(name)
+            state[prefix + self.published_name(name.removeprefix(prefix))] = state.pop(name)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state in the published layout; names in messages and in the result are published ones too."""
-        own = {self._published(name): name for name in super().state_dict()}
+        own = {self.published_name(name): name for name in super().state_dict()}
         renamed = {own.get(name, self._unknown(name)): value for name, value in state_dict.items()}
         result = super().load_state_dict(renamed, strict=False, assign=assign)
-        missing, unexpected = ([self._published(name) for name in names] for names in result)
+        missing, unexpected = ([self.published_name(name) for name in names] for names in result)
         if strict and (missing or unexpected):
             raise RuntimeError(f"{type(self).__name__}: missing in the state dict: {missing}; unexpected: {unexpected}")
         return type(result)(missing, unexpected)
 
-    def _published(self, name: str) -> str:
+    def published_name(self, name: str) -> str:
+        """Return the name in the state dict of what is called `name` in this module."""
         part, _, rest = name.partition(".")
         return rest if part in self.root_parts else name
 

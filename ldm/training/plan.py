@@ -1,6 +1,7 @@
 """What will be trained, known before anything is built: resolved config, devices, global batch, learning rate.
 
-    model:      target, params, checkpoint, ignore_keys
+    model:      target, params, checkpoint, ignore_keys: what is trained
+    training:   target, params, checkpoint, ignore_keys: how it is trained
                 learning_rate: of a step, as it is; global_batch: the one that it was chosen for
                 base_learning_rate: per sample, in place of learning_rate (CompVis configs)
                 allow_untrained_first_stage: true lets a latent model start on a first stage without weights
@@ -28,8 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.config.targets import did_you_mean, find_target, parameters_of
 from ldm.config.types import hints_of, mismatch
 from ldm.errors import ConfigError
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.devices import Devices, choose
-from ldm.training.latent_diffusion import LatentDiffusion
 from ldm.training.launch import Launch, check_by_hand, detect
 from ldm.training.run_folder import RunFolder
 from ldm.training.strategies import STRATEGIES
@@ -106,7 +107,7 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The resolved config of a run (plain dicts, sections model, data, lightning) with what follows from it."""
+    """The resolved config of a run (plain dicts by section) with what follows from it."""
 
     config: dict[str, Any]
     run: RunFolder
@@ -137,6 +138,11 @@ class Plan:
         """Return the section `model`."""
         return self.config["model"]
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """Return the section `training`."""
+        return self.config["training"]
+
 
 def make_plan(
     config: Mapping[str, Any] | DictConfig,
@@ -147,7 +153,7 @@ def make_plan(
     """Resolve and check everything that can be checked without building. Writes nothing.
 
     Args:
-        config: sections model, data and (optional) lightning, in native names.
+        config: sections model, training, data and (optional) lightning, in native names.
         run: folder of the run, new or resumed.
         seed: None takes that of the resumed run, else 23.
         options: what wins over the config.
@@ -155,9 +161,9 @@ def make_plan(
     Raises UserError.
     """
     config, seed = OmegaConf.to_container(OmegaConf.create(config), resolve=True), run.seed(seed)
-    for section in ("model", "data"):
+    for section in ("model", "training", "data"):
         if section not in config:
-            raise ConfigError("missing; a config has the sections model, data and lightning", section)
+            raise ConfigError("missing; a config has the sections model, training, data and lightning", section)
     _check_mappings(config.get("lightning"))
     lightning = config.get("lightning") or {}
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
@@ -170,11 +176,11 @@ def make_plan(
     _check_trainer(trainer)
     _seed_data(config["data"], seed)
     batch = _global_batch(config["data"], trainer, devices)
-    rate = learning_rate(config["model"], batch.total, options.scale_lr)
-    model = {key: value for key, value in config["model"].items() if key != "base_learning_rate"}
-    model |= {"learning_rate": rate, "global_batch": batch.total}
+    rate = learning_rate(config["training"], batch.total, options.scale_lr)
+    training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
+    training |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
-    resolved = {"model": model, "data": config["data"], "lightning": lightning}
+    resolved = {"model": config["model"], "training": training, "data": config["data"], "lightning": lightning}
     return Plan(resolved, run, devices, batch, rate, seed, launch)
 
 
@@ -227,25 +233,26 @@ def _global_batch(data: Mapping[str, Any], trainer: Mapping[str, Any], devices: 
     )
 
 
-def learning_rate(model: Mapping[str, Any], global_batch: int, scale: bool | None) -> float:
+def learning_rate(training: Mapping[str, Any], global_batch: int, scale: bool | None) -> float:
     """Return the learning rate of a step over `global_batch` samples.
 
-    `model.learning_rate` is absolute; `model.global_batch` names the batch that it was chosen for, and `scale` True
-    scales it in proportion. `model.base_learning_rate` (CompVis configs) is per sample unless `scale` is False.
+    `training.learning_rate` is absolute; `training.global_batch` names the batch that it was chosen for, and `scale`
+    True scales it in proportion. `training.base_learning_rate` (CompVis configs) is per sample unless `scale` is False.
     """
-    absolute, base = model.get("learning_rate"), model.get("base_learning_rate")
+    absolute, base = training.get("learning_rate"), training.get("base_learning_rate")
     if (absolute is None) == (base is None):
         given = "neither is" if base is None else "both are"
-        raise ConfigError(f"{given} given; write one of learning_rate (absolute) and base_learning_rate", "model")
+        raise ConfigError(f"{given} given; write one of learning_rate (absolute) and base_learning_rate", "training")
     value = absolute if base is None else base
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
         name = "learning_rate" if base is None else "base_learning_rate"
-        raise ConfigError(f"{value!r} is no positive number (YAML reads 1e-4 as text; write 1.0e-4)", f"model.{name}")
+        hint = "(YAML reads 1e-4 as text; write 1.0e-4)"
+        raise ConfigError(f"{value!r} is no positive number {hint}", f"training.{name}")
     if base is not None:
         return _per_sample(float(base), global_batch, scale)
-    chosen_for = model.get("global_batch")
+    chosen_for = training.get("global_batch")
     if chosen_for is not None and (type(chosen_for) is not int or chosen_for < 1):
-        raise ConfigError(f"{chosen_for!r} is no whole number, 1 or more", "model.global_batch")
+        raise ConfigError(f"{chosen_for!r} is no whole number, 1 or more", "training.global_batch")
     if chosen_for is None or chosen_for == global_batch:
         return float(absolute)
     if scale:
@@ -283,5 +290,5 @@ def untrained_first_stage(plan: Plan) -> bool:
     if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):
         return False
     first_stage = model["params"].get("autoencoder") or {}
-    has_weights = "checkpoint" in first_stage or "checkpoint" in model or not plan.run.is_new
+    has_weights = any("checkpoint" in node for node in (first_stage, model, plan.training)) or not plan.run.is_new
     return not has_weights and not str(first_stage.get("target", "")).endswith(_WITHOUT_WEIGHTS)

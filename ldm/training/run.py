@@ -17,10 +17,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ldm.config import instantiate
+from ldm.config.nodes import without_checkpoints
 from ldm.data.core.module import DataModule
 from ldm.doctor.data_fit import insist_on_fit
-from ldm.errors import UserError
-from ldm.models.loading import without_checkpoints
+from ldm.errors import ConfigError, UserError
 from ldm.training.cached_latents import CacheSettings, cached
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.lightning_fixes.checkpoints import LAST, Stopped
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 INTERRUPTIONS = (Stopped, SIGTERMException)  # the latter before the first step, when there is nothing new to save
 _UNTRAINED = (
     "model.params.autoencoder: the first stage has no trained weights; give it `checkpoint: PATH`, "
-    "or set model.allow_untrained_first_stage=true"
+    "or set training.allow_untrained_first_stage=true"
 )
 
 
@@ -69,7 +69,7 @@ def train(
     """Train a config to its end, and return what it left.
 
     Args:
-        config: sections model, data and (optional) lightning, as `ldm.config.load` returns them.
+        config: sections model, training, data and (optional) lightning, as `ldm.config.load` returns them.
         run: where to write, and what to go on from: `new_run(logs, name)`, `resume_run(folder)` or `choose_run(...)`.
         seed: None takes that of the resumed run, else 23.
         options: devices, precision and other settings that win over the config.
@@ -130,7 +130,7 @@ def _fit(trainer: pl.Trainer, model: TrainingModule, data: DataModule, plan: Pla
 
 def first_stage_problem(plan: Plan) -> str:
     """Return why a latent model would be trained on random latents; empty if it would not, or is meant to be."""
-    is_allowed = plan.model.get("allow_untrained_first_stage")
+    is_allowed = plan.training.get("allow_untrained_first_stage")
     return _UNTRAINED if untrained_first_stage(plan) and not is_allowed else ""
 
 
@@ -157,10 +157,7 @@ def describe(plan: Plan, model: nn.Module) -> list[str]:
 def build_model(plan: Plan, data: DataModule) -> TrainingModule:
     """Build the model, ready to be trained on `data`: tokenizers fitted, memory format and compilation as asked."""
     # What a run goes on from holds all weights; those that it once started from need not be there any more.
-    node = plan.model if plan.run.is_new else without_checkpoints(plan.model)
-    model = instantiate(node, "model")
-    if not isinstance(model, TrainingModule):
-        raise UserError(f"model.target: {plan.model['target']} cannot be trained by itself")
+    model = instantiate_training(plan.config if plan.run.is_new else without_checkpoints(plan.config))
     model.learning_rate, model.seed = plan.learning_rate, plan.seed
     if (limit := plan.lightning.get("max_skipped_steps")) is not None:
         model.guard = StepGuard(limit)
@@ -172,6 +169,15 @@ def build_model(plan: Plan, data: DataModule) -> TrainingModule:
         for network in model.networks():
             network.compile()
     return model
+
+
+def instantiate_training(config: Mapping[str, Any]) -> TrainingModule:
+    """Build the sections `model` and `training` of a config. Raises ConfigError."""
+    model = instantiate(config["model"], "model")
+    module = instantiate(config["training"], "training", model=model)
+    if not isinstance(module, TrainingModule):
+        raise ConfigError(f"is {config['training']['target']}, which trains nothing", "training.target")
+    return module
 
 
 @contextmanager

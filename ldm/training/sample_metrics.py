@@ -29,7 +29,7 @@ from ldm.evaluation.references import data_reference
 from ldm.evaluation.resumable import wait_for_all
 from ldm.sampling.ddim import DDIM
 from ldm.training.callbacks import evaluating
-from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.strategies import whole_weights
 
 
@@ -64,7 +64,7 @@ class SampleMetrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build the judges, so that what they lack is told before the first step."""
         self._seen_step = trainer.global_step
-        if not isinstance(pl_module, LatentDiffusion):
+        if not isinstance(pl_module, DiffusionTraining):
             raise UserError(f"sample_metrics: {type(pl_module).__name__} draws no samples; leave the callback out")
         if not trainer.val_dataloaders:
             raise UserError("sample_metrics: needs a validation set; give data.params.validation")
@@ -79,7 +79,7 @@ class SampleMetrics(pl.Callback):
         self._judges.check_pictures(_conditions(pl_module, pictures)(range(1)), pictures.shape)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: LatentDiffusion, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure when it is due, once per optimiser step."""
         step = trainer.global_step
@@ -96,7 +96,7 @@ class SampleMetrics(pl.Callback):
         dataset = dataset.stream if isinstance(dataset, Decoder) else dataset
         return PictureSet(dataset, "data.params.validation", self.count, replaces=True)
 
-    def _measure(self, module: LatentDiffusion, pictures: PictureSet, step: int) -> Values:
+    def _measure(self, module: DiffusionTraining, pictures: PictureSet, step: int) -> Values:
         judges = self._judges
         reference = None
         if judges.needs_reference:
@@ -107,14 +107,14 @@ class SampleMetrics(pl.Callback):
             self.count, size, self.sampler, conditions, scale=self.guidance_scale, batch_size=self.batch_size
         )
         folder = self.directory / f"step={step:09}"
-        result = evaluate_latent_diffusion(module, samples, judges, reference, folder, {"step": step})
+        result = evaluate_latent_diffusion(module.model, samples, judges, reference, folder, {"step": step})
         wait_for_all()
         _remove(folder)
         return result.values
 
 
-def _conditions(module: LatentDiffusion, pictures: PictureSet) -> Conditions:
-    return Unconditional() if module.cond_stage_model is None else DataConditions(pictures)
+def _conditions(module: DiffusionTraining, pictures: PictureSet) -> Conditions:
+    return Unconditional() if module.model.cond_stage_model is None else DataConditions(pictures)
 
 
 @rank_zero_only

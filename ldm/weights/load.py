@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -88,6 +88,17 @@ def read(path: str | Path) -> State:
     if others:
         log.warning("%s: skipped what is not a tensor: %s", path, _some(others))
     return tensors
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Return the texts that a safetensors file holds beside its tensors; none of another file."""
+    if not _is_safetensors(path):
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: is truncated or not a safetensors file ({error})") from error
 
 
 def _is_safetensors(path: Path) -> bool:

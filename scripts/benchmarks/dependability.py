@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from ldm.cli.arguments import parse
 from ldm.cli.train import plan_of
 from ldm.config import instantiate
-from ldm.training.latent_diffusion import LatentDiffusion
+from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.run import build_model
 from ldm.training.trainer import build_trainer
 
@@ -66,7 +66,7 @@ class PlainDraws:
         return torch.randint(num_steps, (count,), device=self.device)
 
 
-class InTurns(LatentDiffusion):
+class InTurns(DiffusionTraining):
     """Leave out, while `is_plain`, what makes training dependable."""
 
     is_plain = False

@@ -41,7 +41,7 @@ def gaussian(case: Case, tmp_path) -> dict:
 @torch.no_grad()
 def kl(case: Case, tmp_path) -> dict:
     case.allow_args()
-    autoencoder, noise, x = case.model().autoencoder, case.tape().noise("sample"), case.inputs["x"]
+    autoencoder, noise, x = case.model().model, case.tape().noise("sample"), case.inputs["x"]
     posterior = autoencoder.posterior(x)
     sample = posterior.sample(noise)
     return describe(posterior) | {
@@ -103,7 +103,7 @@ def _quantizer(case: Case, quantizer: torch.nn.Module) -> dict:
 @torch.no_grad()
 def vq_interface(case: Case, tmp_path) -> dict:
     case.allow_args()
-    autoencoder, z = case.model().autoencoder, case.inputs["z"]
+    autoencoder, z = case.model().model, case.inputs["z"]
     return {
         "encode": autoencoder.encode(case.inputs["x"]),
         "decode": autoencoder.decode(z),

@@ -2,7 +2,6 @@
 
 import torch
 
-from ldm.diffusion.objective import ERRORS
 from ldm.diffusion.prediction import Epsilon, Sample
 
 from .case import Case
@@ -14,21 +13,22 @@ def schedule(case: Case, tmp_path) -> dict:
     case.allow_args("given_betas")
     extra = {"given_betas": case.inputs["betas"].tolist()} if case.args.get("given_betas") else {}
     model = case.model(**extra)
-    return model.schedule.buffers() | {"lvlb_weights": model.vlb_weights, "logvar": model.logvar}
+    objective = model.objective
+    return model.model.process.buffers() | {"lvlb_weights": objective.vlb_weights, "logvar": objective.logvar}
 
 
 def ddpm_math(case: Case, tmp_path) -> dict:
     case.allow_args()
     model = case.model()
-    process, x, noise, t = model.schedule, case.inputs["x"], case.inputs["noise"], case.inputs["t"]
-    error = ERRORS[model.objective.loss](x - noise)
+    process, x, noise, t = model.model.process, case.inputs["x"], case.inputs["noise"], case.inputs["t"]
+    error, level = model.objective.error(x - noise), process.level(t)
     return {
-        "q_sample": process.diffuse(x, t, noise),
-        "q_sample_tape": process.diffuse(x, t, case.tape().take("q_sample")),
+        "q_sample": level.diffuse(x, noise),
+        "q_sample_tape": level.diffuse(x, case.tape().take("q_sample")),
         "q_mean_variance": process.diffusion_moments(x, t),
         "q_posterior": process.posterior(x, noise, t),
-        "pred_start": Epsilon().predict(process, noise, x, t).x0,
-        "pred_eps": Sample().predict(process, noise, x, t).eps,
+        "pred_start": Epsilon().denoised(noise, x, level).x0,
+        "pred_eps": Sample().denoised(noise, x, level).eps,
         "prior_bpd": process.prior_bits_per_dim(x),
         "get_loss_False": error,
         "get_loss_True": error.mean(),
@@ -43,35 +43,38 @@ def published_logs(logs: dict, split: str) -> dict:
 def p_losses(case: Case, tmp_path) -> dict:
     case.allow_args("cond", "train")
     train = bool(case.args.get("train"))
-    model = case.model().train(train)
+    training = case.model().train(train)
     x, t = case.inputs["x"], case.inputs["t"]
     cond = conditioning(case, case.args.get("cond"))
-    loss, logs = model.loss(x, cond, t, case.inputs["noise"])
-    loss.backward()
+    terms = training.model.loss(x, cond, t, case.inputs["noise"], training.objective)
+    terms.loss.backward()
     with torch.no_grad():
-        output = model.model(x, t, cond)
+        output = training.model.model(x, t, cond)
     return {
-        "loss": loss,
-        "log": published_logs(logs, "train" if train else "val"),
-        "grad_norms": gradient_norms(model),
+        "loss": terms.loss,
+        "log": published_logs(training.logs(terms), "train" if train else "val"),
+        "grad_norms": gradient_norms(training),
         "apply_model": output,
     }
 
 
 def forward_loss(case: Case, tmp_path) -> dict:
     case.allow_args()
-    model, tape = case.model(), case.tape()
+    training, tape = case.model(), case.tape()
+    model = training.model
     raw = {name.removeprefix("batch."): value for name, value in case.inputs.items()}
     batch = {name: images_first(value) for name, value in raw.items()}
     z = model.latents(batch, tape.noise("sample"))
-    loss, logs = model.loss(z, model.condition(batch), tape.take("forward"), tape.take("p_losses"))
-    loss.backward()
+    times, noise = tape.take("forward"), tape.take("p_losses")
+    terms = model.loss(z, model.condition(batch), times, noise, training.objective)
+    terms.loss.backward()
     again = model.latents(batch, tape.noise("sample"))
     if model.cond_stage_model is not None:
         again = [again, _raw_conditioning(case, model, raw, batch)]
     elif "input.0" in case.outputs:  # the latent model returns a list, the pixel model a tensor
         again = [again]
-    return {"loss": loss, "log": published_logs(logs, "val"), "grad_norms": gradient_norms(model), "input": again}
+    logs = published_logs(training.logs(terms), "val")
+    return {"loss": terms.loss, "log": logs, "grad_norms": gradient_norms(training), "input": again}
 
 
 def _raw_conditioning(case: Case, model, raw: dict, batch: dict):
@@ -85,28 +88,28 @@ def _raw_conditioning(case: Case, model, raw: dict, batch: dict):
 @torch.no_grad()
 def first_stage(case: Case, tmp_path) -> dict:
     case.allow_args("std", "cids")
-    model, noise = case.model(), case.tape().noise("sample")
+    model, noise = case.model().model, case.tape().noise("sample")
     x, z = case.inputs["x"], case.inputs["z"]
     results = {
-        "encoding": model.encode_images(x, noise),
-        "decoded": model.decode_latents(z),
-        "decoded_raw": model.decode_latents(z, snap=False),
+        "encoding": model.encode(x, noise),
+        "decoded": model.decode(z),
+        "decoded_raw": model.decode(z, quantize=False),
     }
     if case.args.get("cids"):
         indices = case.inputs["logits"].argmax(1)  # (B, H, W)
         quantizer = model.first_stage_model.quantize
         codes = quantizer.codes(indices.flatten(), (*indices.shape, quantizer.embedding.weight.shape[1]))
-        results["decoded_cids"] = model.decode_latents(codes, snap=False)
+        results["decoded_cids"] = model.decode(codes, quantize=False)
     if case.args.get("std"):
-        model.measure_scale([{model.image_key: x}], noise)
-        results |= {"scale_factor": model.scale_factor, "encoding_rescaled": model.encode_images(x, noise)}
+        model.measure_scale(model.encode(image, noise) for image in [x])
+        results |= {"scale_factor": model.scale_factor, "encoding_rescaled": model.encode(x, noise)}
     return results
 
 
 @torch.no_grad()
 def conditioner(case: Case, tmp_path) -> dict:
     case.allow_args("batch_key")
-    model = case.model()
+    model = case.model().model
     key = case.args.get("batch_key") or case.params.get("cond_stage_key", "image")
     return {"cond": only_slot(model.condition({key: case.inputs["cond"]}))}
 

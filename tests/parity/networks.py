@@ -4,13 +4,21 @@ import torch
 
 from ldm.compat import instantiate
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
+from ldm.training.module import TrainingModule
 
 from .case import Case
 
 
+def published_parameters(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the parameters under the names of the state dict."""
+    rename = module.published_name if isinstance(module, TrainingModule) else str
+    return [(rename(name), p) for name, p in module.named_parameters()]
+
+
 def gradient_norms(module: torch.nn.Module) -> torch.Tensor:
     """Give the norm of the gradient of each trainable parameter, sorted by name; 0 where there is none."""
-    trainable = sorted((name, p) for name, p in module.named_parameters() if p.requires_grad)
+    named = published_parameters(module)
+    trainable = sorted((name, p) for name, p in named if p.requires_grad)
     return torch.stack([torch.zeros(()) if p.grad is None else p.grad.norm() for _, p in trainable])
 
 

@@ -14,7 +14,7 @@ WEIGHTED_ROWS, WEIGHTED_COLUMNS = 3, 4  # the grid that the recorder asked weigh
 @torch.no_grad()
 def split(case: Case, tmp_path) -> dict:
     case.allow_args("split", "cond")
-    model, x, options = case.model(), case.inputs["x"], case.args["split"]
+    model, x, options = case.model().model, case.inputs["x"], case.args["split"]
     spec, factor = _spec(options), options["vqf"]
     results = {
         "delta_border": delta_border(*spec.kernel),
@@ -27,8 +27,8 @@ def split(case: Case, tmp_path) -> dict:
         results[f"{name}_weight"] = tiles.weights
         results[f"{name}_unfold"] = tiles.unfold(x)
     if options.get("patch_distributed_vq"):
-        results["decode"] = tiled(model.decode_latents, spec, up=factor)(x)
-        results["diff_decode"] = tiled(lambda tile: model.decode_latents(tile, snap=False), spec, up=factor)(x)
+        results["decode"] = tiled(model.decode, spec, up=factor)(x)
+        results["diff_decode"] = tiled(lambda tile: model.decode(tile, quantize=False), spec, up=factor)(x)
         if "img" in case.inputs:
             results["encode"] = tiled(model.first_stage_model.encode, spec, down=factor)(case.inputs["img"])
     return results

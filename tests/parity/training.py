@@ -7,6 +7,7 @@ from ldm.training.ema import ExponentialMovingAverage
 
 from .case import Case, named_normal
 from .latent import conditioning
+from .networks import published_parameters
 
 
 def norms(named) -> torch.Tensor:
@@ -38,14 +39,15 @@ def ema(case: Case, tmp_path) -> dict:
 @torch.no_grad()
 def ema_scope(case: Case, tmp_path) -> dict:
     case.allow_args()
-    model, x, t = case.model(), case.inputs["x"], case.inputs["t"]
-    results = {"plain": model.model(x, t, None)}
-    with model.ema_scope():
-        results["ema"] = model.model(x, t, None)
-    results["restored"] = model.model(x, t, None)
-    model.model_ema.update(model.model)
-    with model.ema_scope():
-        results["ema_updated"] = model.model(x, t, None)
+    training, x, t = case.model(), case.inputs["x"], case.inputs["t"]
+    network = training.model.model
+    results = {"plain": network(x, t, None)}
+    with training.ema_scope():
+        results["ema"] = network(x, t, None)
+    results["restored"] = network(x, t, None)
+    training.model_ema.update(network)
+    with training.ema_scope():
+        results["ema_updated"] = network(x, t, None)
     return results
 
 
@@ -58,17 +60,17 @@ def train_steps(case: Case, tmp_path) -> dict:
     x, t, noise = case.inputs["x"], case.inputs["t"], case.inputs["noise"]
     losses, rates = [], []
     for _ in range(3):
-        loss, _ = model.loss(x, _condition(case, model), t, noise)
+        loss = model.model.loss(x, _condition(case, model.model), t, noise, model.objective).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
         if model.model_ema is not None:
-            model.model_ema.update(model.model)
+            model.model_ema.update(model.averaged)
         losses.append(loss.detach())
         rates.append(optimizer.param_groups[0]["lr"])
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in published_parameters(model) if p.requires_grad]
     results = {
         "losses": torch.stack(losses),
         "lrs": torch.tensor(rates, dtype=torch.float64),

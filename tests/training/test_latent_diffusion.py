@@ -42,9 +42,9 @@ def test_first_stage_stays_frozen_and_in_eval_mode() -> None:
 def test_latents_are_scaled_going_in_and_coming_out(batch: dict) -> None:
     plain, scaled = class_diffusion(), class_diffusion(latent_scale=0.25)
     noise = torch.randn(2, 2, SIZE // 2, SIZE // 2)
-    z = plain.encode_images(batch["image"], lambda shape: noise)
-    torch.testing.assert_close(scaled.encode_images(batch["image"], lambda shape: noise), 0.25 * z)
-    torch.testing.assert_close(scaled.decode_latents(0.25 * z), plain.decode_latents(z))
+    z = plain.encode(batch["image"], lambda shape: noise)
+    torch.testing.assert_close(scaled.encode(batch["image"], lambda shape: noise), 0.25 * z)
+    torch.testing.assert_close(scaled.decode(0.25 * z), plain.decode(z))
 
 
 def test_cached_moments_give_the_same_latents(batch: dict) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.training.latent_scale import LatentScale, unit_variance_scale
+from ldm.models.latent_scale import LatentScale, unit_variance_scale
 
 
 def test_scale_is_one_over_the_standard_deviation_of_everything_together() -> None:

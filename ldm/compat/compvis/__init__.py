@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm.compat.compvis import conditioning, data, diffusion, encoder_decoder, first_stage, lightning, networks
 from ldm.compat.compvis.params import Translate, apply
+from ldm.config.nodes import is_node
 from ldm.config.targets import did_you_mean
 from ldm.errors import ConfigError
 
@@ -27,16 +28,23 @@ _FOREIGN = (
     "taming.models.",
 )  # fmt: skip
 _OURS = ("ldm.models.autoencoder.Autoencoder", "ldm.models.autoencoder.IdentityAutoencoder")
+_TRAININGS = ("ldm.training.latent_diffusion.DiffusionTraining", "ldm.training.autoencoder.AutoencoderTraining")
 
 
 def translate(config: dict[str, Any]) -> dict[str, Any]:
-    """Translate a whole file: its sections `model`, `data` and `lightning`; or a single node. Raises ConfigError."""
+    """Translate a whole file, whose `model` becomes the sections `model` and `training`; or a single node.
+
+    Raises ConfigError.
+    """
     if "target" in config:
         return translate_node(config)
     translated = {key: translate_node(config[key], key) for key in ("model", "data") if key in config}
+    if is_node(model := translated.get("model")) and model["target"] in _TRAININGS:
+        translated["training"] = model
+        translated["model"] = model["params"].pop("model")
     if "lightning" in config:
         translated["lightning"] = lightning.translate(config["lightning"])
-    return {key: translated.get(key, value) for key, value in config.items()}
+    return {**translated, **{key: value for key, value in config.items() if key not in translated}}
 
 
 def _translation_of(target: Any) -> Translate | None:

@@ -7,10 +7,10 @@ from ldm.compat.compvis.first_stage import AUTOENCODERS, IDENTITY, first_stage, 
 from ldm.compat.compvis.params import Node, Params, Translate, node, renaming, unavailable
 
 _EMA_DECAY = 0.9999
-_SCHEDULE = "ldm.diffusion.process.Schedule"
+_PROCESS = "ldm.diffusion.discrete.DiscreteVP"
 _NO_AUTOENCODER = "ldm.models.autoencoder.IdentityAutoencoder"
 _LR = "ldm.training.lr_schedules"
-_PARAMETERIZATION = "ldm.diffusion.prediction"
+_PREDICTION = "ldm.diffusion.prediction"
 # What a checkpoint holds beside the U-Net and its average.
 _NOT_THE_UNET = (
     "betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod", "posterior_", "logvar", "scale_factor",
@@ -18,43 +18,49 @@ _NOT_THE_UNET = (
 )  # fmt: skip
 
 
-def _schedule(p: Params) -> Node:
+def _process(p: Params) -> Node:
     kind = p.choose("beta_schedule", "linear", {name: name for name in ("linear", "sqrt_linear", "sqrt", "cosine")})
     steps, weight = p.take("timesteps", 1000), p.take("v_posterior", 0.0)
     start, end, s = p.take("linear_start", 1e-4), p.take("linear_end", 2e-2), p.take("cosine_s", 8e-3)
     given = p.take("given_betas", None)
     if given is not None:
-        return node(f"{_SCHEDULE}.from_betas", betas=given, posterior_weight=weight)
+        return node(f"{_PROCESS}.from_betas", betas=given, posterior_weight=weight)
     if kind == "cosine":
-        return node(f"{_SCHEDULE}.cosine", num_steps=steps, s=s, posterior_weight=weight)
-    return node(f"{_SCHEDULE}.{kind}", num_steps=steps, start=start, end=end, posterior_weight=weight)
+        return node(f"{_PROCESS}.cosine", num_steps=steps, s=s, posterior_weight=weight)
+    return node(f"{_PROCESS}.{kind}", num_steps=steps, start=start, end=end, posterior_weight=weight)
+
+
+def _model(p: Params) -> dict[str, Any]:
+    """Translate what the models of DDPM and LatentDiffusion have in common."""
+    target = p.choose("parameterization", "eps", {"eps": "Epsilon", "x0": "Sample"})
+    key = p.take("first_stage_key", "image")
+    size = p.take("image_size", None)
+    named = {"process": _process(p), "prediction": node(f"{_PREDICTION}.{target}"), "image_key": key}
+    return named if size is None else {**named, "latent_size": size}
 
 
 def _training(p: Params) -> dict[str, Any]:
-    """Translate what DDPM and LatentDiffusion have in common."""
-    target = p.choose("parameterization", "eps", {"eps": "Epsilon", "x0": "Sample"})
+    """Translate what the trainings of DDPM and LatentDiffusion have in common."""
     params = {
-        "schedule": _schedule(p),
-        "parameterization": node(f"{_PARAMETERIZATION}.{target}"),
         "objective": node(
             "ldm.diffusion.objective.Objective",
             loss=p.choose("loss_type", "l2", {"l1": "l1", "l2": "l2"}),
             simple_weight=p.take("l_simple_weight", 1.0),
             elbo_weight=p.take("original_elbo_weight", 0.0),
+            **p.given("learn_logvar", "logvar_init"),
         ),
         "ema_decay": _EMA_DECAY if p.take("use_ema", True) else None,
-        "image_key": p.take("first_stage_key", "image"),
-        **p.given("learn_logvar", "logvar_init"),
     }
     if p.peek("scheduler_config") is not None:
         params["optimization"] = node("ldm.training.optimization.Optimization", schedule=p.child("scheduler_config"))
     p.only("use_positional_encodings", False, "it never worked in the original")
-    p.drop("scheduler_config", "monitor", "image_size", "channels", "log_every_t", "clip_denoised")
+    p.drop("scheduler_config", "monitor", "channels", "log_every_t", "clip_denoised")
     return params
 
 
-def _finish(params: dict[str, Any], p: Params) -> Node:
-    built = with_weights(node("ldm.training.latent_diffusion.LatentDiffusion", **params), p)
+def _finish(model: dict[str, Any], p: Params) -> Node:
+    inner = node("ldm.models.latent_diffusion.LatentDiffusion", **model)
+    built = with_weights(node("ldm.training.latent_diffusion.DiffusionTraining", model=inner, **_training(p)), p)
     if p.take("load_only_unet", False) and "checkpoint" in built:
         built["ignore_keys"] = [*built.get("ignore_keys", ()), *_NOT_THE_UNET]
     return built
@@ -66,7 +72,7 @@ def ddpm(p: Params) -> Node:
     params = {
         "network": p.child("unet_config"),
         "autoencoder": node(_NO_AUTOENCODER, channels=p.peek("channels", 3)),
-        **_training(p),
+        **_model(p),
     }
     return _finish(params, p)
 
@@ -79,7 +85,7 @@ def latent_diffusion(p: Params) -> Node:
         params["conditioner"] = condition
     params["latent_scale"] = _latent_scale(p)
     p.only("num_timesteps_cond", 1, "noising the conditioning (a shortened schedule for it) is not implemented")
-    return _finish({**params, **_training(p)}, p)
+    return _finish({**params, **_model(p)}, p)
 
 
 def _first_stage(p: Params) -> Node:
@@ -91,16 +97,6 @@ def _first_stage(p: Params) -> Node:
         p.drop("first_stage_config")
         return node(_NO_AUTOENCODER, channels=p.peek("channels", 3))
     return p.child("first_stage_config", using=first_stage if target in AUTOENCODERS else None)
-
-
-def published_latent_size(section: dict[str, Any]) -> Any:
-    """Return `image_size`, the side of the latents, of a `model` section of the original; None in one of ours.
-
-    It says what is sampled. The data need not be there, and their `size` may be that before cropping.
-    """
-    if section.get("target") not in TABLE:
-        return None
-    return (section.get("params") or {}).get("image_size")
 
 
 def layout_to_image(p: Params) -> Node:

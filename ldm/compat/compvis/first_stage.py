@@ -84,7 +84,7 @@ def training(p: Params) -> Node:
     """Translate an autoencoder that is to be trained."""
     autoencoder = _autoencoder(p)
     loss = p.child("lossconfig")
-    params = {"autoencoder": autoencoder, "loss": loss, **p.given("image_key", "batch_resize_range>resize_range")}
+    params = {"model": autoencoder, "loss": loss, **p.given("image_key", "batch_resize_range>resize_range")}
     params["ema_decay"] = _EMA_DECAY if p.take("use_ema", False) else None
     params["generator_lr_factor"] = p.take("lr_g_factor", 1.0)
     if p.peek("scheduler_config") is not None:

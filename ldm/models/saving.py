@@ -1,0 +1,43 @@
+"""One file with the weights of a model and its config, which `from_pretrained` and --run read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.models.latent_diffusion import LatentDiffusion
+
+
+def save_model(model: LatentDiffusion, path: str | Path, config: Mapping[str, Any] | None = None) -> Path:
+    """Write weights and section `model` of the config; see `LatentDiffusion.save_pretrained`."""
+    section = config if config is not None else model.config
+    if section is None:
+        raise UserError("save_pretrained: this model was not loaded from a config; give the section `model` as config")
+    content = yaml.safe_dump({"model": dict(section)}, sort_keys=False, allow_unicode=True)
+    return save_state(path, model.state_dict(), {"config": content})
+
+
+def save_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write tensors and texts as a safetensors file, whole or not at all. UserError if it cannot be written."""
+    path = Path(path)
+    path = path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
+    # One tensor may have two names; safetensors wants memory for each.
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, dict(metadata))
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written: {error}") from error
+    return path
