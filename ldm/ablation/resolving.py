@@ -162,7 +162,7 @@ def _facts(trial: Trial, content: Content) -> Facts:
         latent_shape=shape,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         network_flops=_network_flops(network, shape),
-        decoder_flops=_flops(lambda: model.decode_latents(_empty(shape), snap=False)),
+        decoder_flops=_flops(lambda: model.decode_latents(_empty(shape), quantize=False)),
         schedule=model.schedule,
         side_multiple=stage.factor * network.size_multiple,
         global_batch=plan.batch.total,

@@ -1,8 +1,8 @@
-"""Normalisation over the batch of all ranks, in place of each rank's own share, on any backend of torch.distributed.
+"""Normalisation over the batches of all ranks instead of each rank's own, on any backend of torch.distributed.
 
-With W ranks of B/W samples each, statistics, outputs and gradients are those of one rank with all B samples; torch's
-own SyncBatchNorm says the same, but refuses tensors that are not on an accelerator. Parameters and buffers are named
-as in the layers that these replace. With one rank the plain layers compute.
+With W ranks of B/W samples each, statistics, outputs and gradients are those of one rank with all B samples. torch's
+SyncBatchNorm refuses tensors that are not on an accelerator. Parameters and buffers have the names of the plain layers,
+which compute if there is one rank.
 """
 
 import torch
@@ -45,7 +45,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
-    """Normalise (B, C, H, W) in training by the statistics of all ranks' batches, one exchange of 2C + 1 numbers."""
+    """BatchNorm2d by the statistics of all ranks' batches (B, C, H, W), with one exchange of 2C + 1 numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or num_ranks() == 1:
@@ -62,7 +62,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
 
 
 class SynchronizedActNorm(ActNorm):
-    """Measure the first training batch of all ranks; measured per rank, the ranks would keep different weights."""
+    """ActNorm initialised by the first training batch of all ranks, so that all ranks have equal weights."""
 
     def initialize(self, input: Tensor) -> None:
         """Set shift and scale so that this batch (B, C, H, W) comes out with mean 0 and standard deviation 1."""
@@ -78,7 +78,7 @@ class SynchronizedActNorm(ActNorm):
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean (C,), biased variance (C,) and number of values per channel over all ranks, in float64."""
     variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    mean, variance = mean.double(), variance.double()  # so that E[x^2] - E[x]^2 loses nothing
+    mean, variance = mean.double(), variance.double()  # E[x^2] - E[x]^2 in float32 would lose digits
     count = mean.new_full((1,), x.numel() / x.shape[1])
     total = sum_over_ranks(torch.cat([count * mean, count * (variance + mean.square()), count]))
     mean, square = (total[:-1] / total[-1]).chunk(2)

@@ -90,13 +90,13 @@ def first_stage(case: Case, tmp_path) -> dict:
     results = {
         "encoding": model.encode_images(x, noise),
         "decoded": model.decode_latents(z),
-        "decoded_raw": model.decode_latents(z, snap=False),
+        "decoded_raw": model.decode_latents(z, quantize=False),
     }
     if case.args.get("cids"):
         indices = case.inputs["logits"].argmax(1)  # (B, H, W)
         quantizer = model.first_stage_model.quantize
         codes = quantizer.codes(indices.flatten(), (*indices.shape, quantizer.embedding.weight.shape[1]))
-        results["decoded_cids"] = model.decode_latents(codes, snap=False)
+        results["decoded_cids"] = model.decode_latents(codes, quantize=False)
     if case.args.get("std"):
         model.measure_scale([{model.image_key: x}], noise)
         results |= {"scale_factor": model.scale_factor, "encoding_rescaled": model.encode_images(x, noise)}

@@ -53,14 +53,14 @@ def build(case: Case, schedule):
 def sampler(case: Case, tmp_path) -> dict:
     case.allow_args(*SAMPLER_ARGS.split())
     args, model, tape = case.args, case.model(), case.tape()
-    snap = model.first_stage_model.quantize.snap if args.get("quantize_x0") else identity
+    quantize = model.first_stage_model.quantize.nearest_codes if args.get("quantize_x0") else identity
     make = build(case, model.schedule)
     x = case.inputs["x_T"] if "x_T" in case.inputs else tape.take()
     walk = make(
         denoiser(case, model),
         x,
         model.schedule,
-        refine=snap,
+        refine=quantize,
         constrain=constraint(case, model, tape),
         noise=scaled_noise(tape.noise("p_sample_ddim"), args.get("temperature", 1.0)),
     )

@@ -28,7 +28,7 @@ def split(case: Case, tmp_path) -> dict:
         results[f"{name}_unfold"] = tiles.unfold(x)
     if options.get("patch_distributed_vq"):
         results["decode"] = tiled(model.decode_latents, spec, up=factor)(x)
-        results["diff_decode"] = tiled(lambda tile: model.decode_latents(tile, snap=False), spec, up=factor)(x)
+        results["diff_decode"] = tiled(lambda tile: model.decode_latents(tile, quantize=False), spec, up=factor)(x)
         if "img" in case.inputs:
             results["encode"] = tiled(model.first_stage_model.encode, spec, down=factor)(case.inputs["img"])
     return results
