@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.autoencoder.regularizers import float32_or_wider, measure_perplexity
+from ldm.distributed import world_size
 from ldm.errors import UserError
-from ldm.networks.synchronized import num_ranks, sum_over_ranks
+from ldm.networks.synchronized import sum_over_ranks
 
 Logs = dict[str, Tensor]
 
@@ -274,4 +275,4 @@ def _gradient_norm(loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tens
     unit = (gradient / norm).to(output.dtype)
     (gradient,) = torch.autograd.grad(output, last_layer, unit, retain_graph=True)
     gradient = float32_or_wider(gradient)
-    return (sum_over_ranks(gradient * norm) / num_ranks()).norm() if over_ranks else gradient.norm() * norm
+    return (sum_over_ranks(gradient * norm) / world_size()).norm() if over_ranks else gradient.norm() * norm

@@ -130,7 +130,7 @@ class LatentDiffusion(nn.Module):
 
     def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
         """Decode scaled latents (B, c, h, w) to images; `quantize` first where the autoencoder has a codebook."""
-        return self.first_stage_model.decode(z / self.scale_factor, snap=quantize)
+        return self.first_stage_model.decode(z / self.scale_factor, quantize=quantize)
 
     @torch.no_grad()
     def latents(self, batch: Batch, noise: Noise | None = None) -> Tensor:

@@ -11,20 +11,12 @@ from taming.modules.util import ActNorm
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-
-def num_ranks() -> int:
-    """Return how many processes train together: 1 outside of a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Return the number of this process among them, from 0."""
-    return dist.get_rank() if num_ranks() > 1 else 0
+from ldm.distributed import world_size
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Return the sum of the ranks' tensors, with gradients; every rank must call this."""
-    return _SumOverRanks.apply(x) if num_ranks() > 1 else x
+    return _SumOverRanks.apply(x) if world_size() > 1 else x
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -48,7 +40,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d by the statistics of all ranks' batches (B, C, H, W), with one exchange of 2C + 1 numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or num_ranks() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
         mean, variance, count = _moments(x)
         with torch.no_grad():
@@ -66,7 +58,7 @@ class SynchronizedActNorm(ActNorm):
 
     def initialize(self, input: Tensor) -> None:
         """Set shift and scale so that this batch (B, C, H, W) comes out with mean 0 and standard deviation 1."""
-        if num_ranks() == 1:
+        if world_size() == 1:
             return super().initialize(input)
         with torch.no_grad():
             mean, variance, count = _moments(input)
