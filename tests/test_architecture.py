@@ -21,7 +21,7 @@ ARROWS = {
     "compat": {"config"},
     "diffusion": set(),
     "networks": {"distributed"},
-    "data": set(),
+    "data": {"distributed"},
     "images": {"data", "environment"},
     "autoencoder": {"aliases", "distributed", "networks"},
     "conditioning": {"aliases", "networks"},
