@@ -14,15 +14,17 @@ PACKAGE = ROOT / "ldm"
 ARROWS = {
     "errors": set(),
     "environment": set(),
+    "aliases": set(),
+    "distributed": set(),
     "weights": set(),
     "config": {"weights"},
     "compat": {"config"},
     "diffusion": set(),
-    "networks": set(),
-    "data": set(),
+    "networks": {"distributed"},
+    "data": {"distributed"},
     "images": {"data", "environment"},
-    "autoencoder": {"networks"},
-    "conditioning": {"networks"},
+    "autoencoder": {"aliases", "distributed", "networks"},
+    "conditioning": {"aliases", "networks"},
     "sampling": {"diffusion"},
 }
 LIBRARY = set(ARROWS)

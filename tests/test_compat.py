@@ -85,6 +85,8 @@ def test_mistakes_in_a_foreign_config_are_named_in_its_own_words(node: dict, say
         "ldm.models.diffusion.ddim.DDIMSampler",
         "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder",
         "ldm.modules.diffusionmodules.model.FirstStagePostProcessor",
+        "ldm.modules.diffusionmodules.model.Upsampler",
+        "ldm.modules.diffusionmodules.model.Resize",
         "taming.models.vqgan.GumbelVQ",
     ],
 )

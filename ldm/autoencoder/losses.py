@@ -1,10 +1,9 @@
 """The training losses of the first stage: reconstruction, adversary, regulariser (arXiv 2112.10752, Eq. 25 and App. G).
 
-The autoencoder minimises L_rec + L_reg - lambda D(x_rec); the discriminator D, in turn, a hinge or logistic loss. With
-nll the reconstruction term and W the weights of the decoder's last layer,
+The autoencoder minimises L_rec + L_reg - lambda D(x_rec), the discriminator D a hinge or logistic loss. With nll the
+reconstruction term and W the weights of the decoder's last layer,
     lambda = weight * clamp(|d nll / dW| / (|d g / dW| + 1e-4), 0, max_weight),  g = -mean D(x_rec)
-keeps both gradients in proportion (VQGAN, arXiv 2012.09841, Eq. 7). Whatever the precision of the networks, losses are
-computed in float32.
+balances the two gradients (VQGAN, arXiv 2012.09841, Eq. 7). Losses are computed in float32 at least.
 """
 
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.autoencoder.regularizers import float32_or_wider, measure_perplexity
+from ldm.distributed import world_size
 from ldm.errors import UserError
-from ldm.networks.synchronized import num_ranks, sum_over_ranks
+from ldm.networks.synchronized import sum_over_ranks
 
 Logs = dict[str, Tensor]
 
@@ -43,13 +43,17 @@ _DISCRIMINATOR_LOSSES = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
 
 @dataclass(frozen=True)
 class Adversary:
-    """Say how the discriminator acts; raises UserError for an unknown loss.
+    """Settings of the adversarial terms. UserError for an unknown loss.
 
-    factor multiplies both sides' adversarial terms, weight only the autoencoder's. conditional: D also sees `cond`.
-    max_weight bounds the balance lambda / weight. warmup: steps that D trains before disc_start, while the autoencoder
-    does not see it yet (0 as published: it then meets an untrained D). ramp: steps from disc_start on in which the
-    weight grows from weight / ramp to weight (0: at once). synchronized: the gradients of the balance are averaged over
-    the ranks first, as with one rank and all of the batch; else each rank weighs by its own share.
+    Args:
+        loss: of the discriminator D.
+        factor: multiplies the adversarial terms of autoencoder and D.
+        weight: multiplies the adversarial term of the autoencoder.
+        conditional: D also takes `cond` as channels.
+        max_weight: bound of the balance lambda / weight.
+        warmup: steps in which D is trained before disc_start, when the autoencoder's term begins (published: 0).
+        ramp: steps from disc_start on over which the weight grows from weight / ramp to weight (0: at once).
+        synchronized: compute the balance from gradients averaged over all ranks; else from those of each rank.
     """
 
     loss: Literal["hinge", "vanilla"] = "hinge"
@@ -70,12 +74,12 @@ class Adversary:
 
 
 class AdversarialLoss(nn.Module):
-    """Hold what the losses of both kinds of autoencoder share; see KLLoss and VQLoss.
+    """What KLLoss and VQLoss share.
 
-    perceptual_loss(x, x_rec) -> (B, 1, 1, 1) and discriminator(x) -> logits may be None; what is absent costs nothing.
+    perceptual_loss(x, x_rec) -> (B, 1, 1, 1) and discriminator(x) -> logits may be None, without cost.
     """
 
-    # The original for VQ computes (and logs) the balance even where factor 0 annuls it.
+    # The original VQ loss computes (and logs) the balance even if factor is 0.
     balances_without_factor = False
 
     def __init__(
@@ -111,11 +115,18 @@ class AdversarialLoss(nn.Module):
     ) -> tuple[Tensor, Logs]:
         """Return the autoencoder's loss (scalar) and logs.
 
-        inputs, reconstructions (B, C, H, W) in [-1, 1]; regularization: the regulariser's loss; step: training steps
-        done so far; last_layer: W above; cond: further channels for a conditional discriminator; weights: factors of
-        the pixels' terms, broadcast; indices: codes in use, for the logs of VQLoss. The adversarial term has weight 0
-        without gradients and outside of split "train". Its gradient also reaches the discriminator's parameters: the
-        caller must not step them by it.
+        The adversarial term has weight 0 without gradients and outside of split "train". Its gradient also reaches the
+        discriminator's parameters, which the caller must not step by it.
+
+        Args:
+            inputs, reconstructions: (B, C, H, W) in [-1, 1].
+            regularization: the regulariser's loss.
+            step: number of training steps so far.
+            last_layer: W of the module's docstring.
+            cond: further channels for a conditional discriminator.
+            weights: factors of the pixels' terms, broadcast.
+            indices: codes of this batch, for the logs of VQLoss.
+            split: "train", or a name of validation data.
         """
         with torch.autocast(inputs.device.type, enabled=False):
             x, x_rec = float32_or_wider(inputs), float32_or_wider(reconstructions)
@@ -160,12 +171,12 @@ class AdversarialLoss(nn.Module):
         return float(self.adversary.factor) if step >= self.disc_start else 0.0
 
     def _ramp(self, step: int) -> float:
-        """Return the share of its weight that the adversarial term has at a step from disc_start on."""
+        """Return the factor in (0, 1] by which `ramp` reduces the adversarial weight, for a step from disc_start on."""
         ramp = self.adversary.ramp
         return min(1.0, (step - self.disc_start + 1) / ramp) if ramp else 1.0
 
     def _errors(self, x: Tensor, x_rec: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the error of each element (B, C, H, W), which includes the perceptual distance, and that distance."""
+        """Return errors (B, C, H, W), with the perceptual distance added, and that distance (B, 1, 1, 1)."""
         error = (x - x_rec).abs() if self.pixel_loss == "l1" else (x - x_rec).square()
         if self.perceptual_loss is None or self.perceptual_weight == 0:
             return error, error.new_zeros(())
@@ -187,10 +198,10 @@ class AdversarialLoss(nn.Module):
 
 
 class KLLoss(AdversarialLoss):
-    """Train a KL-regularised autoencoder: all terms are sums over an image's elements, averaged over the batch.
+    """Loss of KL-regularised autoencoders: sums over an image's elements, averaged over the batch.
 
-    nll = sum(error / exp(logvar) + logvar) / B, with a scalar parameter logvar; kl_weight multiplies the KL divergence,
-    summed likewise (the released models have 1e-6).
+    nll = sum(error / exp(logvar) + logvar) / B, with a scalar parameter logvar; kl_weight multiplies the KL divergence
+    (1e-6 in the released models).
     """
 
     def __init__(
@@ -215,12 +226,12 @@ class KLLoss(AdversarialLoss):
         return (terms if weights is None else weights * terms).sum() / error.shape[0]
 
     def own_logs(self, perceptual: Tensor, regularization: Tensor, indices: Tensor | None) -> Logs:
-        """Return what only this loss logs."""
+        """Return the values that only this loss logs."""
         return {"logvar": self.logvar.detach(), "kl_loss": regularization}
 
 
 class VQLoss(AdversarialLoss):
-    """Train a vector-quantised autoencoder: all terms are means over elements.
+    """Loss of vector-quantised autoencoders: means over all elements.
 
     codebook_weight multiplies the quantiser's loss. With num_codes, perplexity and usage of the codebook in this batch
     are logged where its indices are given.
@@ -249,7 +260,7 @@ class VQLoss(AdversarialLoss):
         return (error if weights is None else weights * error).mean()
 
     def own_logs(self, perceptual: Tensor, regularization: Tensor, indices: Tensor | None) -> Logs:
-        """Return what only this loss logs."""
+        """Return the values that only this loss logs."""
         logs = {"quant_loss": regularization, "p_loss": perceptual}
         if self.num_codes is not None and indices is not None:
             logs["perplexity"], logs["cluster_usage"] = measure_perplexity(indices, self.num_codes)
@@ -264,4 +275,4 @@ def _gradient_norm(loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tens
     unit = (gradient / norm).to(output.dtype)
     (gradient,) = torch.autograd.grad(output, last_layer, unit, retain_graph=True)
     gradient = float32_or_wider(gradient)
-    return (sum_over_ranks(gradient * norm) / num_ranks()).norm() if over_ranks else gradient.norm() * norm
+    return (sum_over_ranks(gradient * norm) / world_size()).norm() if over_ranks else gradient.norm() * norm

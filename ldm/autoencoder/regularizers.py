@@ -1,12 +1,12 @@
-"""What keeps the latent space of the first stage tame: L_reg of arXiv 2112.10752, Eq. 25 and App. G.
+"""Regularisers of the first stage's latent space: L_reg of arXiv 2112.10752, Eq. 25 and App. G.
 
-KL: h holds the moments of q(z|x) = N(mu, sigma^2) and is pulled towards N(0, I). VQ: z = h is drawn to the nearest
-entry of a codebook, which belongs to the decoder, so that diffusion models see z before it is quantised.
+KL: h holds the moments of q(z|x) = N(mu, sigma^2); the loss is its divergence from N(0, I). VQ: z = h, and the decoder
+replaces each vector by the nearest entry of its codebook, so that diffusion models learn z before quantisation.
 Legend: h encoder output after quant_conv, z latent, e codebook (n, d), z_q quantised latent.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,34 +15,34 @@ from einops import rearrange
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
+from ldm.aliases import Noise
 from ldm.errors import UserError
 
-Noise = Callable[[tuple[int, ...]], Tensor]
 Info = dict[str, Tensor]
 
-# Distances that the search for the nearest code holds at a time: 64 MiB in float32.
+# Number of distances in memory at a time in the search for the nearest code: 64 MiB in float32.
 SEARCH_BUDGET = 2**24
 
 
 class Regularizer(Protocol):
-    """State what an Autoencoder asks of its regulariser (an nn.Module).
+    """What an Autoencoder needs of its regulariser, an nn.Module.
 
-    double_z: whether h carries two channels per latent channel.
+    double_z: whether h has two channels per latent channel.
     """
 
     double_z: bool
 
     def __call__(self, h: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor, Info]:
-        """Return the z to decode in training, the loss (scalar), and what is worth logging."""
+        """Return the z to decode in training, the loss (scalar), and values to log."""
 
     def latent(self, h: Tensor, noise: Noise | None = None) -> Tensor:
         """Return the z that a diffusion model learns."""
 
     def mode(self, h: Tensor) -> Tensor:
-        """Return the likeliest z, without noise."""
+        """Return the most probable z, without noise."""
 
-    def snap(self, z: Tensor) -> Tensor:
-        """Return z as the decoder wants it."""
+    def nearest_codes(self, z: Tensor) -> Tensor:
+        """Return z as the decoder takes it: quantised if there is a codebook."""
 
 
 def float32_or_wider(x: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ def float32_or_wider(x: Tensor) -> Tensor:
 
 
 class DiagonalGaussian:
-    """Represent N(mean, diag(exp(logvar))) whose moments (B, 2C, ...) are stacked along the channels.
+    """The distribution N(mean, diag(exp(logvar))), from moments (B, 2C, ...) stacked along the channels.
 
-    The log variance is clamped to [-30, 20]. `deterministic` sets the variance to zero. Moments are float32 at least.
+    The log variance is clamped to [-30, 20], and 0 is the variance if `deterministic`. Computes in float32 at least.
     """
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
@@ -65,7 +65,7 @@ class DiagonalGaussian:
         self.var = torch.zeros_like(self.mean) if deterministic else self.logvar.exp()
 
     def sample(self, noise: Noise | None = None) -> Tensor:
-        """Draw (B, C, ...) as mean + std * noise(shape); standard normals of torch's generator by default."""
+        """Return mean + std * noise(shape): (B, C, ...). The noise is from torch's generator by default."""
         if noise is None:
             return self.mean + self.std * torch.randn_like(self.mean)
         return self.mean + self.std * noise(tuple(self.mean.shape)).to(self.mean)
@@ -120,7 +120,7 @@ def measure_perplexity(indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]
 
 
 class KL(nn.Module):
-    """Sample z from N(mu, sigma^2) and charge its divergence from N(0, I), summed over C, H, W, averaged over B."""
+    """Sample z from N(mu, sigma^2); the loss is KL(N(mu, sigma^2), N(0, I)), summed over C, H, W, averaged over B."""
 
     double_z = True
 
@@ -131,20 +131,20 @@ class KL(nn.Module):
         return posterior.sample(noise), loss, {"posterior_std": posterior.std.detach().mean()}
 
     def latent(self, h: Tensor, noise: Noise | None = None) -> Tensor:
-        """Return a sample; the mean alone would be another distribution than the paper's."""
+        """Return a sample, as in the paper, not the mean."""
         return DiagonalGaussian(h).sample(noise)
 
     def mode(self, h: Tensor) -> Tensor:
         """Return the mean."""
         return DiagonalGaussian(h).mode()
 
-    def snap(self, z: Tensor) -> Tensor:
+    def nearest_codes(self, z: Tensor) -> Tensor:
         """Return z."""
         return z
 
 
 class Identity(nn.Module):
-    """Leave the latents free: z = h, no loss."""
+    """No regularisation: z = h, loss 0."""
 
     double_z = False
 
@@ -160,7 +160,7 @@ class Identity(nn.Module):
         """Return h."""
         return h
 
-    def snap(self, z: Tensor) -> Tensor:
+    def nearest_codes(self, z: Tensor) -> Tensor:
         """Return z."""
         return z
 
@@ -168,11 +168,16 @@ class Identity(nn.Module):
 class VectorQuantizer(VectorQuantizer2):
     """Replace every position of z by the nearest of num_codes learned vectors of size dim.
 
-    Loss: ||sg(z_q) - z||^2 + beta ||z_q - sg(z)||^2, means over all elements; beta on the codebook term is what the
-    released models were trained with, legacy=False moves it to the commitment term ||sg(z_q) - z||^2 as published.
-    remap is a .npy file with the codes in use: indices then count within it, and unknown_index ("random", "extra" or
-    a number) stands for the others. sane_index_shape: indices (B, H, W) instead of flat. Names of parameters and the
-    bookkeeping of remapped indices are taming's; the search is our own. Raises UserError for a remap without a file.
+    Loss: ||sg(z_q) - z||^2 + beta ||z_q - sg(z)||^2, means over all elements. Names of parameters and the handling of
+    remapped indices are taming's; the search is our own.
+
+    Args:
+        num_codes, dim: n and d of the codebook.
+        beta: weight of the codebook term, as in the released models.
+        remap: a .npy file with the codes in use; indices then count within it. UserError if there is no such file.
+        unknown_index: index of all other codes: "random", "extra" or a number.
+        sane_index_shape: indices (B, H, W) instead of flat.
+        legacy: False puts beta on the commitment term ||sg(z_q) - z||^2 instead, as in the paper of VQ-VAE.
     """
 
     double_z = False
@@ -194,7 +199,7 @@ class VectorQuantizer(VectorQuantizer2):
     def forward(self, z: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor, Info]:
         """Map (B, dim, H, W) to z_q with straight-through gradient, the loss and info.
 
-        Info holds perplexity and usage in this batch, indices (as remapped), codes (flat, as they are) and z.
+        Info has perplexity and usage in this batch, indices (remapped), codes (flat, not remapped) and z.
         """
         codes = self.nearest(z)
         entries = self._entries(codes, z)
@@ -208,15 +213,15 @@ class VectorQuantizer(VectorQuantizer2):
         return _straight_through(z, entries), loss, info
 
     def latent(self, h: Tensor, noise: Noise | None = None) -> Tensor:
-        """Return h: the quantiser belongs to the decoder."""
+        """Return h: quantisation is part of the decoder."""
         return h
 
     def mode(self, h: Tensor) -> Tensor:
         """Return h."""
         return h
 
-    def snap(self, z: Tensor) -> Tensor:
-        """Return the nearest codes (B, dim, H, W) with straight-through gradient."""
+    def nearest_codes(self, z: Tensor) -> Tensor:
+        """Return the nearest codebook entries (B, dim, H, W) with straight-through gradient."""
         return _straight_through(z, self._entries(self.nearest(z), z))
 
     def codes(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
@@ -238,12 +243,12 @@ class VectorQuantizer(VectorQuantizer2):
             return torch.cat([_distances(chunk, codebook, squares).argmin(dim=1) for chunk in chunks])
 
     def _entries(self, codes: Tensor, z: Tensor) -> Tensor:
-        """Return the entries for flat codes, arranged like z."""
+        """Return the entries for flat codes (B*H*W,) in the shape of z."""
         b, _, height, width = z.shape
         return rearrange(self.embedding(codes), "(b h w) c -> b c h w", b=b, h=height, w=width)
 
     def _public_indices(self, codes: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return flat codes as taming shows them: remapped (B*H*W, 1) if there is a remap, (B, H, W) if sane."""
+        """Return flat codes in taming's shapes: (B*H*W, 1) with a remap, (B, H, W) with sane_index_shape."""
         if self.remap is not None:
             codes = self.remap_to_used(codes.reshape(shape[0], -1)).reshape(-1, 1)
         return codes.reshape(shape[0], *shape[2:]) if self.sane_index_shape else codes
@@ -256,14 +261,14 @@ class VectorQuantizer(VectorQuantizer2):
         position = torch.full((self.n_e,), len(used), dtype=inds.dtype, device=inds.device)
         new = position.scatter_reduce(0, used, ranks, reduce="amin")[inds]
         if self.unknown_index == "random":
-            stand_in = torch.randint(self.re_embed, new.shape, dtype=new.dtype, device=new.device)
+            replacement = torch.randint(self.re_embed, new.shape, dtype=new.dtype, device=new.device)
         else:
-            stand_in = torch.full_like(new, self.unknown_index)
-        return torch.where(new == len(used), stand_in, new)
+            replacement = torch.full_like(new, self.unknown_index)
+        return torch.where(new == len(used), replacement, new)
 
 
 def _straight_through(z: Tensor, entries: Tensor) -> Tensor:
-    """Return the entries, with gradients that pass to z as if the entries were z."""
+    """Return the entries, with a gradient that passes to z unchanged."""
     return z + (entries.detach().to(z.dtype) - z).detach()
 
 

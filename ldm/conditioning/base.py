@@ -1,4 +1,4 @@
-"""How a condition y reaches the U-Net: the value object, the module that makes it, and several of them together.
+"""How a condition y reaches the backbone: the value object, the module that makes it, and several of them together.
 
 Section 3.3 of the paper: tau_theta(y) enters by concatenation to z_t, as the context of cross-attention, or (ADM) as a
 vector added to the time embedding. Conditions are dropped per sample in training, so that one network learns both
@@ -8,7 +8,7 @@ Legend: B batch, C channels, L tokens, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
@@ -16,18 +16,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ldm.aliases import Batch, Uniform
 from ldm.errors import UserError
 
 Slot = Literal["concat", "context", "vector"]
 SLOTS: tuple[Slot, ...] = ("concat", "context", "vector")
-Uniform = Callable[[tuple[int, ...]], Tensor]  # shape -> draws from [0, 1), on the CPU
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Conditioning:
-    """Hold what the U-Net receives besides z_t and t; a slot that is not used is None.
+    """What the backbone receives besides z_t and t; a slot that is not used is None.
 
-    concat (B, C, H, W), where H = W = 1 stands for any size; context (B, L, D); vector (B,) labels or (B, D).
+    concat (B, C, H, W), where H = W = 1 fits any size; context (B, L, D); vector (B,) labels or (B, D).
     """
 
     concat: Tensor | None = None
@@ -36,22 +36,22 @@ class Conditioning:
 
     @property
     def batch_size(self) -> int:
-        """Count the samples. ValueError if no slot is filled."""
+        """Return the number of samples. ValueError if no slot is filled."""
         for tensor in self._filled().values():
             return tensor.shape[0]
         raise ValueError("a Conditioning without any slot has no batch size")
 
     def __getitem__(self, index: slice | Tensor) -> Conditioning:
-        """Pick samples of the batch."""
+        """Return some samples of the batch."""
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """Move to a device; `dtype` converts what is floating (labels stay integers)."""
+        """Return a copy on a device; `dtype` converts floating tensors, labels stay integers."""
         return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     @staticmethod
     def stack(parts: Iterable[Conditioning]) -> Conditioning:
-        """Join batches, e.g. [unconditional, conditional]. UserError unless all fill the same slots."""
+        """Concatenate batches, e.g. [unconditional, conditional]. UserError unless all fill the same slots."""
         parts = list(parts)
         filled = {tuple(part._filled()) for part in parts}
         if len(filled) != 1:
@@ -62,7 +62,7 @@ class Conditioning:
         return Conditioning(**{name: torch.cat(column) for name, column in columns.items()})
 
     def join(self, other: Conditioning) -> Conditioning:
-        """Put two conditions of the same samples together: channels after channels, tokens after tokens.
+        """Return both conditions of the same samples: channels after channels, tokens after tokens.
 
         UserError if both fill `vector`.
         """
@@ -84,16 +84,19 @@ class Conditioning:
         return Conditioning(**{name: change(tensor) for name, tensor in self._filled().items()})
 
 
-def _same_size(pictures: list[Tensor]) -> list[Tensor]:
-    """Spread pictures of 1 x 1 pixels over the size of the others."""
-    sizes = {tuple(picture.shape[2:]) for picture in pictures} - {(1, 1)}
+def _same_size(images: list[Tensor]) -> list[Tensor]:
+    """Expand images of 1 x 1 pixels to the size of the others."""
+    sizes = {tuple(image.shape[2:]) for image in images} - {(1, 1)}
     if len(sizes) > 1:
-        raise UserError(f"conditioning: pictures to concatenate differ in size: {sorted(sizes)}; rescale one of them")
-    return [picture.expand(-1, -1, *size) for picture in pictures for size in (sizes or {(1, 1)})]
+        raise UserError(f"conditioning: images to concatenate differ in size: {sorted(sizes)}; rescale one of them")
+    return [image.expand(-1, -1, *size) for image in images for size in (sizes or {(1, 1)})]
 
 
-class Taken(NamedTuple):
-    """What must be under a key: class indices below num_classes other than `reserved`, or pictures of `channels`."""
+class InputSpec(NamedTuple):
+    """What a conditioner expects of one batch entry: class ids, or images with `channels` channels.
+
+    Class ids are below num_classes and never `reserved`. None leaves a value open.
+    """
 
     num_classes: int | None = None
     reserved: int | None = None
@@ -101,12 +104,17 @@ class Taken(NamedTuple):
 
 
 class Conditioner(nn.Module):
-    """Turn one entry of the batch into a Conditioning. A subclass writes `embed(value)` and `null(n)`.
+    """Turn one entry of the batch into a Conditioning.
 
-    key: name of the batch entry; slot: where the result goes; drop_rate: probability of `draw_drop` to drop a sample;
-    trainable: False freezes the weights, keeps eval mode and embeds without gradient. A subclass with weights calls
-    `_settle()` at the end of its constructor, and every subclass sets `width`, which the network must fit: channels in
-    slot concat, D in slot context, number of labels in slot vector; None leaves it open.
+    A subclass writes `embed(value)` and `null(n)`, and sets `width`, which the backbone must have: channels in slot
+    concat, D in slot context, number of labels in slot vector; None leaves it open. A subclass with weights calls
+    `_freeze_unless_trainable()` at the end of its constructor.
+
+    Args:
+        key: name of the batch entry.
+        slot: where the result goes.
+        drop_rate: probability with which `draw_drop` drops a sample.
+        trainable: False freezes the weights, keeps eval mode and embeds without gradient.
     """
 
     width: int | None = None
@@ -121,46 +129,46 @@ class Conditioner(nn.Module):
         self.slot: Slot = slot
         self.drop_rate = drop_rate
         self.trainable = trainable
-        # Follows the module from device to device, so that also a conditioner without weights knows where it is.
-        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+        # Moves with the module, so that a conditioner without weights knows its device too.
+        self.register_buffer("_device_buffer", torch.empty(0), persistent=False)
 
     def embed(self, value: Any) -> Tensor:
-        """Embed a batch entry: the tensor of the slot."""
+        """Return the tensor of the slot for a batch entry."""
         raise NotImplementedError
 
     def null(self, n: int) -> Tensor:
-        """Return the embedding of 'no condition' for n samples, of the shape of `embed` (pictures: of 1 x 1 pixels)."""
+        """Return the embedding of 'no condition' for n samples, of the shape of `embed` (images: of 1 x 1 pixels)."""
         raise NotImplementedError
 
     def embed_dropped(self, value: Any, drop: Tensor) -> Tensor:
-        """Embed with `null` in place of the samples where drop (B,) is True.
+        """Return `embed(value)` with `null` for the samples where drop (B,) is True.
 
-        Conditioners with an expensive `embed` replace the value instead, so that they run once.
+        A conditioner with an expensive `embed` replaces the values instead, so that it runs once.
         """
         embedding = self.embed(value)
         mask = drop.to(embedding.device).view(-1, *[1] * (embedding.dim() - 1))
         return torch.where(mask, self.null(len(drop)).to(embedding), embedding)
 
-    def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Conditioning:
-        """Embed batch[key], with the samples where drop (B,) is True replaced by `null`.
+    def forward(self, batch: Batch, drop: Tensor | None = None) -> Conditioning:
+        """Return the condition of a batch, `null` for the samples where drop (B,) is True.
 
-        UserError if the batch has no such key.
+        UserError if the batch has no entry `key`.
         """
         value = self.value(batch)
         with nullcontext() if self.trainable else torch.no_grad():
             embedding = self.embed(value) if drop is None else self.embed_dropped(value, drop)
         return Conditioning(**{self.slot: embedding})
 
-    def value(self, batch: Mapping[str, Any]) -> Any:
-        """Take this conditioner's entry from the batch."""
+    def value(self, batch: Batch) -> Any:
+        """Return this conditioner's entry of the batch."""
         return self._entry(batch, self.key)
 
-    def takes(self) -> dict[str, Taken]:
-        """Tell what data must have under which key; what is left open is not compared."""
+    def input_specs(self) -> dict[str, InputSpec]:
+        """Return what each batch entry must be, by key."""
         return {}
 
     def draw_drop(self, n: int, uniform: Uniform = torch.rand) -> Tensor:
-        """Draw for each of n samples, on the CPU, whether its condition is dropped: bool (B,)."""
+        """Return for each of n samples whether its condition is dropped: bool (n,), on the CPU."""
         return uniform((n,)) < self.drop_rate
 
     def unconditional(self, n: int) -> Conditioning:
@@ -169,24 +177,24 @@ class Conditioner(nn.Module):
             return Conditioning(**{self.slot: self.null(n)})
 
     def use_first_stage(self, autoencoder: nn.Module) -> None:  # noqa: B027 - only those that need it write it
-        """Receive the autoencoder of the model; most conditioners need none."""
+        """Receive the autoencoder of the model, which most conditioners do not need."""
 
     def train(self, mode: bool = True) -> Conditioner:
-        """Set the mode; a conditioner that is not trainable stays in eval mode."""
+        """Set the mode, except that a conditioner that is not trainable stays in eval mode."""
         return super().train(mode and self.trainable)
 
     @property
     def device(self) -> torch.device:
-        """Tell where this module is."""
-        return self._anchor.device
+        """Return the device of this module."""
+        return self._device_buffer.device
 
-    def _settle(self) -> None:
-        """Freeze the weights made so far unless they are trainable."""
+    def _freeze_unless_trainable(self) -> None:
+        """Freeze all weights made so far unless they are to be trained."""
         if not self.trainable:
             self.requires_grad_(False)
             self.eval()
 
-    def _entry(self, batch: Mapping[str, Any], key: str) -> Any:
+    def _entry(self, batch: Batch, key: str) -> Any:
         if key not in batch:
             names = ", ".join(sorted(map(str, batch))) or "nothing"
             raise UserError(f"{type(self).__name__}: the batch has no '{key}', it has {names}; set key or the data set")
@@ -194,15 +202,15 @@ class Conditioner(nn.Module):
 
 
 class JointConditioner(nn.Module):
-    """Use several conditioners together; each is a child under the name that it is given.
+    """Several conditioners, each a child under the name of its keyword.
 
-    drop_rate: probability that all conditions of a sample are dropped together, besides each one's own drop_rate.
+    drop_rate: probability of dropping all conditions of a sample together, in addition to the drop_rate of each.
     """
 
     def __init__(self, drop_rate: float = 0.0, **conditioners: Conditioner) -> None:
         super().__init__()
         if not conditioners:
-            raise UserError("JointConditioner: give at least one conditioner, by any name")
+            raise UserError("JointConditioner: needs at least one conditioner, under any name")
         if not 0.0 <= drop_rate <= 1.0:
             raise UserError(f"JointConditioner: drop_rate is {drop_rate}; use a probability from 0 to 1")
         self.drop_rate = drop_rate
@@ -211,11 +219,11 @@ class JointConditioner(nn.Module):
 
     @property
     def trainable(self) -> bool:
-        """Return whether any of the conditioners learns."""
+        """Return whether any of the conditioners is trainable."""
         return any(child.trainable for child in self.children())
 
-    def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Conditioning:
-        """Embed all conditions. drop: bool (B,) for all of them, or (B, K), one column per conditioner."""
+    def forward(self, batch: Batch, drop: Tensor | None = None) -> Conditioning:
+        """Return all K conditions of a batch. drop: bool (B,) for all of them, or (B, K)."""
         children = list(self.children())
         if drop is None:
             return self._joined(child(batch) for child in children)
@@ -223,7 +231,7 @@ class JointConditioner(nn.Module):
         return self._joined(child(batch, column) for child, column in zip(children, columns, strict=True))
 
     def draw_drop(self, n: int, uniform: Uniform = torch.rand) -> Tensor:
-        """Draw which conditions of n samples are dropped: bool (B, K)."""
+        """Return which of the K conditions of n samples are dropped: bool (n, K)."""
         together = uniform((n, 1)) < self.drop_rate
         own = torch.stack([child.draw_drop(n, uniform) for child in self.children()], dim=1)
         return own | together
@@ -233,7 +241,7 @@ class JointConditioner(nn.Module):
         return self._joined(child.unconditional(n) for child in self.children())
 
     def use_first_stage(self, autoencoder: nn.Module) -> None:
-        """Hand the autoencoder of the model to every conditioner."""
+        """Pass the autoencoder of the model to every conditioner."""
         for child in self.children():
             child.use_first_stage(autoencoder)
 

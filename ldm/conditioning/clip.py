@@ -1,4 +1,4 @@
-"""Embeddings of pictures and texts by CLIP (Radford et al. 2021), of L2 norm 1, in the space that both share.
+"""Embeddings of images and texts by CLIP (Radford et al. 2021), of L2 norm 1, in one common space.
 
 Retrieval-augmented models are conditioned on them (Blattmann et al. 2022). Weights are read from a local folder or the
 local Hugging Face cache at the first use; nothing is downloaded.
@@ -18,14 +18,14 @@ from ldm.conditioning.tokenizers import HuggingFaceTokenizer, load_pretrained
 from ldm.errors import UserError
 
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that CLIP was trained on, in [0, 1]
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that CLIP was trained on, in [0, 1]
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipEmbedder:
-    """Embed pictures and texts; each of the two models is read when it is first needed.
+    """Embed images and texts; each of the two models is read at its first use.
 
-    version: a local folder, or a name in the Hugging Face cache. UserError at the first use if it is in neither.
+    version: a local folder, or a name in the Hugging Face cache; UserError at the first use if it is in neither.
     """
 
     def __init__(self, version: str = DEFAULT_CLIP, device: torch.device | str = "cpu") -> None:
@@ -35,36 +35,36 @@ class ClipEmbedder:
 
     @property
     def image_model(self) -> nn.Module:
-        """Return the model of pictures."""
+        """Return the image model."""
         return self._model("CLIPVisionModelWithProjection", "image model")
 
     @property
     def text_model(self) -> nn.Module:
-        """Return the model of texts."""
+        """Return the text model."""
         return self._model("CLIPTextModelWithProjection", "text model")
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> Tensor:
-        """Embed pictures (3, H, W) in [-1, 1] of any sizes, the largest square at their centre: (N, D)."""
+        """Return embeddings (N, D) of images (3, H, W) in [-1, 1] of any sizes, each cropped to its central square."""
         return self.embed_squares(torch.stack([self.square(image) for image in images]))
 
     def square(self, image: Tensor) -> Tensor:
-        """Cut out of a picture (3, H, W) what the model sees, at its resolution: (3, S, S), small however large it was.
+        """Return the input of the model for an image (3, H, W): its central square, scaled to (3, S, S).
 
-        UserError unless it has 3 channels.
+        UserError unless the image has 3 channels.
         """
         return _centre_square(image, self.image_model.config.image_size)
 
     @torch.no_grad()
     def embed_squares(self, squares: Tensor) -> Tensor:
-        """Embed what `square` gives, (N, 3, S, S): (N, D)."""
+        """Return embeddings (N, D) of squares (N, 3, S, S) made by `square`."""
         squares = squares.to(self.device)
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (_MEAN, _STD))
         return F.normalize(self.image_model(pixel_values=((squares + 1) / 2 - mean) / std).image_embeds, dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts: (N, D)."""
+        """Return embeddings of texts: (N, D)."""
         model = self.text_model
         tokenizer = self._models.get("tokenizer")
         if tokenizer is None:
@@ -76,7 +76,7 @@ class ClipEmbedder:
 
     def _model(self, kind: str, what: str) -> Any:
         if kind not in self._models:
-            with _without_reports():  # each of the two models leaves the weights of the other, and says so at length
+            with _without_reports():  # transformers warns of the weights of the other model
                 options = {"output_loading_info": True}
                 model, info = load_pretrained(kind, self.version, f"CLIP {what}", **options)
             missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
@@ -100,9 +100,9 @@ def _without_reports() -> Iterator[None]:
 
 
 def _centre_square(image: Tensor, side: int) -> Tensor:
-    """Cut the largest square at the centre and scale it: (3, side, side)."""
+    """Return the largest square at the centre, scaled to (3, side, side)."""
     if len(image) != 3:
-        raise UserError(f"CLIP: needs pictures of 3 channels, not {len(image)}")
+        raise UserError(f"CLIP: needs images of 3 channels, not {len(image)}")
     edge = min(image.shape[1:])
     top, left = (image.shape[1] - edge) // 2, (image.shape[2] - edge) // 2
     square = image[None, :, top : top + edge, left : left + edge]

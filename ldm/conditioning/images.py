@@ -1,38 +1,38 @@
-"""Pictures as a condition, concatenated to z_t: super-resolution, semantic maps, inpainting (section 4.3.2 - 4.5).
+"""Images as a condition, concatenated to z_t: super-resolution, semantic maps, inpainting (section 4.3.2 - 4.5).
 
-'No picture' is a picture of zeros of 1 x 1 pixels, which takes the size of whatever it is concatenated to.
+'No image' is an image of zeros of 1 x 1 pixels, expanded to the size of what it is concatenated to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioning.base import Conditioner, Taken
+from ldm.aliases import Batch
+from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.errors import UserError
 
 RESCALE_METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
 
 
 class FirstStage(Protocol):
-    """What is needed of an autoencoder."""
+    """What FirstStageConditioner needs of an autoencoder."""
 
     in_channels: int
     latent_channels: int
 
     def encode_mode(self, x: Tensor) -> Tensor:
-        """Encode without randomness: (B, 3, H, W) -> (B, C, H/f, W/f)."""
+        """Return latents without randomness: (B, in_channels, H, W) -> (B, C, H/f, W/f)."""
 
 
 def planes(value: Tensor, num_classes: int) -> Tensor:
-    """Turn maps of class indices, integers (B, H, W), into float32 planes (B, num_classes, H, W) of 0 and 1.
+    """Return index maps, integers (B, H, W), one-hot as float32 (B, num_classes, H, W); floating images unchanged.
 
-    Indices below 0 are in no plane. Floating pictures (B, C, H, W) stay as they are. UserError for larger indices on
-    the CPU; on other devices, which would have to be waited for, scatter refuses them.
+    Negative indices are 0 in every plane. UserError for indices from num_classes on if they are on the CPU; checking
+    them on another device would wait for it, and scatter refuses them there.
     """
     if value.is_floating_point():
         return value
@@ -44,30 +44,30 @@ def planes(value: Tensor, num_classes: int) -> Tensor:
 
 
 class ImageConditioner(Conditioner):
-    """Concatenate a picture (B, C, H, W), or the planes of an index map (see `planes`), of the size of the latent."""
+    """Concatenate an image (B, C, H, W), or an index map as planes (see `planes`), of the size of the latent."""
 
     def __init__(self, key: str, channels: int = 3, drop_rate: float = 0.0) -> None:
         super().__init__(key, "concat", drop_rate, trainable=False)
         self.width = self.channels = self.in_channels = channels
 
-    def takes(self) -> dict[str, Taken]:
-        """Take pictures of these channels, or as many classes."""
-        return {self.key: Taken(self.in_channels, channels=self.in_channels)}
+    def input_specs(self) -> dict[str, InputSpec]:
+        """Return that images have in_channels channels, and index maps as many classes."""
+        return {self.key: InputSpec(self.in_channels, channels=self.in_channels)}
 
     def embed(self, value: Tensor) -> Tensor:
-        """Return the picture, on the device of this module."""
+        """Return the image (B, C, H, W) on the device of this module."""
         return planes(value.to(self.device), self.channels)
 
     def null(self, n: int) -> Tensor:
-        """Return pictures of zeros: (B, C, 1, 1)."""
-        return self._anchor.new_zeros(n, self.channels, 1, 1)
+        """Return images of zeros: (n, C, 1, 1)."""
+        return self._device_buffer.new_zeros(n, self.channels, 1, 1)
 
 
 class SpatialRescaler(Conditioner):
-    """Scale a picture `num_stages` times by `multiplier`, then map its channels by a 1 x 1 convolution.
+    """Scale an image `num_stages` = n times by `multiplier` = m, then map its channels by a 1 x 1 convolution.
 
-    method: one of RESCALE_METHODS as in torch's interpolate; out_channels None: no convolution. (B, in_channels, H, W)
-    -> (B, out_channels, H m^n, W m^n). Index maps become in_channels planes (see `planes`).
+    (B, in_channels, H, W) -> (B, out_channels, H m^n, W m^n); index maps become in_channels planes (see `planes`).
+    method: one of RESCALE_METHODS, as in torch's interpolate; out_channels None: no convolution.
     """
 
     def __init__(
@@ -96,30 +96,30 @@ class SpatialRescaler(Conditioner):
             self.channel_mapper = nn.Identity()
         else:
             self.channel_mapper = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
-        self._settle()
+        self._freeze_unless_trainable()
 
-    def takes(self) -> dict[str, Taken]:
-        """Take pictures of these channels, or as many classes."""
-        return {self.key: Taken(self.in_channels, channels=self.in_channels)}
+    def input_specs(self) -> dict[str, InputSpec]:
+        """Return that images have in_channels channels, and index maps as many classes."""
+        return {self.key: InputSpec(self.in_channels, channels=self.in_channels)}
 
     def embed(self, value: Tensor) -> Tensor:
-        """Rescale a picture (B, in_channels, H, W) or an index map (B, H, W)."""
-        x = planes(value.to(self.device), self.in_channels).to(self._anchor.dtype)
+        """Return the rescaled image (B, in_channels, H, W) or index map (B, H, W)."""
+        x = planes(value.to(self.device), self.in_channels).to(self._device_buffer.dtype)
         for _ in range(self.num_stages):
             x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
         return self.channel_mapper(x)
 
     def null(self, n: int) -> Tensor:
-        """Return pictures of zeros: (B, C, 1, 1)."""
-        return self._anchor.new_zeros(n, self.channels, 1, 1)
+        """Return images of zeros: (n, C, 1, 1)."""
+        return self._device_buffer.new_zeros(n, self.channels, 1, 1)
 
 
 class FirstStageConditioner(Conditioner):
-    """Encode a picture by the model's own autoencoder, without randomness and without the latent scale.
+    """Encode an image by the model's own autoencoder, without randomness and without the latent scale.
 
-    mask_key: also concatenate this mask (B, 1, H, W), resized to the latent by nearest neighbours; the published
-    inpainting model has the masked picture and then its mask. The autoencoder's children appear under their own names,
-    so the state dict holds them twice, as published.
+    mask_key: also concatenate this mask (B, 1, H, W), resized to the latent by nearest neighbours, as the published
+    inpainting model does. The autoencoder's children are also children of this module, so that the state dict holds
+    them under two names, as published.
     """
 
     def __init__(self, key: str = "masked_image", mask_key: str | None = None, drop_rate: float = 0.0) -> None:
@@ -128,33 +128,33 @@ class FirstStageConditioner(Conditioner):
         self._owner: tuple[FirstStage, ...] = ()
 
     def use_first_stage(self, autoencoder: nn.Module) -> None:
-        """Share the autoencoder's children. It stays the owner of its weights and of their training."""
+        """Share the children of the model's autoencoder, whose training stays its own."""
         for name, child in autoencoder.named_children():
             self.add_module(name, child)
-        self._owner = (autoencoder,)  # in a tuple: as an attribute it would be a child with keys of its own
+        self._owner = (autoencoder,)  # in a tuple: an attribute would be a child under a third name
         self.width = autoencoder.latent_channels + (self.mask_key is not None)
 
-    def takes(self) -> dict[str, Taken]:
-        """Take pictures as the autoencoder does, once there is one, and a mask."""
-        pictures = Taken(channels=self._owner[0].in_channels if self._owner else None)
-        masks = {} if self.mask_key is None else {self.mask_key: Taken(channels=1)}
-        return {self.key: pictures, **masks}
+    def input_specs(self) -> dict[str, InputSpec]:
+        """Return the channels of the autoencoder's images, once it is known, and of the mask."""
+        images = InputSpec(channels=self._owner[0].in_channels if self._owner else None)
+        masks = {} if self.mask_key is None else {self.mask_key: InputSpec(channels=1)}
+        return {self.key: images, **masks}
 
-    def value(self, batch: Mapping[str, Any]) -> list[Tensor]:
-        """Take the picture and, if there is one, the mask."""
+    def value(self, batch: Batch) -> list[Tensor]:
+        """Return the image and, with mask_key, the mask."""
         keys = [self.key] if self.mask_key is None else [self.key, self.mask_key]
         return [self._entry(batch, key) for key in keys]
 
     def embed(self, value: list[Tensor]) -> Tensor:
-        """Encode [picture (B, 3, H, W), mask (B, 1, H, W) if any]: (B, C, H/f, W/f)."""
-        picture, *masks = (tensor.to(self._anchor) for tensor in value)
-        latent = self._first_stage().encode_mode(picture)
+        """Return [image (B, 3, H, W), mask (B, 1, H, W) if any] encoded: (B, C, H/f, W/f)."""
+        image, *masks = (tensor.to(self._device_buffer) for tensor in value)
+        latent = self._first_stage().encode_mode(image)
         return torch.cat([latent, *(F.interpolate(mask, size=latent.shape[2:]) for mask in masks)], dim=1)
 
     def null(self, n: int) -> Tensor:
-        """Return latents (and masks) of zeros: (B, C, 1, 1)."""
-        self._first_stage()  # which says so if there is none yet
-        return self._anchor.new_zeros(n, self.width, 1, 1)
+        """Return latents (and masks) of zeros: (n, C, 1, 1)."""
+        self._first_stage()  # raises if there is none yet
+        return self._device_buffer.new_zeros(n, self.width, 1, 1)
 
     def _first_stage(self) -> FirstStage:
         if not self._owner:

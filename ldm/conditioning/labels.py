@@ -1,4 +1,4 @@
-"""Class labels as a condition: one token of cross-attention (section 4.3.2), or the label itself for the U-Net."""
+"""Class labels as a condition: one token of cross-attention (section 4.3.2), or the label itself for the backbone."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning.base import Conditioner, Slot, Taken
+from ldm.conditioning.base import Conditioner, InputSpec, Slot
 from ldm.errors import UserError
 
 
 class ClassConditioner(Conditioner):
-    """Embed labels (B,) as a token (B, 1, D); with slot 'vector' pass them on to the label table of the U-Net.
+    """Embed labels (B,) as a token (B, 1, D); with slot 'vector' the backbone embeds them itself.
 
     num_classes counts the rows of the table, the null label included (the published ImageNet model: 1001, null 1000).
-    UserError if the null label is outside the table, or missing where drop_rate needs it, and for labels on the CPU
-    that are outside the table.
+    UserError if the null label is outside the table or missing where drop_rate needs it, and for labels outside the
+    table, if they are on the CPU.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ClassConditioner(Conditioner):
     ) -> None:
         super().__init__(key, slot, drop_rate, trainable)
         if slot == "concat":
-            raise UserError("ClassConditioner: a label cannot be concatenated to a picture; use slot context or vector")
+            raise UserError("ClassConditioner: a label cannot be concatenated to an image; use slot context or vector")
         if null_label is not None and not 0 <= null_label < num_classes:
             raise UserError(
                 f"ClassConditioner: null_label is {null_label}; num_classes={num_classes} allows 0 to {num_classes - 1}"
@@ -45,30 +45,30 @@ class ClassConditioner(Conditioner):
         self.null_label = null_label
         if embed_dim is not None:
             self.embedding = nn.Embedding(num_classes, embed_dim)
-        self._settle()
+        self._freeze_unless_trainable()
 
     def embed(self, value: Tensor | Sequence[int]) -> Tensor:
-        """Embed labels (B,): (B, 1, D), or the labels as they are for slot 'vector'."""
+        """Return embedded labels (B, 1, D), or with slot 'vector' the labels (B,)."""
         labels = self._labels(value)
         return labels if self.slot == "vector" else self.embedding(labels[:, None])
 
-    def takes(self) -> dict[str, Taken]:
-        """Take labels of the table other than the null label, which only samplers ask for."""
-        return {self.key: Taken(self.num_classes, self.null_label)}
+    def input_specs(self) -> dict[str, InputSpec]:
+        """Return that data have labels of the table, except the null label."""
+        return {self.key: InputSpec(self.num_classes, self.null_label)}
 
     def null(self, n: int) -> Tensor:
-        """Embed the null label n times. UserError if there is none."""
+        """Return the null label n times, embedded. UserError if there is none."""
         return self.embed(torch.full((n,), self._null_label()))
 
     def embed_dropped(self, value: Tensor | Sequence[int], drop: Tensor) -> Tensor:
-        """Embed with the null label in place of the dropped ones."""
+        """Return embedded labels, the null label for the dropped ones."""
         labels = self._labels(value)
         if drop.any():
             labels = labels.masked_fill(drop.to(self.device), self._null_label())
         return self.embed(labels)
 
     def _labels(self, value: Tensor | Sequence[int]) -> Tensor:
-        """Bring labels to this device; those on the CPU, where looking costs no waiting, must be in the table."""
+        """Return labels on this device; only those from the CPU are checked, for others one would have to wait."""
         labels = torch.as_tensor(value, dtype=torch.long).reshape(-1)
         if labels.device.type == "cpu" and len(labels):
             for label in (int(labels.min()), int(labels.max())):

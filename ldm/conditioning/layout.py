@@ -1,17 +1,18 @@
-"""Layouts as a condition: boxes become tokens, and the paper's transformer encodes them (section 4.3.1, Table 17).
+"""Layouts as a condition: boxes become tokens, which the paper's transformer encodes (section 4.3.1, Table 17).
 
 Legend: B batch, N objects, L tokens of a layout (the published model: 30 objects of 3 tokens, 2 of the crop), D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ldm.conditioning.base import Conditioner, Taken
+from ldm.aliases import Batch
+from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.errors import UserError
 from ldm.networks.transformer import TransformerEncoder
 
@@ -19,7 +20,7 @@ __all__ = ["LayoutConditioner", "LayoutTokenizer", "LayoutValue"]
 
 
 class LayoutTokenizer(Protocol):
-    """What is needed of a tokenizer; those of ldm.data.layout.boxes are ones."""
+    """What LayoutConditioner needs of a tokenizer, such as those of ldm.data.layout.boxes."""
 
     vocab_size: int
     encode_crop: bool
@@ -34,12 +35,12 @@ class LayoutTokenizer(Protocol):
 
     @property
     def num_labels(self) -> int:
-        """Count the labels that objects can have."""
+        """Return the number of labels that objects can have."""
 
     def tokens(
         self, labels: Sequence[int], boxes: Sequence[Sequence[float]], crop: Sequence[float] | None = None
     ) -> list[int]:
-        """Encode one layout as L ids; UserError if it does not fit."""
+        """Return one layout as L ids. UserError if it does not fit."""
 
 
 class LayoutValue(NamedTuple):
@@ -53,10 +54,13 @@ class LayoutValue(NamedTuple):
 class LayoutConditioner(Conditioner):
     """Encode boxes with their labels by a trainable transformer: context (B, L, D).
 
-    key: boxes (B, N, 4) as left, top, width, height in [0, 1]; labels_key: class tokens (B, N), -1 for absent objects;
-    crop_key: crops (B, 4), if the batch has them and the tokenizer encodes crops, else full images. 'No condition' is
-    the token of absent objects everywhere. embedding_std: see TransformerEncoder. UserError for layouts that the
-    tokenizer refuses.
+    'No condition' is the token of absent objects everywhere. UserError for layouts that the tokenizer refuses.
+
+    Args:
+        key: boxes (B, N, 4) as left, top, width, height in [0, 1].
+        labels_key: labels (B, N), -1 for absent objects.
+        crop_key: crops (B, 4), if the tokenizer encodes crops; a batch without them has full images.
+        embedding_std: see TransformerEncoder.
     """
 
     def __init__(
@@ -83,39 +87,39 @@ class LayoutConditioner(Conditioner):
             embedding_dropout=embedding_dropout,
             embedding_std=embedding_std,
         )
-        self._settle()
+        self._freeze_unless_trainable()
 
-    def value(self, batch: Mapping[str, Any]) -> LayoutValue:
-        """Take boxes and labels, and the crops if there are any."""
+    def value(self, batch: Batch) -> LayoutValue:
+        """Return boxes, labels, and the crops if the batch has any."""
         boxes, labels = self._entry(batch, self.key), self._entry(batch, self.labels_key)
         crops = batch.get(self.crop_key)
         if crops is not None and not self.tokenizer.encode_crop:
             raise UserError(
-                f"LayoutConditioner: the batch has '{self.crop_key}', so its boxes are of whole pictures; "
+                f"LayoutConditioner: the batch has '{self.crop_key}', so its boxes are of whole images; "
                 "set encode_crop: true in the tokenizer, or whole: false in the data set"
             )
         return LayoutValue(boxes, labels, crops)
 
-    def takes(self) -> dict[str, Taken]:
-        """Take labels that the tokenizer knows."""
-        return {self.labels_key: Taken(self.tokenizer.num_labels)}
+    def input_specs(self) -> dict[str, InputSpec]:
+        """Return that labels are those of the tokenizer."""
+        return {self.labels_key: InputSpec(self.tokenizer.num_labels)}
 
     def ids(self, value: LayoutValue) -> Tensor:
-        """Tokenise layouts: int64 (B, L) on the device of this module."""
+        """Return the tokens of layouts: int64 (B, L) on the device of this module."""
         crops = [None] * len(value.labels) if value.crops is None else value.crops.tolist()
         rows = zip(value.labels.tolist(), value.boxes.tolist(), crops, strict=True)
         return torch.tensor([self.tokenizer.tokens(*row) for row in rows], device=self.device)
 
     def embed(self, value: LayoutValue) -> Tensor:
-        """Encode layouts."""
+        """Return encoded layouts: (B, L, D)."""
         return self.transformer(self.ids(value))
 
     def null(self, n: int) -> Tensor:
-        """Encode the layout of absent objects, once: (n, L, D)."""
+        """Return the layout of absent objects, encoded once: (n, L, D)."""
         return self.transformer(self._null_ids()).expand(n, -1, -1)
 
     def embed_dropped(self, value: LayoutValue, drop: Tensor) -> Tensor:
-        """Encode with the layout of absent objects in place of the dropped samples'."""
+        """Return encoded layouts, that of absent objects for the dropped samples."""
         return self.transformer(torch.where(drop.to(self.device)[:, None], self._null_ids(), self.ids(value)))
 
     def _null_ids(self) -> Tensor:

@@ -29,7 +29,7 @@ __all__ = [
 class TokenConditioner(Conditioner):
     """Encode token ids (B, L) by a transformer: context (B, L, D).
 
-    null_tokens: the ids that mean 'no condition', padded with 0 up to max_length; None: all 0.
+    null_tokens: the ids of 'no condition', padded with 0 to max_length; None: all 0.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class TokenConditioner(Conditioner):
         self.transformer = TransformerEncoder(
             vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout
         )
-        self._settle()
+        self._freeze_unless_trainable()
 
     def embed(self, value: Tensor) -> Tensor:
-        """Encode ids (B, L)."""
+        """Return encoded ids (B, L): (B, L, D)."""
         return self.transformer(value.to(self.device).long())
 
     def null(self, n: int) -> Tensor:
-        """Encode the null tokens, once: (n, max_length, D)."""
+        """Return the null tokens, encoded once: (n, max_length, D)."""
         return self.embed(torch.tensor([self.null_ids])).expand(n, -1, -1)
 
     def embed_dropped(self, value: Tensor, drop: Tensor) -> Tensor:
-        """Encode with the null tokens in place of the dropped samples'."""
+        """Return encoded ids, the null tokens for the dropped samples."""
         ids = value.to(self.device).long()
         null_ids = torch.tensor(self.null_ids[: ids.shape[1]], device=self.device)
         return self.embed(torch.where(drop.to(self.device)[:, None], null_ids, ids))
@@ -75,7 +75,7 @@ class TokenConditioner(Conditioner):
 class TextConditioner(Conditioner):
     """Encode texts by a trainable transformer: context (B, L, D). 'No condition' is the empty text.
 
-    A batch carries texts (list of str), or ids (B, L) that the tokenizer made before. max_length and vocab_size are the
+    A batch has texts (list of str), or ids (B, L) already made by the tokenizer. max_length and vocab_size are the
     tokenizer's unless given; embedding_std: see TransformerEncoder.
     """
 
@@ -103,18 +103,18 @@ class TextConditioner(Conditioner):
         self.transformer = TransformerEncoder(
             vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout, embedding_std=embedding_std
         )
-        self._settle()
+        self._freeze_unless_trainable()
 
     def embed(self, value: Sequence[str] | Tensor) -> Tensor:
-        """Encode B texts or ids (B, L)."""
+        """Return B encoded texts or ids (B, L): (B, L, D)."""
         return self.transformer(_ids(self.tokenizer, value).to(self.device))
 
     def null(self, n: int) -> Tensor:
-        """Encode the empty text, once: (n, L, D)."""
+        """Return the empty text, encoded once: (n, L, D)."""
         return self.embed([""]).expand(n, -1, -1)
 
     def embed_dropped(self, value: Sequence[str] | Tensor, drop: Tensor) -> Tensor:
-        """Encode with the empty text in place of the dropped ones."""
+        """Return encoded texts, the empty text for the dropped samples."""
         return self.embed(_without(self.tokenizer, value, drop))
 
 
@@ -140,24 +140,24 @@ class CLIPTextConditioner(Conditioner):
         self.tokenizer = HuggingFaceTokenizer(version, max_length, vocab_size)
         self._has_weights = False
         self.register_load_state_dict_pre_hook(_accept_clip_weights)
-        self._settle()
+        self._freeze_unless_trainable()
 
     def embed(self, value: Sequence[str] | Tensor) -> Tensor:
-        """Encode B texts or ids (B, L)."""
+        """Return B encoded texts or ids (B, L): (B, L, D)."""
         self.load_weights()
         ids = _ids(self.tokenizer, value).to(self.device)
         return self.transformer.text_model(input_ids=ids).last_hidden_state
 
     def null(self, n: int) -> Tensor:
-        """Encode the empty text, once: (n, L, D)."""
+        """Return the empty text, encoded once: (n, L, D)."""
         return self.embed([""]).expand(n, -1, -1)
 
     def embed_dropped(self, value: Sequence[str] | Tensor, drop: Tensor) -> Tensor:
-        """Encode with the empty text in place of the dropped ones."""
+        """Return encoded texts, the empty text for the dropped samples."""
         return self.embed(_without(self.tokenizer, value, drop))
 
     def load_weights(self) -> None:
-        """Read the published weights unless a state dict brought them."""
+        """Read the published weights unless a state dict has been loaded."""
         if not self._has_weights:
             published = _text_model(load_pretrained("CLIPTextModel", self.version, "text model"))
             self.transformer.text_model.load_state_dict(published.state_dict())
@@ -165,10 +165,10 @@ class CLIPTextConditioner(Conditioner):
 
 
 class EmbeddingConditioner(Conditioner):
-    """Pass embeddings on that the batch already holds, (B, L, D) or (B, D) = one token; 'none' is a row of zeros.
+    """Use embeddings from the batch as they are: (B, L, D), or (B, D) as one token.
 
-    The retrieval-augmented models are conditioned so, on CLIP embeddings of L2 norm 1. dim and num_tokens are the shape
-    of 'no condition'.
+    Retrieval-augmented models are conditioned on CLIP embeddings of L2 norm 1 in this way. 'No condition' is zeros of
+    shape (num_tokens, dim).
     """
 
     def __init__(self, key: str, dim: int, num_tokens: int = 1, drop_rate: float = 0.0) -> None:
@@ -182,7 +182,7 @@ class EmbeddingConditioner(Conditioner):
 
     def null(self, n: int) -> Tensor:
         """Return zeros (n, num_tokens, dim)."""
-        return self._anchor.new_zeros(n, self.num_tokens, self.dim)
+        return self._device_buffer.new_zeros(n, self.num_tokens, self.dim)
 
 
 def _ids(tokenizer: Tokenizer, value: Sequence[str] | Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _ids(tokenizer: Tokenizer, value: Sequence[str] | Tensor) -> Tensor:
 
 
 def _without(tokenizer: Tokenizer, value: Sequence[str] | Tensor, drop: Tensor) -> Sequence[str] | Tensor:
-    """Put the empty text in the place of those to drop."""
+    """Return the texts or ids, the empty text for the dropped samples."""
     if isinstance(value, Tensor):
         return torch.where(drop.to(value.device)[:, None], tokenizer([""]).to(value), value)
     return ["" if dropped else text for text, dropped in zip(value, drop.tolist(), strict=True)]
@@ -200,7 +200,7 @@ def _clip_skeleton(version: str) -> nn.Module:
     """Build CLIP's text model without its weights, under the name text_model."""
     import transformers  # heavy: only when this conditioner is used
 
-    if version == "openai/clip-vit-large-patch14":  # the one that published models use: its shape is known offline
+    if version == "openai/clip-vit-large-patch14":  # of the published models; its shape is known offline
         config = transformers.CLIPTextConfig(
             hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768
         )
@@ -215,6 +215,6 @@ def _text_model(model: Any) -> nn.Module:
 
 
 def _accept_clip_weights(module: CLIPTextConditioner, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Note that weights arrive, and drop the constant that old checkpoints store among them."""
+    """Remember that weights are loaded, and drop the constant that old checkpoints store among them."""
     state.pop(f"{prefix}transformer.text_model.embeddings.position_ids", None)
     module._has_weights |= any(key.startswith(f"{prefix}transformer.") for key in state)

@@ -1,7 +1,7 @@
 """Text to token ids: a published tokenizer from disk, or one trained on the captions at hand.
 
-A tokenizer is called with B texts and gives int64 ids (B, max_length), as BERT does: a start token, the words, an end
-token, padding. Like the published text models, nothing masks the padding. Neither kind uses the network.
+A tokenizer maps B texts to int64 ids (B, max_length) as BERT does: a start token, the words, an end token, padding.
+As in the published text models, padding is not masked. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Tokenizer(Protocol):
 
 
 class TruncationWarning:
-    """Say once which words of a text do not fit, so that nobody wonders why they have no effect."""
+    """Warn, once, of the words of a text that are cut off and have no effect."""
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self.given = False
 
     def __call__(self, text: str, first_cut: int) -> None:
-        """Warn that `text` is cut at character `first_cut`, or rather at the word that this is in."""
+        """Warn that `text` is cut at the word that contains character `first_cut`."""
         if not self.given:
             self.given = True
             while first_cut > 0 and text[first_cut - 1 : first_cut + 1].isalnum():
@@ -54,10 +54,10 @@ class TruncationWarning:
 
 
 class HuggingFaceTokenizer:
-    """Use a published tokenizer, by local folder or by the name under which it lies in the Hugging Face cache.
+    """A published tokenizer from a local folder, or by its name from the Hugging Face cache.
 
-    It is read at the first call, and never downloaded: UserError says what to fetch and where to put it. vocab_size is
-    the number of rows that the embedding of the model has.
+    It is read at the first call and never downloaded; UserError says what to fetch and where to put it. vocab_size is
+    the number of rows of the model's embedding.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class HuggingFaceTokenizer:
 
 
 def load_pretrained(kind: str, name_or_path: str, what: str, **options: Any) -> Any:
-    """Read `transformers.<kind>` from a local folder or the local cache. UserError if it is in neither."""
+    """Return `transformers.<kind>` read from a local folder or the local cache. UserError if it is in neither."""
     import transformers  # heavy: only when a published text model is used
 
     try:
@@ -110,11 +110,11 @@ def load_pretrained(kind: str, name_or_path: str, what: str, **options: Any) -> 
 
 
 class TrainedTokenizer(nn.Module):
-    """Use a WordPiece vocabulary (lower case) learned from captions by `fit`, or read from `path`.
+    """A WordPiece vocabulary (lower case), learned from captions by `fit` or read from `path`.
 
     vocab_size is fixed before training, so that the embedding has a known shape; unused rows stay empty. The vocabulary
-    is a buffer of bytes, one row per token, and so travels in the checkpoint; `save` also writes it as vocab.txt, the
-    form that BERT tokenizers have.
+    is a buffer of bytes, one row per token, and so part of the checkpoint; `save` also writes it as vocab.txt, the
+    format of BERT tokenizers.
     """
 
     MAX_BYTES = 32  # of one token; longer words are spelled in pieces
@@ -138,12 +138,12 @@ class TrainedTokenizer(nn.Module):
         return bool(self.vocabulary.any())
 
     def tokens(self) -> list[str]:
-        """List the vocabulary in the order of ids."""
+        """Return the vocabulary in the order of ids."""
         rows = (bytes(row).rstrip(b"\0").decode() for row in self.vocabulary.cpu().numpy())
         return [token for token in rows if token]
 
     def fit(self, captions: Iterable[str]) -> None:
-        """Learn the vocabulary, the same one whenever the captions are the same. UserError if they have no words."""
+        """Learn the vocabulary; equal captions give an equal one. UserError if they have no words."""
         from tokenizers import models, trainers
 
         learner = _pipeline(models.WordPiece(unk_token=UNKNOWN))
@@ -214,13 +214,13 @@ class TrainedTokenizer(nn.Module):
 
 
 def _letters(words: list[str], limit: int) -> set[str]:
-    """Pick the most frequent letters and signs."""
+    """Return the most frequent characters."""
     counts = Counter("".join(words))
     return set(sorted(counts, key=lambda letter: (-counts[letter], letter))[:limit])
 
 
 def _pipeline(model: Any) -> Any:
-    """Split lower-cased text at spaces and punctuation before `model` splits the words."""
+    """Return a tokenizer that splits lower-cased text at spaces and punctuation, and its words by `model`."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(model)

@@ -1,6 +1,6 @@
 """Whether data and a model go together: sizes and channels of pictures, class indices. Told before training.
 
-What conditioners need they say themselves (`Conditioner.takes`); pictures must fit the first stage and the U-Net.
+What conditioners need they say themselves (`Conditioner.input_specs`); pictures must fit the first stage and the U-Net.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from ldm.conditioning.base import Conditioner, Taken
+from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.data.core.classes import class_names
 from ldm.data.core.module import DataModule
 from ldm.doctor.summary import Summary
@@ -34,9 +34,9 @@ def fit_problems(model: nn.Module, summary: Summary, names: Sequence[str] = ()) 
     found = list(_picture_problems(model, summary))
     for part in model.modules():
         if isinstance(part, Conditioner):
-            for key, taken in part.takes().items():
+            for key, spec in part.input_specs().items():
                 known = names if key in _NAMED else ()
-                found += [f"{key}: {text}" for text in _entry_problems(type(part).__name__, taken, summary, key, known)]
+                found += [f"{key}: {text}" for text in _entry_problems(type(part).__name__, spec, summary, key, known)]
     return found
 
 
@@ -63,15 +63,15 @@ def _nearest(side: int, multiple: int) -> int:
     return max(1, round(side / multiple)) * multiple
 
 
-def _entry_problems(name: str, taken: Taken, summary: Summary, key: str, names: Sequence[str]) -> Iterator[str]:
+def _entry_problems(name: str, spec: InputSpec, summary: Summary, key: str, names: Sequence[str]) -> Iterator[str]:
     """Compare one entry of the batch with what the conditioner `name` takes there."""
     indices, shape = summary.indices(key), summary.shape(key)
-    if indices and taken.num_classes is not None:
+    if indices and spec.num_classes is not None:
         highest = max(*indices, len(names) - 1)
-        if highest >= taken.num_classes:
-            raised = "num_classes" if taken.channels is None else "in_channels"
-            yield f"has the class {highest}, but {name} takes 0 to {taken.num_classes - 1}; raise its {raised}"
-        if taken.reserved is not None and (taken.reserved in indices or taken.reserved < len(names)):
-            yield f"{taken.reserved} is a class of the data, but means 'no class' to {name}; set null_label to no class"
-    elif shape is not None and len(shape) == 3 and taken.channels not in (None, shape[0]):
-        yield f"has {shape[0]} channels, but {name} takes {taken.channels}"
+        if highest >= spec.num_classes:
+            raised = "num_classes" if spec.channels is None else "in_channels"
+            yield f"has the class {highest}, but {name} takes 0 to {spec.num_classes - 1}; raise its {raised}"
+        if spec.reserved is not None and (spec.reserved in indices or spec.reserved < len(names)):
+            yield f"{spec.reserved} is a class of the data, but means 'no class' to {name}; set null_label to no class"
+    elif shape is not None and len(shape) == 3 and spec.channels not in (None, shape[0]):
+        yield f"has {shape[0]} channels, but {name} takes {spec.channels}"

@@ -1,23 +1,24 @@
-"""The first stage: z = E(x), x_rec = D(z), with f-fold smaller sides (arXiv 2112.10752, Sec. 3.1, App. G).
+"""The first stage: z = E(x), x_rec = D(z), with sides f times smaller (arXiv 2112.10752, Sec. 3.1, App. G).
 
-Images live in [-1, 1]. The scale that diffusion models apply to z is theirs, not the autoencoder's. Child names are
-those of the published checkpoints: encoder, decoder, quantize, quant_conv, post_quant_conv.
+Images are in [-1, 1]. The scale that diffusion models apply to z is not part of the autoencoder. Child names are those
+of the published checkpoints: encoder, decoder, quantize, quant_conv, post_quant_conv.
 """
 
 from torch import Tensor, nn
 
-from ldm.autoencoder.regularizers import DiagonalGaussian, Info, Noise, Regularizer
+from ldm.aliases import Noise
+from ldm.autoencoder.regularizers import DiagonalGaussian, Info, Regularizer
 from ldm.errors import UserError
 from ldm.networks.encoder_decoder import Architecture, Decoder, Encoder
 
 
 class Autoencoder(nn.Module):
-    """Join encoder, regulariser and decoder; latents have embed_dim channels."""
+    """Encoder, regulariser and decoder; latents have embed_dim channels."""
 
     def __init__(
         self, architecture: Architecture, regularizer: Regularizer, embed_dim: int, tanh_out: bool = False
     ) -> None:
-        """Build both networks; tanh_out bounds the reconstruction to [-1, 1]."""
+        """Build both networks; tanh_out: end the decoder in tanh."""
         super().__init__()
         stacked = 2 if regularizer.double_z else 1
         self.architecture = architecture
@@ -30,7 +31,7 @@ class Autoencoder(nn.Module):
 
     @property
     def in_channels(self) -> int:
-        """Return the channels of the images that it takes."""
+        """Return the number of channels of images."""
         return self.architecture.in_channels
 
     @property
@@ -45,7 +46,7 @@ class Autoencoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Return the weight at which the adversarial loss is balanced."""
+        """Return the weight whose gradients balance the adversarial loss."""
         return self.decoder.conv_out.weight
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -60,17 +61,17 @@ class Autoencoder(nn.Module):
         return self.latent_channels, height // f, width // f
 
     def moments(self, x: Tensor) -> Tensor:
-        """Map images (B, in_channels, H, W) to what the regulariser takes: (B, 2C or C, H/f, W/f)."""
+        """Return the regulariser's input for images (B, in_channels, H, W): (B, 2C or C, H/f, W/f)."""
         return self.quant_conv(self.encoder(x))
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
-        """Return q(z|x). Raises TypeError if the regulariser has no such distribution."""
+        """Return q(z|x). TypeError if the regulariser has no such distribution."""
         if not self.quantize.double_z:
             raise TypeError(f"{type(self.quantize).__name__} has no posterior")
         return DiagonalGaussian(self.moments(x))
 
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Return the latents that diffusion learns: a sample (KL), or z before quantisation (VQ)."""
+        """Return the latents that diffusion models learn: a sample (KL), or z before quantisation (VQ)."""
         return self.quantize.latent(self.moments(x), noise)  # (B, C, H/f, W/f)
 
     def encode_mode(self, x: Tensor) -> Tensor:
@@ -78,23 +79,23 @@ class Autoencoder(nn.Module):
         return self.quantize.mode(self.moments(x))
 
     def latent_from_moments(self, h: Tensor, noise: Noise | None = None) -> Tensor:
-        """Return latents from (cached) moments, with fresh noise."""
+        """Return latents from (cached) moments, with new noise."""
         return self.quantize.latent(h, noise)
 
-    def decode(self, z: Tensor, snap: bool = True) -> Tensor:
-        """Map latents (B, C, h, w) to images (B, out_channels, f*h, f*w); `snap` quantises z first (VQ)."""
-        z = self.quantize.snap(z) if snap else z
-        # Samplers hold z in float32, also when the weights are half-precision.
+    def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
+        """Return images (B, out_channels, f*h, f*w) for latents (B, C, h, w); quantize: z first (VQ)."""
+        z = self.quantize.nearest_codes(z) if quantize else z
+        # Samplers compute z in float32, even for weights in half precision.
         return self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.weight.dtype)))
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor, Info]:
-        """Return the reconstruction, the regulariser's loss (scalar) and its info."""
+        """Return the reconstruction, the regulariser's loss (scalar) and its values to log."""
         z, loss, info = self.quantize(self.moments(x), noise)
-        return self.decode(z, snap=False), loss, info
+        return self.decode(z, quantize=False), loss, info
 
 
 class IdentityAutoencoder(nn.Module):
-    """Stand in for a first stage where diffusion runs on pixels: f = 1, z = x."""
+    """The first stage of diffusion on pixels: f = 1, z = x."""
 
     factor = 1
 
@@ -122,7 +123,7 @@ class IdentityAutoencoder(nn.Module):
         """Return h."""
         return h
 
-    def decode(self, z: Tensor, snap: bool = True) -> Tensor:
+    def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
         """Return z."""
         return z
 

@@ -33,8 +33,10 @@ def check_fit(network: nn.Module, latent_channels: int, conditioner: nn.Module |
     """Check that a backbone takes the latents and all that the conditioners give, and nothing else.
 
     A conditioner without `width` is not compared. UserError, naming both sides, for a misfit and for a network that
-    is no Backbone.
+    is no Backbone; nn.Identity is accepted as the placeholder of a model that is used without a network.
     """
+    if isinstance(network, nn.Identity):
+        return
     backbone = as_backbone(network)
     parts = [] if conditioner is None else [part for part in conditioner.modules() if isinstance(part, Conditioner)]
     _check_channels(backbone, latent_channels, [part for part in parts if part.slot == "concat"])

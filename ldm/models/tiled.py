@@ -36,7 +36,7 @@ class TiledAutoencoder(nn.Module):
         stride = max(1, side // 2)
         pixels = TileSpec(side * self.factor, stride * self.factor)
         self.moments = tiled(autoencoder.moments, pixels, down=self.factor)
-        self._decode = tiled(partial(autoencoder.decode, snap=False), TileSpec(side, stride), up=self.factor)
+        self._decode = tiled(partial(autoencoder.decode, quantize=False), TileSpec(side, stride), up=self.factor)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, h, w) of the latent of a height x width image; UserError unless f divides both."""
@@ -50,9 +50,9 @@ class TiledAutoencoder(nn.Module):
         """Return the latents without noise."""
         return self._inner[0].quantize.mode(self.moments(x))
 
-    def decode(self, z: Tensor, snap: bool = True) -> Tensor:
-        """Map latents (B, C, h, w) to images (B, out_channels, f*h, f*w); `snap` quantises z first (VQ)."""
-        return self._decode(self._inner[0].quantize.snap(z) if snap else z)
+    def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
+        """Map latents (B, C, h, w) to images (B, out_channels, f*h, f*w); quantize: z first (VQ)."""
+        return self._decode(self._inner[0].quantize.nearest_codes(z) if quantize else z)
 
 
 class TiledNetwork(nn.Module):

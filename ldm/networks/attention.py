@@ -17,20 +17,20 @@ from ldm.networks.layers import NUM_GROUPS, GroupNorm32, LayerNorm32, group_norm
 from ldm.networks.pointwise import PointwiseConv1d, PointwiseConv2d, from_tokens, to_tokens
 
 QKVOrder: TypeAlias = Literal["legacy", "new"]
-# How queries, keys and values lie in the 3C channels of one projection ("legacy" splits the heads first), and on which
-# axis they can then be told apart. Parting them before the heads are moved saves a copy in the backward pass.
+# The order of queries, keys and values in the 3C channels of one projection ("legacy" splits the heads first), and the
+# axis that separates them. Separating them before the heads are moved saves a copy in the backward pass.
 _QKV_LAYOUTS = {"legacy": ("b n (h qkv d) -> b n h qkv d", 3), "new": ("b n (qkv h d) -> b n qkv h d", 2)}
 
 
 def split_qkv(qkv: Tensor, num_heads: int, order: QKVOrder) -> tuple[Tensor, Tensor, Tensor]:
-    """Part projected tokens into queries, keys, values: (B, N, 3*h*d) -> three views (B, h, N, d)."""
+    """Return queries, keys and values of projected tokens: (B, N, 3*h*d) -> three views (B, h, N, d)."""
     pattern, axis = _QKV_LAYOUTS[order]
     q, k, v = rearrange(qkv, pattern, qkv=3, h=num_heads).unbind(axis)
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def head_split(channels: int, num_heads: int | None, num_head_channels: int | None) -> tuple[int, int]:
-    """Return (number of heads, channels of a head) of a layer with `channels`; `num_head_channels` decides if given."""
+    """Return (number of heads, channels of a head) for `channels`; `num_head_channels` takes precedence."""
     heads = num_heads if num_head_channels is None else channels // num_head_channels
     if not heads or heads > channels:
         raise UserError(
@@ -44,7 +44,7 @@ class CrossAttention(nn.Module):
     """Attend from x to the context, or to x itself without one.
 
     x (B, N, query_dim), context (B, M, context_dim), mask (B, ...) of M booleans, True = attend -> (B, N, query_dim).
-    A row without any True attends to everything alike.
+    A row without any True attends to all tokens equally.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class CrossAttention(nn.Module):
         q, k, v = (rearrange(y, **split) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         bias = None
         if mask is not None:
-            # The lowest finite number instead of -inf: a row that is masked altogether gives the mean, not NaN.
+            # The lowest finite number instead of -inf: a fully masked row gives the mean, not NaN.
             mask = rearrange(mask, "b ... -> b 1 1 (...)")
             bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -175,8 +175,8 @@ class SpatialTransformer(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over the positions of a feature map, residual; begins as the identity.
 
-    (B, C, ...) -> (B, C, ...). `qkv_order` says how the 3C projected channels are laid out; a checkpoint fits only the
-    order that it was trained with. `num_head_channels` takes precedence over `num_heads`.
+    (B, C, ...) -> (B, C, ...). `qkv_order` is the order of the 3C projected channels, which must be that of the
+    checkpoint. `num_head_channels` takes precedence over `num_heads`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The patch discriminator D_psi of the first stage's adversarial loss (arXiv 2112.10752, Eq. 25; PatchGAN of pix2pix).
 
-Each output says how real one overlapping patch of the image is; with 3 layers a patch has 70 x 70 pixels.
+Each output is the logit that one of the overlapping patches is real; with 3 layers a patch has 70 x 70 pixels.
 """
 
 from functools import partial
@@ -13,11 +13,11 @@ from ldm.networks.synchronized import SynchronizedActNorm, SynchronizedBatchNorm
 
 
 class PatchDiscriminator(NLayerDiscriminator):
-    """Judge patches of an image; parameters are named `main.*` and initialised N(0, 0.02) as in the released models.
+    """Classify patches of an image as real or reconstructed; parameters are named `main.*` as in the released models.
 
-    num_layers strided convolutions of width * (1, 2, 4, 8, 8, ...) channels; ActNorm instead of BatchNorm if actnorm.
-    init_std None leaves torch's own initial values. synchronized: BatchNorm sees the batches of all ranks instead of
-    each rank's own, as the original has it.
+    num_layers strided convolutions of width * (1, 2, 4, 8, 8, ...) channels, with ActNorm instead of BatchNorm if
+    actnorm. init_std: standard deviation of the initial weights, None for torch's own. synchronized: BatchNorm
+    normalises over the batches of all ranks instead of each rank's own, which is the original's way.
     """
 
     def __init__(
@@ -30,16 +30,16 @@ class PatchDiscriminator(NLayerDiscriminator):
         synchronized: bool = False,
     ) -> None:
         super().__init__(in_channels, width, num_layers, actnorm)
-        for place, layer in enumerate(self.main):
+        for i, layer in enumerate(self.main):
             if isinstance(layer, ActNorm):
-                self.main[place] = SynchronizedActNorm(layer.loc.shape[1])
+                self.main[i] = SynchronizedActNorm(layer.loc.shape[1])
             elif synchronized and isinstance(layer, nn.BatchNorm2d):
-                self.main[place] = SynchronizedBatchNorm2d(layer.num_features)
+                self.main[i] = SynchronizedBatchNorm2d(layer.num_features)
         if init_std is not None:
             self.apply(partial(_init_normal, std=init_std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to logits (B, 1, h, w), positive for real, with h = H / 2^num_layers - 2."""
+        """Return logits (B, 1, h, w), positive for real, of (B, in_channels, H, W), with h = H / 2^num_layers - 2."""
         return super().forward(x)
 
 

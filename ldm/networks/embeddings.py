@@ -10,7 +10,7 @@ from torch import Tensor
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000, repeat_only: bool = False) -> Tensor:
     """Embed times as [cos, sin] of dim // 2 frequencies from 1 down to nearly 1 / max_period.
 
-    t (B,) integer or fractional -> (B, dim) float32; an odd dim ends in a zero. `repeat_only` copies t instead.
+    t (B,) integer or fractional -> (B, dim) float32; an odd dim ends in a zero. repeat_only: return copies of t.
     """
     if repeat_only:
         return repeat(t, "b -> b d", d=dim)

@@ -25,13 +25,16 @@ Attention = Literal["vanilla", "linear", "none"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe an encoder/decoder pair.
+    """Sizes of an encoder/decoder pair. UserError for values that no network can have.
 
-    channels is the width of the first level, channel_mult its multiple per level (f = 2 ** (levels - 1)), and
-    attention_resolutions the sides, counted down from the nominal `resolution`, at which a level has attention; the
-    actual input may have another size. norm_groups: of the group norms; as many groups as channels would take the mean,
-    and with it the colours, out of every channel, so narrow networks want fewer than the published 32, and shallow ones
-    can do with None, no normalisation (arXiv 1707.02921). Raises UserError for values that no network can have.
+    Args:
+        channels: width of the first level.
+        channel_mult: multiple of `channels` at each level; f = 2 ** (levels - 1).
+        resolution: nominal side of the images; the actual input may have another size.
+        attention_resolutions: sides, halved from `resolution` level by level, at which a level has attention.
+        norm_groups: groups of the group norms. With as many groups as channels each channel, and so the colour, loses
+            its mean: narrow networks need fewer than the published 32. Shallow ones work with None, no normalisation
+            (arXiv 1707.02921).
     """
 
     in_channels: int = 3
@@ -156,7 +159,7 @@ class ResnetBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Hold the residual blocks of one resolution and, if wanted, one attention after each."""
+    """The residual blocks of one resolution, each followed by attention if there is any."""
 
     def __init__(
         self,
@@ -166,14 +169,14 @@ class Level(nn.Module):
         temb_channels: int = 0,
         norm_groups: int | None = NUM_GROUPS,
     ) -> None:
-        """Take the (in, out) channels of every block; attention None means that the level has no attention at all."""
+        """Build one block for each (in, out) of `widths`; attention None: without attention."""
         super().__init__()
         options = {"dropout": dropout, "temb_channels": temb_channels, "norm_groups": norm_groups}
         self.block = nn.ModuleList(ResnetBlock(a, b, **options) for a, b in widths)
         self.attn = nn.ModuleList(make_attention(b, attention, norm_groups) for _, b in widths if attention is not None)
 
     def step(self, j: int, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """Run block j and its attention."""
+        """Return the output of block j and its attention."""
         x = self.block[j](x, temb)
         return self.attn[j](x) if len(self.attn) else x
 
@@ -184,7 +187,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Run block, attention, block at the lowest resolution."""
+    """Block, attention, block at the lowest resolution."""
 
     def __init__(
         self,
@@ -208,7 +211,7 @@ class Encoder(nn.Module):
     """Map an image to the features from which the regulariser makes a latent."""
 
     def __init__(self, arch: Architecture, double_z: bool = True) -> None:
-        """Make 2 * z_channels output channels (mean and log variance) if double_z, else z_channels."""
+        """double_z: 2 * z_channels output channels (mean and log variance) instead of z_channels."""
         super().__init__()
         widths = arch.level_channels
         self.conv_in = nn.Conv2d(arch.in_channels, arch.channels, 3, padding=1)
@@ -227,7 +230,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], arch.z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, out, H/f, W/f); H and W multiples of f."""
+        """Return (B, out, H/f, W/f) for (B, in_channels, H, W), H and W multiples of f."""
         h = self.conv_in(x)
         for i, level in enumerate(self.down):
             h = level(h)
@@ -240,7 +243,7 @@ class Decoder(nn.Module):
     """Map a latent back to an image; the mirror of Encoder with one block more per level."""
 
     def __init__(self, arch: Architecture, give_pre_end: bool = False, tanh_out: bool = False) -> None:
-        """Stop before the last norm if give_pre_end; end in tanh if tanh_out."""
+        """give_pre_end: stop before the last norm; tanh_out: end in tanh."""
         super().__init__()
         self.give_pre_end = give_pre_end
         self.tanh_out = tanh_out
@@ -262,7 +265,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], arch.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map (B, z_channels, h, w) to (B, out_channels, f*h, f*w), or to the last features if give_pre_end."""
+        """Return (B, out_channels, f*h, f*w) for (B, z_channels, h, w), or the last features if give_pre_end."""
         h = self.mid(self.conv_in(z))
         for i in reversed(range(len(self.up))):
             h = self.up[i](h)

@@ -1,4 +1,4 @@
-"""Pieces that the U-Net's blocks share: normalisation, convolution by dimension, zero initialisation, recomputation.
+"""What the blocks of networks share: normalisation, convolution by dimension, zero initialisation, recomputation.
 
 `dims` is the number of spatial axes: 1, 2 (images) or 3 (video; the first axis is never resampled).
 """
@@ -22,8 +22,7 @@ _AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 class GroupNorm32(nn.GroupNorm):
     """Normalise over groups of channels, with float32 statistics whatever the input's dtype.
 
-    The input's dtype and memory format are kept: (B, C, ...) -> (B, C, ...). Raises UserError unless num_groups, 32 as
-    published, divides C.
+    (B, C, ...) -> (B, C, ...) in the dtype and memory format of the input. UserError unless num_groups divides C.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, num_groups: int = NUM_GROUPS) -> None:
@@ -40,7 +39,7 @@ class GroupNorm32(nn.GroupNorm):
 
 
 def group_norm(channels: int, eps: float = 1e-5, num_groups: int | None = NUM_GROUPS) -> nn.Module:
-    """Make a group norm; None groups: no normalisation."""
+    """Return a group norm; num_groups None: no normalisation."""
     return nn.Identity() if num_groups is None else GroupNorm32(channels, eps, num_groups)
 
 
@@ -55,24 +54,24 @@ class LayerNorm32(nn.LayerNorm):
 
 
 def conv(dims: int, in_channels: int, out_channels: int, kernel_size: int, **options: object) -> nn.Module:
-    """Make a convolution over `dims` spatial axes; `options` are those of torch's class."""
+    """Return a convolution over `dims` spatial axes; `options` are those of torch's class."""
     return _CONVOLUTIONS[dims](in_channels, out_channels, kernel_size, **options)
 
 
 def average_pool(dims: int, stride: int | tuple[int, ...]) -> nn.Module:
-    """Make an average pooling over `dims` spatial axes whose windows do not overlap."""
+    """Return an average pooling over `dims` spatial axes with windows that do not overlap."""
     return _AVERAGE_POOLS[dims](kernel_size=stride, stride=stride)
 
 
 def zeroed(module: Module) -> Module:
-    """Set all parameters of `module` to zero, so that a residual branch begins as the identity; return it."""
+    """Return `module` with all parameters 0, so that a residual block begins as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def recompute(enabled: bool, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """Call `function`; if enabled, keep no activations of it and recompute them in the backward pass."""
+    """Return function(*inputs); if enabled, its activations are recomputed in the backward pass instead of kept."""
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)

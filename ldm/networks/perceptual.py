@@ -2,8 +2,8 @@
 
 Both images go through VGG16; after each of five stages the features are normalised over channels, and
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x) - f_lc(y))^2
-with weights w fitted to human judgements. All of it is frozen. Modules and fitted weights are those of the `lpips`
-package; state-dict names are those of the published autoencoder checkpoints.
+with weights w fitted to human judgements. All weights are frozen. Modules and fitted weights are those of the `lpips`
+package, state-dict names those of the published autoencoder checkpoints.
 """
 
 import logging
@@ -25,12 +25,14 @@ MIN_SIZE = 16  # VGG16 halves four times before its last stage
 
 
 class LPIPS(nn.Module):
-    """Measure how differently two images look to a person.
+    """Perceptual distance of two images.
 
-    Nothing is read before the first use and nothing is ever downloaded. Weights that a checkpoint brought are used as
-    they are. Otherwise those of VGG16 come from the file `weights` (torchvision's vgg16-397923af.pth), by default from
-    torch's hub cache, or are random (the same in every run) if random_features: a crude metric, for tests and demos.
-    Raises UserError at the first use if there is no such file.
+    Weights are those of a loaded state dict, else they are read at the first use; nothing is downloaded.
+
+    Args:
+        weights: torchvision's vgg16-397923af.pth, by default in torch's hub cache. UserError at the first use if there
+            is no such file.
+        random_features: random weights of VGG16, equal in every run: a crude metric, for tests and demos.
     """
 
     def __init__(self, weights: str | None = None, random_features: bool = False) -> None:
@@ -58,7 +60,7 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def _reset(self) -> None:
-        """Set the constants of the input's scaling, and all weights to 0, which marks them as not yet loaded."""
+        """Set the constants of the input's scaling, and all weights to 0, which means not yet loaded."""
         self.requires_grad_(False)
         for parameter in self.parameters():
             parameter.zero_()
@@ -73,8 +75,8 @@ class LPIPS(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distance of images (B, C, H, W) in [-1, 1]: (B, 1, 1, 1), 0 for equal ones.
 
-        One channel counts as grey; of any other number than 3 each is compared as grey, and the distances averaged.
-        Sides are 16 at least (UserError).
+        Unless C is 3, each channel is compared as a grey image, and the distances are averaged. UserError for sides
+        below 16.
         """
         if min(x.shape[-2:]) < MIN_SIZE:
             raise UserError(f"LPIPS: images of {x.shape[-2]}x{x.shape[-1]}; it needs sides of at least {MIN_SIZE}")
@@ -103,12 +105,12 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def _load(self) -> None:
-        """Fill in the weights that nobody has set yet."""
+        """Set the weights that no state dict has set."""
         if not any(bool(p.any()) for p in self.net.parameters()):
             self._draw_vgg() if self.random_features else self._read_vgg()
         lin = [self.get_submodule(f"lin{i}").model[1].weight for i in range(len(CHANNELS))]
         if not any(bool(weight.any()) for weight in lin):
-            # Fitted weights mean nothing for random features: there all count alike.
+            # Fitted weights mean nothing for random features, which all have weight 1.
             values = [torch.ones_like(weight) for weight in lin] if self.random_features else _read_fitted_weights()
             for weight, value in zip(lin, values, strict=True):
                 weight.copy_(value)
@@ -118,7 +120,7 @@ class LPIPS(nn.Module):
         default = Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE
         path = default if self.weights is None else Path(self.weights)
         if not path.is_file():
-            remedy = "or name another place in LPIPS.weights" if self.weights is None else "or correct LPIPS.weights"
+            remedy = "or name another file in LPIPS.weights" if self.weights is None else "or correct LPIPS.weights"
             raise UserError(f"LPIPS: no VGG16 weights at {path}; fetch {VGG16_URL} to there {remedy}")
         log.info("LPIPS: VGG16 weights from %s", path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -129,7 +131,7 @@ class LPIPS(nn.Module):
             parameter.copy_(state[key])
 
     def _draw_vgg(self) -> None:
-        """Draw weights as He et al. 2015 do, from a generator of their own."""
+        """Draw weights as He et al. 2015, from a generator of its own."""
         generator = torch.Generator().manual_seed(0)
         for name, parameter in self.net.named_parameters():
             if name.endswith("weight"):

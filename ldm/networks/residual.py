@@ -8,7 +8,7 @@ from ldm.networks.layers import GroupNorm32, average_pool, conv, recompute, zero
 
 
 def _stride(dims: int) -> int | tuple[int, int, int]:
-    """Halve every axis, but in three dimensions not the first one."""
+    """Return the stride that halves every axis, in three dimensions all but the first."""
     return (1, 2, 2) if dims == 3 else 2
 
 

@@ -1,8 +1,8 @@
-"""Normalisation over the batch of all ranks, in place of each rank's own share, on any backend of torch.distributed.
+"""Normalisation over the batches of all ranks instead of each rank's own, on any backend of torch.distributed.
 
-With W ranks of B/W samples each, statistics, outputs and gradients are those of one rank with all B samples; torch's
-own SyncBatchNorm says the same, but refuses tensors that are not on an accelerator. Parameters and buffers are named
-as in the layers that these replace. With one rank the plain layers compute.
+With W ranks of B/W samples each, statistics, outputs and gradients are those of one rank with all B samples. torch's
+SyncBatchNorm refuses tensors that are not on an accelerator. Parameters and buffers have the names of the plain layers,
+which compute if there is one rank.
 """
 
 import torch
@@ -11,20 +11,12 @@ from taming.modules.util import ActNorm
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-
-def num_ranks() -> int:
-    """Return how many processes train together: 1 outside of a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Return the number of this process among them, from 0."""
-    return dist.get_rank() if num_ranks() > 1 else 0
+from ldm.distributed import world_size
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Return the sum of the ranks' tensors, with gradients; every rank must call this."""
-    return _SumOverRanks.apply(x) if num_ranks() > 1 else x
+    return _SumOverRanks.apply(x) if world_size() > 1 else x
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -45,10 +37,10 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
-    """Normalise (B, C, H, W) in training by the statistics of all ranks' batches, one exchange of 2C + 1 numbers."""
+    """BatchNorm2d by the statistics of all ranks' batches (B, C, H, W), with one exchange of 2C + 1 numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or num_ranks() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
         mean, variance, count = _moments(x)
         with torch.no_grad():
@@ -62,11 +54,11 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
 
 
 class SynchronizedActNorm(ActNorm):
-    """Measure the first training batch of all ranks; measured per rank, the ranks would keep different weights."""
+    """ActNorm initialised by the first training batch of all ranks, so that all ranks have equal weights."""
 
     def initialize(self, input: Tensor) -> None:
         """Set shift and scale so that this batch (B, C, H, W) comes out with mean 0 and standard deviation 1."""
-        if num_ranks() == 1:
+        if world_size() == 1:
             return super().initialize(input)
         with torch.no_grad():
             mean, variance, count = _moments(input)
@@ -78,7 +70,7 @@ class SynchronizedActNorm(ActNorm):
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean (C,), biased variance (C,) and number of values per channel over all ranks, in float64."""
     variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    mean, variance = mean.double(), variance.double()  # so that E[x^2] - E[x]^2 loses nothing
+    mean, variance = mean.double(), variance.double()  # E[x^2] - E[x]^2 in float32 would lose digits
     count = mean.new_full((1,), x.numel() / x.shape[1])
     total = sum_over_ranks(torch.cat([count * mean, count * (variance + mean.square()), count]))
     mean, square = (total[:-1] / total[-1]).chunk(2)

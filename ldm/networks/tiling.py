@@ -2,9 +2,8 @@
 
 With tiles i, their outputs y_i and a weight w that falls towards a tile's border, the result is
     y = sum_i w y_i / sum_i w
-at each position (the patch-wise processing of the original code, used for super-resolution and large samples of
-arXiv 2112.10752, Sec. 4.3.2). Tiles always cover the whole map: where the stride does not divide, the last tile is
-moved back to the edge.
+at each position (arXiv 2112.10752, Sec. 4.3.2: super-resolution and large samples). Tiles cover the whole map: where
+the stride does not divide it, the last tile is moved back to the edge.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,11 +18,13 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class TileSpec:
-    """Describe tiles: side(s) and stride(s), in positions of the input; one number means both axes.
+    """Sides and strides of tiles, and their weights. UserError for gaps between tiles and for weights that may be 0.
 
-    Weights are the distance to the tile's border, 0 to 0.5 of its side, clipped to [clip_min, clip_max]. With
-    tie_breaker they are multiplied by the same measure of the tile's place among the tiles, clipped likewise: central
-    tiles count more. Raises UserError for tiles that leave gaps or for weights that may vanish.
+    Args:
+        kernel, stride: in positions of the input; one number for both axes, or (height, width).
+        clip_min, clip_max: bounds of a weight, which is the distance to the tile's border, 0 to 0.5 of its side.
+        tie_breaker: multiply by the distance, measured alike, of the tile to the border of the map of tiles.
+        clip_min_tie, clip_max_tie: bounds of that distance.
     """
 
     kernel: int | Sequence[int]
@@ -44,7 +45,7 @@ class TileSpec:
         if any(stride > kernel for stride, kernel in zip(self.stride, self.kernel, strict=True)):
             raise UserError(f"TileSpec.stride: {self.stride} leaves gaps between tiles of {self.kernel}; reduce it")
         if min(self.clip_min, self.clip_min_tie) <= 0:
-            raise UserError("TileSpec.clip_min and clip_min_tie must be positive: a border counted 0 has no value")
+            raise UserError("TileSpec.clip_min and clip_min_tie must be positive: a border of weight 0 has no value")
 
 
 def delta_border(height: int, width: int) -> Tensor:
@@ -70,11 +71,11 @@ def weighting(spec: TileSpec, height: int, width: int, rows: int, columns: int) 
 
 
 class FoldUnfold:
-    """Cut maps of one size into tiles, and add tiles up to maps whose sides are `up` times or 1/`down` of the input's.
+    """Crop maps of one size to tiles, and add up tiles to maps with sides `up` / `down` times those of the input.
 
     weights (1, 1, kh', kw', L) and normalization (1, 1, H', W'), their sum, are for the output (primes: output size).
-    Tiles are ordered row by row; a tile larger than the map shrinks to it. Raises UserError where `down` does not
-    divide map, tile and stride.
+    Tiles are ordered row by row; a tile larger than the map shrinks to it. UserError unless `down` divides map, tile
+    and stride.
     """
 
     def __init__(self, spec: TileSpec, height: int, width: int, up: int = 1, down: int = 1) -> None:
@@ -123,10 +124,10 @@ def _starts(size: int, kernel: int, stride: int) -> list[int]:
 
 
 def tiled(fn: Callable[..., Tensor], spec: TileSpec, up: int = 1, down: int = 1) -> Callable[..., Tensor]:
-    """Return fn as applied tile by tile, so that memory does not grow with the map.
+    """Return a function that applies fn tile by tile, with memory independent of the size of the map.
 
-    fn maps (B, C, kh, kw) to (B, C', kh * up / down, kw * up / down). The result takes (B, C, H, W), and further maps
-    of the same H and W, which are cut alike and handed to fn as further arguments.
+    fn maps (B, C, kh, kw) to (B, C', kh * up / down, kw * up / down). The result takes (B, C, H, W) and further maps
+    of the same H and W, whose tiles are further arguments of fn.
     """
 
     def run(x: Tensor, *maps: Tensor) -> Tensor:

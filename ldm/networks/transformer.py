@@ -1,8 +1,8 @@
 """The paper's trainable text encoder tau_theta (appendix E.2.1): a pre-norm transformer over token ids.
 
 Names and initial values are those of the x-transformers release that the published weights were trained with: learned
-absolute positions, 8 heads of 64 channels whatever the model's width, exact GELU, and an output projection to the
-vocabulary that is stored though nothing uses it.
+absolute positions, 8 heads of 64 channels for every width, exact GELU, and an output projection to the vocabulary that
+is part of the checkpoints but not used.
 Legend: B batch, L tokens, D = dim.
 """
 
@@ -69,8 +69,8 @@ class TransformerLayers(nn.Module):
 class TransformerEncoder(nn.Module):
     """Encode token ids: (B, L) integers below vocab_size, L <= max_length (else UserError) -> (B, L, dim).
 
-    embedding_std: initial spread of token and position embeddings. 0.02 is the published value; at 1 a small model
-    learns the order of words far sooner, since Adam's steps then do not overwrite the embeddings at once.
+    embedding_std: standard deviation of the initial token and position embeddings. 0.02 is the published value; with 1
+    a small model learns the order of words far sooner, since Adam's first steps do not overwrite the embeddings.
     """
 
     def __init__(

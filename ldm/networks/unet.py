@@ -22,11 +22,14 @@ from ldm.networks.residual import Downsample, ResBlock, Upsample
 
 @dataclass(frozen=True)
 class UNetOptions:
-    """The seldom-changed choices of a U-Net.
+    """Options of a U-Net that seldom change.
 
-    conv_resample: strided / following convolutions at changes of resolution, else averaging / repetition only;
-    resblock_updown: residual blocks change the resolution instead; num_heads_upsample: another number of heads for the
-    self-attention of the decoder; checkpoint: recompute activations in the backward pass; dims: spatial axes, 1 to 3.
+    Args:
+        conv_resample: convolutions at changes of resolution, else averaging and repetition only.
+        resblock_updown: residual blocks change the resolution instead.
+        num_heads_upsample: number of heads of the decoder's self-attention, if it differs.
+        checkpoint: recompute activations in the backward pass.
+        dims: number of spatial axes, 1 to 3.
     """
 
     dropout: float = 0.0
@@ -45,7 +48,7 @@ class UNetOptions:
 
 @dataclass(frozen=True)
 class BlockFactory:
-    """Makes the blocks of one network, all with the same options."""
+    """Builds the blocks of one network, all with the same options."""
 
     model_channels: int
     num_heads: int | None
@@ -98,7 +101,7 @@ class BlockFactory:
 
 
 class TimestepSequential(nn.Sequential):
-    """A sequence that hands the time embedding to residual blocks and the context to spatial transformers."""
+    """A sequence that passes the time embedding to residual blocks and the context to spatial transformers."""
 
     def forward(self, h: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         for layer in self:
@@ -112,7 +115,7 @@ class TimestepSequential(nn.Sequential):
 
 
 def time_mlp(model_channels: int) -> nn.Sequential:
-    """Make the perceptron behind the sinusoidal embedding: (B, model_channels) -> (B, 4 * model_channels)."""
+    """Return the perceptron after the sinusoidal embedding: (B, model_channels) -> (B, 4 * model_channels)."""
     width = 4 * model_channels
     return nn.Sequential(nn.Linear(model_channels, width), nn.SiLU(), nn.Linear(width, width))
 
@@ -124,7 +127,7 @@ def down_path(
     num_res_blocks: int,
     attention_factors: Sequence[int],
 ) -> tuple[nn.ModuleList, list[int]]:
-    """Make the encoder with one level for each of `widths`; return its blocks and the channels of their outputs."""
+    """Return the blocks of an encoder with one level for each of `widths`, and the channels of their outputs."""
     channels = factory.model_channels
     blocks = nn.ModuleList([TimestepSequential(conv(factory.options.dims, in_channels, channels, 3, padding=1))])
     outputs = [channels]
@@ -149,7 +152,7 @@ def up_path(
     num_res_blocks: int,
     attention_factors: Sequence[int],
 ) -> nn.ModuleList:
-    """Make the decoder, which takes one of the encoder's outputs (channels in `skips`) at every block."""
+    """Return the blocks of a decoder, each of which takes one of the encoder's outputs (channels in `skips`)."""
     skips, channels = list(skips), skips[-1]
     blocks = nn.ModuleList()
     for level in reversed(range(len(widths))):
@@ -222,8 +225,8 @@ class UNet(nn.Module, Backbone):
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Return (B, out_channels, H, W) (or codebook_size channels) in the dtype of x.
 
-        x (B, in_channels, H, W), t (B,) integer or fractional steps, context (B, L, D), y (B,) class ids. Raises
-        UserError for sizes that the levels do not divide, and for a conditioning that the network was not made for.
+        x (B, in_channels, H, W), t (B,) integer or fractional steps, context (B, L, D), y (B,) class ids.
+        UserError for sizes that are no multiple of size_multiple, and for a condition that the network does not have.
         """
         self._check(x, context, y)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.dtype))  # (B, 4 * model_channels)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder.regularizers import count_codes, perplexity_of
+from ldm.distributed import rank, world_size
 from ldm.errors import UserError
-from ldm.networks.synchronized import num_ranks, rank, sum_over_ranks
+from ldm.networks.synchronized import sum_over_ranks
 from ldm.training.randomness import seed_from
 
 _RESTART = 5  # marks the seeds of restarts, so that they never meet those of other draws
@@ -143,7 +144,7 @@ def _draw(latents: Tensor, count: int, seed: int) -> Tensor:
 
     Sample i of rank r counts as number i * ranks + r of the batch; none comes twice while there are enough.
     """
-    samples, positions, ranks = latents.shape[0], latents.shape[1], num_ranks()
+    samples, positions, ranks = latents.shape[0], latents.shape[1], world_size()
     total = samples * ranks * positions
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     picks = order[torch.arange(count) % total].to(latents.device)

@@ -1,9 +1,12 @@
 """Read a foreign torch checkpoint without importing or running anything that it names.
 
-A pickle is a program: it looks up globals and calls them. Here the lookup knows only what rebuilds tensors; every other
-name becomes an inert stand-in that swallows its arguments, so that a file with, say, Lightning's callbacks beside its
-tensors can be read, and a file that names `os.system` does nothing. `audit` goes through the program of a file in the
-same way before any tensor is made, and holds what it declares against what the file has.
+A pickle is a program that looks up globals and calls them. Here the lookup knows only what rebuilds tensors; every
+other name becomes an inert class that ignores its arguments: a file with Lightning's callbacks next to its tensors can
+be read, and a file that names `os.system` does nothing. `audit` runs the program in the same way before any tensor is
+made, and compares the sizes that it declares with those of the file.
+
+torch's `weights_only=True` with `safe_globals` does not replace this: it refuses the lists and dicts of other classes
+that published Lightning checkpoints have, and allocates what a file declares.
 """
 
 import math
@@ -26,7 +29,7 @@ class UnsafeCheckpoint(Exception):
 
 
 class _Inert:
-    """Stands for an object of a class that is not loaded: accepts every construction, call and change."""
+    """Replaces every class that is not loaded: accepts every construction, call and change."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
         return super().__new__(cls)
@@ -44,17 +47,17 @@ class _Inert:
         pass
 
     def append(self, value: Any) -> None:
-        """Swallow a list item."""
+        """Ignore a list item."""
 
     def extend(self, values: Any) -> None:
-        """Swallow list items."""
+        """Ignore list items."""
 
     def add(self, value: Any) -> None:
-        """Swallow a set item."""
+        """Ignore a set item."""
 
 
 class _Allowed:
-    """A function that may be called; without attributes, so that a pickle cannot change it."""
+    """A function that may be called, but has no attributes that a pickle could change."""
 
     __slots__ = ("_function",)
 
@@ -69,14 +72,14 @@ class _Allowed:
 
 
 def _parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
-    """Stand for torch's rebuilding of a parameter: keep the values, drop the hooks."""
+    """Rebuild a parameter as torch does, as a plain tensor without its hooks."""
     if not isinstance(data, torch.Tensor):
         raise UnsafeCheckpoint("it holds a parameter without values")
     return data
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
-    """Stand for torch's rebuilding of a tensor from a part of a storage, without its hooks."""
+    """Rebuild a tensor from a part of a storage as torch does, without its hooks."""
     if not isinstance(storage, torch.storage.TypedStorage):
         raise UnsafeCheckpoint("it holds a tensor without a storage")
     return torch._utils._rebuild_tensor(storage, int(offset), tuple(size), tuple(stride))
@@ -92,15 +95,15 @@ _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(valu
 
 
 class _Unpickler(pickle._Unpickler):
-    """Looks up the names that tensors need; answers every other one with a stand-in.
+    """Looks up the names that tensors need; every other name is an inert class.
 
-    Not the faster C class: that one lets a few bytes of a file make it allocate gigabytes for its memo.
+    Not the faster C class, in which a few bytes of a file can allocate gigabytes for the memo.
     """
 
     functions: Mapping[tuple[str, str], Callable[..., Any]] = _FUNCTIONS
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle means by a global name; never imports."""
+        """Return the object of a global name, without an import."""
         if (module, name) in self.functions:
             return _Allowed(self.functions[module, name])
         if (module, name) == ("collections", "OrderedDict"):
@@ -117,10 +120,10 @@ def _load(file: Any, **options: Any) -> Any:
 
 
 def load_inert(path: Path, mmap: bool) -> Any:
-    """Load a file of torch.save (zip or old format) onto the CPU, with stand-ins for all that is not a tensor.
+    """Return the content of a file of torch.save (zip or old format) on the CPU, inert objects for all but tensors.
 
-    `mmap` maps the tensors instead of copying them (zip format only). Raises UnsafeCheckpoint for a pickle that does
-    what reading tensors never needs, and what torch.load raises for a damaged file.
+    `mmap` maps the tensors instead of copying them (zip format only). UnsafeCheckpoint for operations that reading
+    tensors never needs; a damaged file raises what torch.load raises.
     """
     module = SimpleNamespace(__name__="ldm.weights.audit", Unpickler=_Unpickler, load=_load)
     try:
@@ -134,13 +137,13 @@ def load_inert(path: Path, mmap: bool) -> Any:
 
 @dataclass(frozen=True)
 class _Declared:
-    """A storage as a file declares it: so many elements of so many bytes."""
+    """A storage as a file declares it: `count` elements of `width` bytes."""
 
     count: int
     width: int
 
 
-_EXPANDED = 1 << 24  # elements that a tensor may have beyond those that are stored, by strides of 0
+_EXPANDED = 1 << 24  # more elements than this, added by strides of 0, are refused
 _WIDTHS = {
     **{f"{name}Storage": 1 for name in ("Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4")},
     **{f"{name}Storage": 2 for name in ("Short", "Half", "BFloat16")},
@@ -153,7 +156,7 @@ _PART_OF_LEGACY = 4  # magic number, protocol, system, content
 
 
 def _declared_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Declared:
-    """Hold the shape of a tensor against its storage."""
+    """Check that a tensor lies within its storage."""
     if not isinstance(storage, _Declared):
         raise UnsafeCheckpoint("it holds a tensor without a storage")
     width = rest[2].itemsize if len(rest) > 2 and isinstance(rest[2], torch.dtype) else storage.width
@@ -190,7 +193,7 @@ _AUDITED = {
 
 
 class _Auditor(_Unpickler):
-    """Follows a pickle with declarations in place of storages; `sizes` gives the bytes that the file has of each."""
+    """Runs a pickle with declarations instead of storages; sizes(key) is the number of bytes in the file."""
 
     functions = _AUDITED
 
@@ -200,7 +203,7 @@ class _Auditor(_Unpickler):
         self.declared: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the width of a kind of storage, and stand-ins as for reading."""
+        """Return the width of a kind of storage; other names as for reading."""
         if module.startswith("torch") and name == "UntypedStorage":
             return 1
         if module == "torch" and name in _WIDTHS:
@@ -208,7 +211,7 @@ class _Auditor(_Unpickler):
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> _Declared:
-        """Note the storage that a pickle refers to."""
+        """Check and record the storage that a pickle refers to."""
         _, width, key, _, count, *view = pid
         if not (isinstance(width, int) and isinstance(count, int) and count >= 0):
             raise UnsafeCheckpoint("it declares a storage that makes no sense")
@@ -224,9 +227,9 @@ class _Auditor(_Unpickler):
 
 
 def audit(path: Path) -> None:
-    """Check, before anything is allocated or run, that a file of torch.save has all that it declares.
+    """Check, before anything is allocated or run, that a file of torch.save has all bytes that it declares.
 
-    Raises UnsafeCheckpoint for what no honest file does, ValueError for a damaged or truncated one.
+    UnsafeCheckpoint for operations that no state dict needs, ValueError for a damaged or truncated file.
     """
     try:
         if zipfile.is_zipfile(path):

@@ -1,6 +1,6 @@
-"""Files of weights: looked through before they are trusted, written whole or not at all, frozen parts stored once.
+"""Files of weights: checked before they are read, written completely or not at all, frozen parts stored once.
 
-A checkpoint without its frozen parts says in `frozen` which file beside it holds them, by the SHA-256 of its content:
+The entry `frozen` of a checkpoint without its frozen parts names the file in the same folder that has them:
     {"sha256": ..., "names": {name in the state dict: name in the file}}
 """
 
@@ -31,10 +31,10 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def inspect(path: Path) -> None:
-    """Check that a file is a whole checkpoint of torch.save that holds what it declares; nothing is run or allocated.
+    """Check that a file is a complete checkpoint of torch.save; nothing is run or allocated. UserError if not.
 
-    Values are not read: what a broken disk, a full one or a kill leaves is a file that is too short or whose directory
-    is missing, and reading back would be answered from memory anyway. Raises UserError, in one line.
+    Values are not read: a full disk or a kill leaves a file that is too short or without its directory, and reading
+    the values back would be answered from the page cache.
     """
     _check_container(path)
     try:
@@ -46,7 +46,7 @@ def inspect(path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of ours with its frozen parts onto the CPU. Raises UserError."""
+    """Return a checkpoint of ours with its frozen parts, on the CPU. UserError if it is none."""
     inspect(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -59,7 +59,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _check_container(path: Path) -> None:
-    """Accept the two containers of torch.save. A TorchScript archive, which is a program, is not among them."""
+    """Check that a file has one of the two formats of torch.save. A TorchScript archive, a program, has not."""
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_MAGIC))
     if start == _LEGACY_MAGIC:
@@ -84,7 +84,7 @@ def _check_container(path: Path) -> None:
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint and wait until the disk has it. Raises OSError."""
+    """Write a checkpoint to the disk. OSError if that fails."""
     with path.open("wb") as file:
         try:
             torch.save(content, file)
@@ -95,9 +95,9 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path, previous: Path | None = None) -> None:
-    """Put a written file, once it is found whole, in the place of `path`; what was there is kept as `previous`.
+    """Check a written file and move it to `path`; the file there before is kept as `previous`.
 
-    At every moment `path` or `previous` is a whole file. Raises OSError or UserError, and then nothing has changed.
+    At every moment `path` or `previous` is a complete file. After an OSError or UserError nothing has changed.
     """
     inspect(temporary)
     if previous is not None and path.exists():
@@ -107,7 +107,7 @@ def publish(temporary: Path, path: Path, previous: Path | None = None) -> None:
 
 
 def link(path: Path, name: Path) -> None:
-    """Keep a file under a second name; files here are never written in place, so a link is a copy."""
+    """Give a file a second name; files here are never written in place, so a link is a copy."""
     aside = name.with_suffix(".link")
     aside.unlink(missing_ok=True)
     try:
@@ -118,7 +118,7 @@ def link(path: Path, name: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames last through a loss of power, where the system can."""
+    """Make renames survive a loss of power, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders
@@ -133,7 +133,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class FrozenParts:
-    """Keep tensors that training does not change in one file of a folder, and out of the checkpoints there."""
+    """Store tensors that training does not change in one file of a folder instead of in each checkpoint there."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self._folder, self._names = folder, tuple(names)
@@ -141,12 +141,12 @@ class FrozenParts:
         self._entry: dict[str, Any] = {}
 
     def take_out(self, content: dict[str, Any]) -> None:
-        """Move the frozen tensors of a checkpoint to the file, which is written if it is not there. Raises OSError."""
+        """Move the frozen tensors of a checkpoint to the file, which is written at first. Raises OSError."""
         state = content["state_dict"]
         tensors = {name: state[name] for name in self._names if name in state}
         if not tensors:
             return
-        # Of a tensor that was written to in place torch raises the version: hashing once is enough until then.
+        # torch raises the version of a tensor at every write in place: until then hashing once is enough.
         seen = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
         if seen != self._seen or not frozen_file(self._folder, self._entry).exists():
             self._entry, self._seen = _store(self._folder, tensors), seen
@@ -175,12 +175,12 @@ def _store(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def frozen_file(folder: Path, entry: dict[str, Any]) -> Path:
-    """Name the file that an entry `frozen` means."""
+    """Return the path of the file that an entry `frozen` refers to."""
     return folder / f"frozen-{str(entry['sha256'])[:16]}.safetensors"
 
 
 def restore_frozen(content: dict[str, Any], path: Path) -> None:
-    """Put the frozen parts back into the checkpoint that was read from `path`. Raises UserError."""
+    """Put the frozen parts back into the checkpoint read from `path`. UserError if they are missing or altered."""
     entry = content.pop(FROZEN, None)
     if entry is None:
         return

@@ -1,8 +1,8 @@
 """Weights from files: tensors only, loaded strictly, with a report on what does not fit.
 
-Reads our own checkpoints and safetensors, and the Lightning 1.x checkpoints that CompVis published; of the latter only
-tensors are kept, nothing that they name is imported or run (see `ldm.weights.audit`). A state dict may hold raw weights
-and their moving average (`model_ema.*`, names without dots); `choose` picks one of the two.
+Reads our own checkpoints and safetensors, and the Lightning 1.x checkpoints that CompVis published: of those only the
+tensors, without importing or running anything (see `ldm.weights.audit`). A state dict may have raw weights and their
+moving average (`model_ema.*`, names without dots); `choose` picks one of the two.
 """
 
 import logging
@@ -33,9 +33,9 @@ _EXAMPLES = 3
 
 
 def locate(path: str | Path) -> Path:
-    """Find the checkpoint that a path means: a file, or the newest good one of a run folder. Raises UserError.
+    """Return the checkpoint of a path: the file itself, or the newest readable one of a run folder. Raises UserError.
 
-    A newest one that is truncated or damaged is passed over with a warning, for the one before it.
+    Truncated and damaged files of a run folder are skipped with a warning.
     """
     path = Path(path).expanduser()
     if path.is_file():
@@ -59,17 +59,17 @@ def locate(path: str | Path) -> Path:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """List the checkpoints of a run folder, newest first."""
+    """Return the checkpoints of a run folder, newest first."""
     numbered = sorted((folder / "checkpoints").glob("step=*.ckpt"), reverse=True)
     named = [folder / name for name in IN_A_RUN]
     return [file for file in [*named[:2], *numbered, *named[2:]] if file.is_file()]
 
 
 def read(path: str | Path) -> State:
-    """Read the tensors of a checkpoint onto the CPU, by their names in its state dict.
+    """Return the tensors of a checkpoint by name, on the CPU, with its frozen parts.
 
-    The path is a file or a run folder. Raises UserError if there is none, or if it is truncated, of another format, or
-    tries to do more than to hold tensors. Frozen parts stored beside it are put back.
+    `path` is a file or a run folder. UserError if there is no checkpoint, or if it is truncated, of another format, or
+    does more than hold tensors.
     """
     path = locate(path)
     try:
@@ -114,7 +114,7 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _read_torch(path: Path) -> Any:
-    """Read a file of torch.save: first as plain tensors, else through the unpickler that runs nothing."""
+    """Return the content of a file of torch.save: read as plain tensors, else by the unpickler that runs nothing."""
     storage.inspect(path)
     mmap = zipfile.is_zipfile(path)
     try:
@@ -135,9 +135,9 @@ def _read_torch(path: Path) -> Any:
 
 
 def choose(state: Mapping[str, Tensor], which: Literal["raw", "ema"]) -> State:
-    """Pick raw or averaged weights; in both cases the result has the raw names only.
+    """Return raw or averaged weights, both under the raw names.
 
-    Without an average in the state dict "ema" gives the raw weights: published files without one hold averages already.
+    Without an average in the state dict "ema" returns the raw weights: in published files these are averages already.
     """
     if which not in ("raw", "ema"):
         raise UserError(f"weights: {which!r} is unknown; choose raw or ema")
@@ -151,18 +151,18 @@ def choose(state: Mapping[str, Tensor], which: Literal["raw", "ema"]) -> State:
 
 
 def _shadow_prefix(prefix: str) -> str:
-    """Return the beginning of the averages' names that belongs to a beginning of weights' names."""
+    """Return the prefix of the averages' names for a prefix of weights' names."""
     return EMA + prefix.removeprefix("model.").replace(".", "")
 
 
 def _shadow(name: str, state: Mapping[str, Tensor]) -> str:
-    """Name the average of a weight: relative to the diffusion model if that is what was averaged, else to the whole."""
+    """Return the name of a weight's average, relative to the diffusion model if only that was averaged."""
     relative = _shadow_prefix(name)
     return relative if name.startswith("model.") and relative in state else EMA + name.replace(".", "")
 
 
 def _averages_from_raw(expected: Iterable[str], state: Mapping[str, Tensor]) -> State:
-    """Start the averages that a checkpoint lacks at its raw weights."""
+    """Return raw weights as the averages of a checkpoint without averages."""
     raw = {name.removeprefix("model.").replace(".", ""): value for name, value in state.items()}
     raw |= {name.replace(".", ""): value for name, value in state.items()}
     names = [name for name in expected if name.startswith(EMA)]
@@ -174,7 +174,7 @@ def _averages_from_raw(expected: Iterable[str], state: Mapping[str, Tensor]) -> 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to each name: loaded, missing in the file, unknown to the module, of another shape, tolerated."""
+    """Names of weights: loaded, missing in the file, unexpected by the module, of another shape, tolerated."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
@@ -184,11 +184,11 @@ class LoadReport:
 
     @property
     def fits(self) -> bool:
-        """Return whether everything was found and nothing was left over."""
+        """Return whether nothing is missing, unexpected or of another shape."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
-        """Count by top-level part, with a few names each, in one line."""
+        """Return numbers by top-level part, with a few names each, in one line."""
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.mismatched))
         parts: dict[str, list[str]] = {}
         for kind, names in kinds:
@@ -203,12 +203,16 @@ def load_into(
     ignore: Iterable[str] = (),
     strict: bool = True,
 ) -> LoadReport:
-    """Copy weights into a module by name, and report.
+    """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
-    `state` is a state dict, a file or a run folder; names that begin with one of `ignore` are neither loaded nor
-    missed. Tolerated: a training loss (`loss.*`) or an average that the module does not have, an average that the file
-    does not have (it starts at the raw weights), CLIP's `position_ids`. Anything else that does not fit raises
-    UserError if `strict`, before a single weight has changed.
+    Tolerated are a training loss (`loss.*`) or an average that the module does not have, an average that the file does
+    not have (it starts at the raw weights), and CLIP's `position_ids`.
+
+    Args:
+        module: with the names of the published checkpoints.
+        state: a state dict, a file or a run folder.
+        ignore: prefixes of names that are neither loaded nor missing.
+        strict: refuse missing and unexpected names and other shapes.
     """
     source = str(state) if isinstance(state, (str, Path)) else "state dict"
     state = read(state) if isinstance(state, (str, Path)) else dict(state)

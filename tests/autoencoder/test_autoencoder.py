@@ -39,8 +39,8 @@ def test_forward_is_encode_then_decode(kl, vq, x):
 def test_vq_decoding_quantises_first(vq, x):
     z = vq.encode(x)
     assert torch.equal(z, vq.moments(x)) and torch.equal(z, vq.encode_mode(x))
-    torch.testing.assert_close(vq.decode(z), vq.decode(vq.quantize.snap(z), snap=False))
-    assert not torch.allclose(vq.decode(z), vq.decode(z, snap=False))
+    torch.testing.assert_close(vq.decode(z), vq.decode(vq.quantize.nearest_codes(z), quantize=False))
+    assert not torch.allclose(vq.decode(z), vq.decode(z, quantize=False))
     with pytest.raises(TypeError, match="VectorQuantizer has no posterior"):
         vq.posterior(x)
 

@@ -85,14 +85,14 @@ def test_kl_learns_from_samples_and_conditions_on_means():
     torch.testing.assert_close(regularizer.latent(h, torch.ones), regularizer(h, torch.ones)[0])
     assert torch.equal(regularizer.mode(h), h[:, :3])
     z = torch.randn(1, 3, 2, 2)
-    assert regularizer.snap(z) is z and regularizer.double_z
+    assert regularizer.nearest_codes(z) is z and regularizer.double_z
 
 
 def test_identity_changes_nothing():
     h, regularizer = torch.randn(1, 3, 2, 2), Identity()
     z, loss, info = regularizer(h)
     assert z is h and loss == 0 and info == {} and not regularizer.double_z
-    assert regularizer.latent(h) is h and regularizer.mode(h) is h and regularizer.snap(h) is h
+    assert regularizer.latent(h) is h and regularizer.mode(h) is h and regularizer.nearest_codes(h) is h
 
 
 # --- vector quantisation -----------------------------------------------------------------------------------------
@@ -184,9 +184,9 @@ def test_beta_by_hand(legacy, on_latent, on_codebook):
 def test_snapping_is_idempotent_and_lets_gradients_through():
     quantizer = quantizers()[0]
     z = torch.randn(1, 3, 4, 4, requires_grad=True)
-    snapped = quantizer.snap(z)
-    torch.testing.assert_close(quantizer.snap(snapped), snapped)
-    (gradient,) = torch.autograd.grad((2 * snapped).sum(), z)
+    quantized = quantizer.nearest_codes(z)
+    torch.testing.assert_close(quantizer.nearest_codes(quantized), quantized)
+    (gradient,) = torch.autograd.grad((2 * quantized).sum(), z)
     assert torch.equal(gradient, torch.full_like(z, 2.0))
     assert quantizer.latent(z) is z and quantizer.mode(z) is z
 

@@ -89,5 +89,5 @@ def test_labels_are_needed():
 
 def test_crops_that_would_be_lost_are_refused():
     conditioner = LayoutConditioner(tokenizer(encode_crop=False), 16, 1)
-    with pytest.raises(UserError, match="the batch has 'crop', so its boxes are of whole pictures; set encode_crop"):
+    with pytest.raises(UserError, match="the batch has 'crop', so its boxes are of whole images; set encode_crop"):
         conditioner({**batch(), "crop": torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)})

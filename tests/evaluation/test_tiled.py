@@ -51,7 +51,8 @@ def test_tiles_equal_the_whole_away_from_their_borders():
     torch.manual_seed(0)
     model = autoencoder(KL())
     kernel = torch.randn(3, 4, 7, 7)
-    model.decode = lambda z, snap=True: nn.functional.conv_transpose2d(z, kernel.transpose(0, 1), stride=1, padding=3)
+    transposed = kernel.transpose(0, 1)
+    model.decode = lambda z, quantize=True: nn.functional.conv_transpose2d(z, transposed, stride=1, padding=3)
     model.architecture = Architecture(channels=32, channel_mult=(1,), num_res_blocks=1, z_channels=4)
     z = torch.randn(1, 4, 24, 24)
     whole, tiled = model.decode(z), TiledAutoencoder(model, 16).decode(z)
@@ -86,7 +87,7 @@ def test_codes_are_chosen_before_the_cut():
     vq = autoencoder(VectorQuantizer(8, 4))
     nn.init.normal_(vq.quantize.embedding.weight)
     z, tiles = torch.randn(1, 4, 8, 20), TiledAutoencoder(vq, 8)
-    torch.testing.assert_close(tiles.decode(z), tiles.decode(vq.quantize.snap(z), snap=False))
+    torch.testing.assert_close(tiles.decode(z), tiles.decode(vq.quantize.nearest_codes(z), quantize=False))
 
 
 def test_a_tiled_first_stage_has_no_weights_of_its_own(kl):

@@ -77,7 +77,7 @@ def vq(case: Case, tmp_path) -> dict:
         "quant": quant,
         "loss": loss,
         "indices": info["indices"],
-        "decode": autoencoder.decode(case.inputs["z"], snap=False),
+        "decode": autoencoder.decode(case.inputs["z"], quantize=False),
         "dec": dec,
         "diff": diff,
         "ind": dec_info["indices"],
@@ -107,7 +107,7 @@ def vq_interface(case: Case, tmp_path) -> dict:
     return {
         "encode": autoencoder.encode(case.inputs["x"]),
         "decode": autoencoder.decode(z),
-        "decode_raw": autoencoder.decode(z, snap=False),
+        "decode_raw": autoencoder.decode(z, quantize=False),
     }
 
 

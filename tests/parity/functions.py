@@ -8,8 +8,8 @@ from ldm.data.image_pairs import kernels
 from ldm.data.image_pairs.degradation import Draws, bsrgan, bsrgan_light
 from ldm.diffusion import grids as timesteps
 from ldm.diffusion import process as schedule
+from ldm.networks.compvis_extras import sinusoidal_embedding
 from ldm.networks.embeddings import timestep_embedding
-from ldm.networks.rescaling import sinusoidal_embedding
 
 from .case import Case, flatten
 

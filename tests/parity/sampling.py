@@ -53,14 +53,14 @@ def build(case: Case, process):
 def sampler(case: Case, tmp_path) -> dict:
     case.allow_args(*SAMPLER_ARGS.split())
     args, model, tape = case.args, case.model().model, case.tape()
-    snap = model.first_stage_model.quantize.snap if args.get("quantize_x0") else identity
+    quantize = model.first_stage_model.quantize.nearest_codes if args.get("quantize_x0") else identity
     make = build(case, model.process)
     x = case.inputs["x_T"] if "x_T" in case.inputs else tape.take()
     walk = make(
         denoiser(case, model),
         x,
         model.process,
-        refine=snap,
+        refine=quantize,
         constrain=constraint(case, model, tape),
         noise=scaled_noise(tape.noise("p_sample_ddim"), args.get("temperature", 1.0)),
     )

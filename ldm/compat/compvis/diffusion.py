@@ -111,7 +111,7 @@ def _latent_scale(p: Params) -> float | str:
     return "measure" if measured else factor
 
 
-_CLASSIFIER = "its training calls methods that were never released; ldm.networks.classifier.EncoderUNet is its network"
+_CLASSIFIER = "its training calls what was never released; its network is ldm.networks.compvis_extras.EncoderUNet"
 _SAMPLER = "it is no part of a config; samplers are ldm.sampling.ddim.DDIM, ldm.sampling.plms.PLMS and others"
 
 TABLE: dict[str, Translate] = {

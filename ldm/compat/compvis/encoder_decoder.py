@@ -4,7 +4,7 @@ from ldm.compat.compvis.params import Node, Params, Translate, node, renaming, u
 
 _MODEL = "ldm.modules.diffusionmodules.model"
 _ENCODER_DECODER = "ldm.networks.encoder_decoder"
-_RESCALING = "ldm.networks.rescaling"
+_EXTRAS = "ldm.networks.compvis_extras"
 _ALWAYS = ("ch", "num_res_blocks", "attn_resolutions", "resolution")
 ALL_OF_A_PAIR = (*_ALWAYS, "out_ch", "in_channels", "z_channels")
 
@@ -39,7 +39,7 @@ def decoder(p: Params) -> Node:
 def diffusion_model(p: Params) -> Node:
     """Translate Model, the U-Net of DDPM."""
     arch = architecture(p, *_ALWAYS, "out_ch", "in_channels")
-    return node(f"{_RESCALING}.DiffusionModel", arch=arch, **p.given("use_timestep"))
+    return node(f"{_EXTRAS}.DiffusionModel", arch=arch, **p.given("use_timestep"))
 
 
 def rescaling_encoder(p: Params) -> Node:
@@ -47,13 +47,13 @@ def rescaling_encoder(p: Params) -> Node:
     out_channels = p.take("out_ch")
     arch = architecture(p, *_ALWAYS, "in_channels")
     rescaling = p.given("rescale_factor", "rescale_module_depth")
-    return node(f"{_RESCALING}.MergedRescaleEncoder", arch=arch, out_channels=out_channels, **rescaling)
+    return node(f"{_EXTRAS}.MergedRescaleEncoder", arch=arch, out_channels=out_channels, **rescaling)
 
 
 def rescaling_decoder(p: Params) -> Node:
     """Translate MergedRescaleDecoder."""
     arch = architecture(p, *_ALWAYS, "z_channels", "out_ch")
-    return node(f"{_RESCALING}.MergedRescaleDecoder", arch=arch, **p.given("rescale_factor", "rescale_module_depth"))
+    return node(f"{_EXTRAS}.MergedRescaleDecoder", arch=arch, **p.given("rescale_factor", "rescale_module_depth"))
 
 
 def resnet_block(p: Params) -> Node:
@@ -73,17 +73,15 @@ TABLE: dict[str, Translate] = {
     f"{_MODEL}.LinAttnBlock": renaming(f"{_ENCODER_DECODER}.LinAttnBlock", "in_channels"),
     f"{_MODEL}.Downsample": renaming(f"{_ENCODER_DECODER}.Downsample", "in_channels>channels", "with_conv"),
     f"{_MODEL}.Upsample": renaming(f"{_ENCODER_DECODER}.Upsample", "in_channels>channels", "with_conv"),
-    f"{_MODEL}.SimpleDecoder": renaming(f"{_RESCALING}.SimpleDecoder", "in_channels", "out_channels"),
+    f"{_MODEL}.SimpleDecoder": renaming(f"{_EXTRAS}.SimpleDecoder", "in_channels", "out_channels"),
     f"{_MODEL}.UpsampleDecoder": renaming(
-        f"{_RESCALING}.UpsampleDecoder", "in_channels", "out_channels", "ch>channels", "num_res_blocks",
+        f"{_EXTRAS}.UpsampleDecoder", "in_channels", "out_channels", "ch>channels", "num_res_blocks",
         "ch_mult>channel_mult", "dropout", drop=("resolution",),
     ),
     f"{_MODEL}.LatentRescaler": renaming(
-        f"{_RESCALING}.LatentRescaler", "factor", "in_channels", "mid_channels", "out_channels", "depth"
+        f"{_EXTRAS}.LatentRescaler", "factor", "in_channels", "mid_channels", "out_channels", "depth"
     ),
-    f"{_MODEL}.Upsampler": renaming(
-        f"{_RESCALING}.Upsampler", "in_size", "out_size", "in_channels", "out_channels", "ch_mult"
-    ),
+    f"{_MODEL}.Upsampler": unavailable("no released config uses it"),
     f"{_MODEL}.FirstStagePostProcessor": unavailable("it never ran; the original does not import what it uses"),
-    f"{_MODEL}.Resize": renaming(f"{_RESCALING}.Resize", "in_channels", "learned", "mode"),
+    f"{_MODEL}.Resize": unavailable("no released config uses it"),
 }  # fmt: skip

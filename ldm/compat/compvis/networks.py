@@ -83,7 +83,7 @@ def encoder_unet(p: Params) -> Node:
     options = _options(p)
     p.drop("num_heads_upsample", "use_spatial_transformer", "transformer_depth", "context_dim", "num_classes")
     p.drop("n_embed", "legacy")
-    return node("ldm.networks.classifier.EncoderUNet", **_with_options(params, options))
+    return node("ldm.networks.compvis_extras.EncoderUNet", **_with_options(params, options))
 
 
 def attention_block(p: Params) -> Node:

@@ -1,18 +1,22 @@
-"""Seldom-used relatives of the first stage's encoder and decoder, from the same blocks.
+"""Networks that CompVis' code has but none of its released models: readable configs, recorded numbers, nothing more.
 
-The U-Net of DDPM (Ho et al. 2020, arXiv 2006.11239), small decoders, and encoder/decoder pairs whose latents are
-resized by any factor. Legend as in encoder_decoder.py; t diffusion time.
+The U-Net of DDPM (Ho et al. 2020, arXiv 2006.11239), small decoders, encoder/decoder pairs whose latents are resized by
+any factor, and the classifier of noisy latents for guidance (Dhariwal, Nichol 2021).
+Legend: B batch, C channels, f downsampling factor, h features, t diffusion time, temb embedded time, z latent.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.networks.attention import AttentionPool2d
+from ldm.networks.embeddings import timestep_embedding
 from ldm.networks.encoder_decoder import (
     GROUP_NORM_EPS,
     Architecture,
@@ -25,7 +29,13 @@ from ldm.networks.encoder_decoder import (
     ResnetBlock,
     Upsample,
 )
-from ldm.networks.layers import GroupNorm32
+from ldm.networks.layers import GroupNorm32, conv, zeroed
+from ldm.networks.unet import BlockFactory, UNetOptions, down_path, time_mlp
+
+Pool: TypeAlias = Literal["adaptive", "attention", "spatial", "spatial_v2"]
+_POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+_ADAPTIVE_POOLS = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+_HIDDEN = 2048  # width of the perceptron of pool "spatial"
 
 
 def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
@@ -224,49 +234,71 @@ class MergedRescaleDecoder(nn.Module):
         return self.decoder(self.rescaler(z))
 
 
-class Upsampler(nn.Module):
-    """Decode features of side in_size to images of side out_size: n doublings and, before them, a rescaling by less.
+class EncoderUNet(nn.Module):
+    """Map a noisy latent and its time to logits of its class.
 
-    Raises UserError unless out_size is a multiple of 2^n, with 2^n <= out_size / in_size < 2^(n + 1).
+    `pool`: "adaptive" mean of the last features; "attention" pooling of them (needs image_size and num_head_channels);
+    "spatial", "spatial_v2": a perceptron on the means of every block's output. Without num_heads and num_head_channels
+    attention has one head.
     """
 
-    def __init__(self, in_size: int, out_size: int, in_channels: int, out_channels: int, ch_mult: int = 2) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        model_channels: int,
+        image_size: int | None = None,
+        num_res_blocks: int = 2,
+        attention_factors: Sequence[int] = (8, 4, 2),
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        num_heads: int = 1,
+        num_head_channels: int | None = None,
+        pool: Pool = "adaptive",
+        options: UNetOptions = UNetOptions(),  # noqa: B008 (immutable)
+    ) -> None:
         super().__init__()
-        if out_size < in_size:
-            raise UserError(f"Upsampler.out_size: {out_size} is smaller than in_size {in_size}")
-        num_doublings = int(math.log2(out_size // in_size))
-        if out_size % 2**num_doublings:
-            raise UserError(f"Upsampler.out_size: {out_size} is no multiple of {2**num_doublings}; choose one that is")
-        # The original multiplies by 1 + out_size % in_size, which misses out_size wherever it differs from this.
-        factor = out_size / (in_size * 2**num_doublings)
-        self.rescaler = LatentRescaler(factor, in_channels, 2 * in_channels, in_channels)
-        arch = Architecture(
-            out_channels=out_channels,
-            channels=in_channels,
-            channel_mult=(ch_mult,) * (num_doublings + 1),
-            z_channels=in_channels,
-            resolution=out_size,
-        )
-        self.decoder = Decoder(arch)
+        if pool not in _POOLS:
+            raise UserError(f"EncoderUNet: pool={pool!r} is unknown; choose one of {', '.join(_POOLS)}")
+        self.model_channels = model_channels
+        self.pools_all_blocks = pool.startswith("spatial")
+        widths = [model_channels * mult for mult in channel_mult]
+        factory = BlockFactory(model_channels, num_heads, num_head_channels, options)
+        self.time_embed = time_mlp(model_channels)
+        self.input_blocks, outputs = down_path(factory, in_channels, widths, num_res_blocks, attention_factors)
+        self.middle_block = factory.middle(outputs[-1])
+        if pool == "adaptive":
+            self.out = _mean_head(outputs[-1], out_channels, options.dims)
+        elif pool == "attention":
+            if image_size is None or num_head_channels is None:
+                raise UserError("EncoderUNet: pool='attention' needs image_size and num_head_channels")
+            size = image_size // 2 ** (len(channel_mult) - 1)
+            pooling = AttentionPool2d(size, outputs[-1], num_head_channels, out_channels)
+            self.out = nn.Sequential(GroupNorm32(outputs[-1]), nn.SiLU(), pooling)
+        else:
+            self.out = _perceptron_head(sum(outputs) + outputs[-1], out_channels, normalised=pool == "spatial_v2")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, in_size, in_size) to (B, out_channels, out_size, out_size)."""
-        return self.decoder(self.rescaler(x))
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return logits (B, out_channels) in the dtype of x, for x (B, in_channels, H, W) at steps t (B,)."""
+        dtype = self.time_embed[0].weight.dtype
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(dtype))
+        h, means = x.to(dtype), []
+        for block in (*self.input_blocks, self.middle_block):
+            h = block(h, emb)
+            if self.pools_all_blocks:
+                means.append(h.flatten(2).mean(dim=-1))  # (B, C)
+        return self.out(torch.cat(means, dim=-1) if self.pools_all_blocks else h).to(x.dtype)
 
 
-class Resize(nn.Module):
-    """Resize by a factor given with the call; a learned variant was announced by the original but never written."""
+def _mean_head(channels: int, out_channels: int, dims: int) -> nn.Sequential:
+    return nn.Sequential(
+        GroupNorm32(channels),
+        nn.SiLU(),
+        _ADAPTIVE_POOLS[dims](1),
+        zeroed(conv(dims, channels, out_channels, 1)),
+        nn.Flatten(),
+    )
 
-    def __init__(self, in_channels: int | None = None, learned: bool = False, mode: str = "bilinear") -> None:
-        super().__init__()
-        if learned:
-            raise UserError("Resize.learned: there is no learned resizing; set it to false")
-        self.in_channels = in_channels
-        self.mode = mode
 
-    def forward(self, x: Tensor, scale_factor: float = 1.0) -> Tensor:
-        """Map (B, C, H, W) to (B, C, scale_factor * H, scale_factor * W)."""
-        if scale_factor == 1.0:
-            return x
-        align_corners = False if self.mode in ("linear", "bilinear", "bicubic", "trilinear") else None
-        return F.interpolate(x, scale_factor=scale_factor, mode=self.mode, align_corners=align_corners)
+def _perceptron_head(features: int, out_channels: int, normalised: bool) -> nn.Sequential:
+    middle = (GroupNorm32(_HIDDEN), nn.SiLU()) if normalised else (nn.ReLU(),)
+    return nn.Sequential(nn.Linear(features, _HIDDEN), *middle, nn.Linear(_HIDDEN, out_channels))
