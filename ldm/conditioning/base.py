@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ldm.bounds import Fraction
 from ldm.errors import UserError
 
 Slot = Literal["concat", "context", "vector"]
@@ -199,7 +200,7 @@ class JointConditioner(nn.Module):
     drop_rate: probability that all conditions of a sample are dropped together, besides each one's own drop_rate.
     """
 
-    def __init__(self, drop_rate: float = 0.0, **conditioners: Conditioner) -> None:
+    def __init__(self, drop_rate: Fraction = 0.0, **conditioners: Conditioner) -> None:
         super().__init__()
         if not conditioners:
             raise UserError("JointConditioner: give at least one conditioner, by any name")

@@ -7,6 +7,7 @@ those of the published checkpoints: encoder, decoder, quantize, quant_conv, post
 from torch import Tensor, nn
 
 from ldm.autoencoder.regularizers import DiagonalGaussian, Info, Noise, Regularizer
+from ldm.bounds import Count
 from ldm.errors import UserError
 from ldm.networks.encoder_decoder import Architecture, Decoder, Encoder
 
@@ -15,7 +16,7 @@ class Autoencoder(nn.Module):
     """Join encoder, regulariser and decoder; latents have embed_dim channels."""
 
     def __init__(
-        self, architecture: Architecture, regularizer: Regularizer, embed_dim: int, tanh_out: bool = False
+        self, architecture: Architecture, regularizer: Regularizer, embed_dim: Count, tanh_out: bool = False
     ) -> None:
         """Build both networks; tanh_out bounds the reconstruction to [-1, 1]."""
         super().__init__()
@@ -93,7 +94,7 @@ class IdentityAutoencoder(nn.Module):
 
     factor = 1
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self, channels: Count = 3) -> None:
         super().__init__()
         self.in_channels = self.latent_channels = channels
 
