@@ -4,67 +4,51 @@ A leaf module that every layer may import. Values from a config are held against
 calls a constructor directly is not checked.
 """
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 
 @dataclass(frozen=True)
-class Ge:
+class Bound:
+    """A limit of a number; a subclass says on which side of it the number is."""
+
+    limit: float
+    words: ClassVar[str]
+    compare: ClassVar[Callable[[float, float], bool]]
+
+    def allows(self, value: float) -> bool:
+        """Return whether a number is within the bound."""
+        return self.compare(value, self.limit)
+
+    def __str__(self) -> str:
+        return self.words.format(self.limit)
+
+
+class Ge(Bound):
     """At least `limit`."""
 
-    limit: float
-
-    def allows(self, value: float) -> bool:
-        """Return whether a number is within the bound."""
-        return value >= self.limit
-
-    def __str__(self) -> str:
-        return f"{self.limit} or more"
+    words, compare = "{} or more", staticmethod(operator.ge)
 
 
-@dataclass(frozen=True)
-class Gt:
+class Gt(Bound):
     """More than `limit`."""
 
-    limit: float
-
-    def allows(self, value: float) -> bool:
-        """Return whether a number is within the bound."""
-        return value > self.limit
-
-    def __str__(self) -> str:
-        return f"more than {self.limit}"
+    words, compare = "more than {}", staticmethod(operator.gt)
 
 
-@dataclass(frozen=True)
-class Le:
+class Le(Bound):
     """At most `limit`."""
 
-    limit: float
-
-    def allows(self, value: float) -> bool:
-        """Return whether a number is within the bound."""
-        return value <= self.limit
-
-    def __str__(self) -> str:
-        return f"at most {self.limit}"
+    words, compare = "at most {}", staticmethod(operator.le)
 
 
-@dataclass(frozen=True)
-class Lt:
+class Lt(Bound):
     """Less than `limit`."""
 
-    limit: float
+    words, compare = "less than {}", staticmethod(operator.lt)
 
-    def allows(self, value: float) -> bool:
-        """Return whether a number is within the bound."""
-        return value < self.limit
-
-    def __str__(self) -> str:
-        return f"less than {self.limit}"
-
-
-Bound = Ge | Gt | Le | Lt
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
