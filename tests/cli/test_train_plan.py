@@ -133,7 +133,7 @@ def test_run_is_named_by_time_name_and_postfix(base: str, tmp_path: Path) -> Non
         ("lightning.trainer.max_step=3", "lightning.trainer.max_step: unknown; did you mean max_steps"),
         ("lightning.trainr.x=1", "lightning.trainr: unknown; did you mean trainer"),
         ("lightning.trainer.logger=1", "lightning.trainer.logger: unknown"),
-        ("data.params.batch_size=0", "data.params.batch_size: give a whole number"),
+        ("data.params.batch_size=0", "data.params.batch_size: 0 is not a whole number, 1 or more"),
         ("model.params.network.params.num_head=1", "num_head: unknown; did you mean num_heads"),
         ("-r nowhere", "--resume: nowhere does not exist"),
         ("-r . -n x", "a run that goes on keeps its name"),
