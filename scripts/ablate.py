@@ -27,6 +27,7 @@ from ldm.ablation.resolving import resolve
 from ldm.ablation.runner import Runner
 from ldm.ablation.study import Study, read
 from ldm.ablation.workspace import Place, Workspace
+from ldm.cli.arguments import parse_with_overrides
 from ldm.cli.common import main_guard
 from ldm.errors import UserError
 
@@ -72,9 +73,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--of", type=int, help="... so many")
     add("--dry-run", action="store_true", help="check the study, say what would be trained, and stop")
     add("--report", action="store_true", help="only write the report of what is finished")
-    text = "for all trainings of a kind: latent.data.params.train.params.root=DIR, first_stage.KEY=VALUE"
-    add("overrides", nargs="*", metavar="KEY=VALUE", help=text)
-    options = parser.parse_intermixed_args(argv)
+    parser.epilog = "For all trainings of a kind: latent.data.params.train.params.root=DIR, first_stage.KEY=VALUE"
+    options = parse_with_overrides(parser, argv)
     if (options.task is None) != (options.of is None):
         parser.error("--task and --of belong together")
     if options.workers is not None and options.workers < 1:

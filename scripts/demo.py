@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm.cli.arguments import parse_with_overrides
 from ldm.cli.common import choose_device, main_guard, progress
 from ldm.evaluation.report import Section, picture_sheet, plot_curves, read_curve, write_page
 from ldm.models.generate import Request, generate
@@ -75,8 +76,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance")
     parser.add_argument("--batch-size", type=int, default=50, help="samples drawn at a time")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for both trainings")
-    return parser.parse_args(argv)
+    parser.epilog = "Any further dotted.key=value overrides the configs of both trainings."
+    return parse_with_overrides(parser, argv)
 
 
 def draw(loaded: LoadedModel, captions: Sequence[str], options: argparse.Namespace) -> Tensor:

@@ -7,9 +7,9 @@ model.key=value overrides the config, e.g. model.params.latent_scale=0.2.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from ldm.cli.arguments import parse_with_overrides
 from ldm.cli.common import (
     add_device_arguments,
     add_model_arguments,
@@ -19,7 +19,6 @@ from ldm.cli.common import (
 )
 from ldm.cli.sampling import conditioners, draw_into_folder, load_for_sampling
 from ldm.conditioning.labels import ClassConditioner
-from ldm.config.overrides import split_overrides
 from ldm.errors import UserError
 from ldm.models.loading import LoadedModel
 
@@ -45,9 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_sampler_arguments(parser, steps=50, eta=1.0, scale=1.0)
     add_size_arguments(parser)
     add_device_arguments(parser)
-    overrides, words = split_overrides(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(words)
-    options.overrides = overrides
+    options = parse_with_overrides(parser, argv)
     options.columns = max(1, min(options.n_samples, 8))
     return options
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ldm import config
+from ldm.cli.arguments import parse_with_overrides
 from ldm.cli.common import choose_device, main_guard, progress
 from ldm.data.core.loader import collate
 from ldm.errors import UserError
@@ -153,8 +154,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, help="trainings at a time (default: 2 on a CPU, else 1)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all trainings")
-    options = parser.parse_intermixed_args(argv)
+    parser.epilog = "Any further dotted.key=value overrides the configs of all trainings."
+    options = parse_with_overrides(parser, argv)
     unknown = set(options.tasks or ()) - set(NAMES)
     if unknown:
         raise UserError(f"--tasks {','.join(sorted(unknown))}: unknown; choose from {every}")

@@ -179,7 +179,7 @@ def test_loading_builds_nothing(tmp_path: Path) -> None:
     [
         (node("Part", widht=1), "m.params.widht: unknown; did you mean width?"),
         (node("Part", width=1, zzzzz=1), "m.params.zzzzz: unknown; "),
-        (node("Part", depth=1), "m.params: width missing; test_config.Part needs it"),
+        (node("Part", depth=1), f"m.params: width missing; {HERE}.Part needs it"),
         (node("Whole", part=node("Part")), "m.params.part.params: width missing"),
         (node("Whole", parts=[node("Part", width=1), node("Part", w=1)]), "m.params.parts[1].params.w: unknown"),
         (node("Whole", table={"a": {"b": node("Part", x=1)}}), "m.params.table.a.b.params.x: unknown"),
@@ -187,10 +187,10 @@ def test_loading_builds_nothing(tmp_path: Path) -> None:
         ({"target": f"{HERE}.Part", "parms": {"width": 1}}, "m.parms: unknown; did you mean params?"),
         ({"target": f"{HERE}.Part", "params": [1]}, "m.params: must map"),
         ({"target": f"{HERE}.Part", "params": {"width": 1}, "ignore_keys": ["a"]}, "m.ignore_keys: has no effect"),
-        (node("Prat", width=1), "m.target: test_config has no Prat; did you mean Part?"),
-        (node("Whole.sqare", side=1), "m.target: test_config.Whole has no sqare; did you mean square?"),
+        (node("Prat", width=1), f"m.target: {HERE} has no Prat; did you mean Part?"),
+        (node("Whole.sqare", side=1), f"m.target: {HERE}.Whole has no sqare; did you mean square?"),
         (node("Whole.square", sid=1), "m.params.sid: unknown; did you mean side?"),
-        (node("NOT_CALLABLE"), "m.target: test_config.NOT_CALLABLE is of type int, not a class or a function"),
+        (node("NOT_CALLABLE"), f"m.target: {HERE}.NOT_CALLABLE is of type int, not a class or a function"),
         ({"target": "ldm.networks.unett.UNet"}, "m.target: ldm.networks has no unett; did you mean unet?"),
         ({"target": "ldm.networks.unet"}, "m.target: ldm.networks.unet is a module, not a class or a function"),
         ({"target": "pytroch_lightning.Trainer"}, "m.target: there is no package pytroch_lightning; did you mean"),
@@ -212,6 +212,16 @@ def test_what_is_right_passes() -> None:
     validate(node("Part", depth=2), provided=["width"])
     validate({"target": "builtins.dict", "params": {"a": 1}})
     validate([node("Part", width=1), {"free": {"form": 1}}, 3, None])
+
+
+@pytest.mark.parametrize(
+    ("values", "place"), [({"flip": -0.5}, "flip"), ({"size": 0}, "size"), ({"size": [8, -8]}, "size")]
+)
+def test_bounds_are_those_that_a_constructor_states(values: dict, place: str) -> None:
+    maps = {"root": "a", "target_root": "b", "size": 8, "num_classes": 4, "ignore_index": -1}
+    target = "ldm.data.image_pairs.paired.PairedFolder"
+    validate({"target": target, "params": maps})
+    assert message(validate, {"target": target, "params": maps | values}, "m").startswith(f"m.params.{place}: ")
 
 
 # ----------------------------------------------------------------------------------------------------------- building

@@ -8,7 +8,7 @@ import torch
 from ldm.config import instantiate, load
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "ablation"]  # studies are no configs
+FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("_base", "ablation")]
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in FILES)
 
 # parameters of the U-Net and of the conditioner, as counted for the published models

@@ -50,7 +50,7 @@ def test_open_ended_parameters() -> None:
 
 def test_find_target() -> None:
     assert find_target("ldm.errors.ConfigError") is ConfigError
-    assert find_target("ldm.diffusion.process.Schedule.linear")(3).num_steps == 3
+    assert find_target("datetime.date.fromisoformat")("2022-06-19").year == 2022
 
 
 @pytest.mark.parametrize(

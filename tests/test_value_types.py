@@ -1,9 +1,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 
+from ldm.bounds import Count, Fraction, Gt, Lt, Natural, NonNegative
 from ldm.config.types import fits, hints_of, mismatch
 
 
@@ -21,7 +22,9 @@ class Shape(Protocol):
         (3, int), (3, float), (True, bool), ("a", str), (None, int | None), ([1, 2], tuple[int, int]), ([], list[int]),
         ([1, 2.5], Sequence[float]), ("l1", Literal["l1", "l2"]), ("here", Path), ({"a": 1}, dict[str, int]),
         (Part(), Shape), (Part(), Part), (object(), Part), (len, Callable[[str], int]), ([1], int | Sequence[int]),
-        ("anything", Any),
+        ("anything", Any), (-1, int), (-1, int | None), (1, Count), (0, Natural), (None, Count | None),
+        (0, NonNegative), ([1, 2], tuple[Count, ...]), (1, Fraction), (0.0, Fraction),
+        (2, Annotated[int, Gt(1), Lt(3)]), (3, Annotated[int, "a word"]),
     ],
 )  # fmt: skip
 def test_what_fits(value: Any, annotation: Any) -> None:
@@ -33,7 +36,9 @@ def test_what_fits(value: Any, annotation: Any) -> None:
     [
         (True, int), (1, bool), (1.5, int), ("1e-4", float), (7, str), (None, int), ([1, 2, 3], tuple[int, int]),
         ("ab", Sequence[str]), (["a"], Sequence[int]), ("l3", Literal["l1", "l2"]), (7, Path), ([1], dict[str, int]),
-        ("x", Shape), (None, Part), ({"a": 1}, Part), ("len", Callable[[str], int]), (-1, int), ([1, -2], list[int]),
+        ("x", Shape), (None, Part), ({"a": 1}, Part), ("len", Callable[[str], int]), (0, Count),
+        (-1, Natural | None), ([1, 0], tuple[Count, ...]), (-0.5, NonNegative),
+        (1.5, Fraction), (-0.1, Fraction), (1, Annotated[int, Gt(1)]), (1, Annotated[float, Lt(1)]), (True, Count),
     ],
 )  # fmt: skip
 def test_what_does_not(value: Any, annotation: Any) -> None:
@@ -42,9 +47,12 @@ def test_what_does_not(value: Any, annotation: Any) -> None:
 
 def test_messages_name_what_is_meant() -> None:
     assert mismatch("1e-4", float) == "'1e-4' is not a number (YAML reads 1e-4 as text; write 1.0e-4)"
-    assert mismatch(["a"], tuple[int, str] | None).endswith("a list of 2 (a whole number, 0 or more, a text) or null")
-    assert mismatch(-0.5, float, "kl_weight") == "-0.5 is negative"
-    assert not mismatch(-0.5, float, "logvar_init")
+    assert mismatch(["a"], tuple[int, str] | None).endswith("a list of 2 (a whole number, a text) or null")
+    assert mismatch(-1, Count | None) == "-1 is not a whole number, 1 or more or null"
+    assert mismatch(-0.5, NonNegative) == "-0.5 is not a number, 0 or more"
+    assert mismatch(2, Fraction) == "2 is not a number, 0 or more, at most 1"
+    assert mismatch(2, Annotated[int, Gt(2), Lt(5)]) == "2 is not a whole number, more than 2, less than 5"
+    assert not mismatch(-1, int | None)  # ignore_index
     assert len(mismatch("x" * 500, int)) < 120
 
 

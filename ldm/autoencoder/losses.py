@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.autoencoder.regularizers import float32_or_wider, measure_perplexity
+from ldm.bounds import Count, Natural, NonNegative
 from ldm.distributed import world_size
 from ldm.errors import UserError
 from ldm.networks.synchronized import sum_over_ranks
@@ -57,12 +58,12 @@ class Adversary:
     """
 
     loss: Literal["hinge", "vanilla"] = "hinge"
-    factor: float = 1.0
-    weight: float = 1.0
+    factor: NonNegative = 1.0
+    weight: NonNegative = 1.0
     conditional: bool = False
-    max_weight: float = 1e4
-    warmup: int = 0
-    ramp: int = 0
+    max_weight: NonNegative = 1e4
+    warmup: Natural = 0
+    ramp: Natural = 0
     synchronized: bool = False
 
     def __post_init__(self) -> None:
@@ -84,9 +85,9 @@ class AdversarialLoss(nn.Module):
 
     def __init__(
         self,
-        disc_start: int,
+        disc_start: Natural,
         perceptual_loss: nn.Module | None,
-        perceptual_weight: float,
+        perceptual_weight: NonNegative,
         discriminator: nn.Module | None,
         adversary: Adversary,
         pixel_loss: Literal["l1", "l2"],
@@ -206,12 +207,12 @@ class KLLoss(AdversarialLoss):
 
     def __init__(
         self,
-        disc_start: int = 0,
+        disc_start: Natural = 0,
         logvar_init: float = 0.0,
-        kl_weight: float = 1.0,
+        kl_weight: NonNegative = 1.0,
         perceptual_loss: nn.Module | None = None,
         discriminator: nn.Module | None = None,
-        perceptual_weight: float = 1.0,
+        perceptual_weight: NonNegative = 1.0,
         adversary: Adversary | None = None,
         pixel_loss: Literal["l1", "l2"] = "l1",
     ) -> None:
@@ -241,14 +242,14 @@ class VQLoss(AdversarialLoss):
 
     def __init__(
         self,
-        disc_start: int = 0,
-        codebook_weight: float = 1.0,
+        disc_start: Natural = 0,
+        codebook_weight: NonNegative = 1.0,
         perceptual_loss: nn.Module | None = None,
         discriminator: nn.Module | None = None,
-        perceptual_weight: float = 1.0,
+        perceptual_weight: NonNegative = 1.0,
         adversary: Adversary | None = None,
         pixel_loss: Literal["l1", "l2"] = "l1",
-        num_codes: int | None = None,
+        num_codes: Count | None = None,
     ) -> None:
         adversary = Adversary() if adversary is None else adversary
         super().__init__(disc_start, perceptual_loss, perceptual_weight, discriminator, adversary, pixel_loss)

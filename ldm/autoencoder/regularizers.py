@@ -16,6 +16,7 @@ from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
 from ldm.aliases import Noise
+from ldm.bounds import Count, NonNegative
 from ldm.errors import UserError
 
 Info = dict[str, Tensor]
@@ -184,9 +185,9 @@ class VectorQuantizer(VectorQuantizer2):
 
     def __init__(
         self,
-        num_codes: int,
-        dim: int,
-        beta: float = 0.25,
+        num_codes: Count,
+        dim: Count,
+        beta: NonNegative = 0.25,
         remap: str | None = None,
         unknown_index: str | int = "random",
         sane_index_shape: bool = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -69,6 +70,14 @@ def parse(argv: Sequence[str]) -> Arguments:
         hint = did_you_mean(word, flags) or "; see --help, and write overrides as dotted.key=value"
         raise UserError(f"command line: {word}: unknown{hint}")
     return Arguments(overrides=overrides, **vars(options))
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line in which `dotted.key=value` may stand anywhere; these become `options.overrides`."""
+    overrides, words = split_overrides(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(words)
+    options.overrides = overrides
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

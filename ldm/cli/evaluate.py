@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ldm import distributed
+from ldm.cli.arguments import parse_with_overrides
 from ldm.cli.common import (
     PRECISIONS,
     add_device_arguments,
@@ -95,8 +96,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_sampler_arguments(parser, steps=50, eta=0.0, scale=1.0)
     add_seed_arguments(add_side_arguments(parser), seed=0)
     add_device_arguments(parser)
-    add("overrides", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
-    options = parser.parse_intermixed_args(argv)
+    options = parse_with_overrides(parser, argv)
     counts = {"--n": options.n, "--reference-n": options.reference_n, "--batch-size": options.batch_size}
     for flag, value in counts.items():
         if value is not None and value < 1:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.aliases import Batch, Uniform
+from ldm.bounds import Fraction
 from ldm.errors import UserError
 
 Slot = Literal["concat", "context", "vector"]
@@ -207,7 +208,7 @@ class JointConditioner(nn.Module):
     drop_rate: probability of dropping all conditions of a sample together, in addition to the drop_rate of each.
     """
 
-    def __init__(self, drop_rate: float = 0.0, **conditioners: Conditioner) -> None:
+    def __init__(self, drop_rate: Fraction = 0.0, **conditioners: Conditioner) -> None:
         super().__init__()
         if not conditioners:
             raise UserError("JointConditioner: needs at least one conditioner, under any name")

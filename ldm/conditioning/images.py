@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.aliases import Batch
+from ldm.bounds import Count, Fraction, Natural
 from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.errors import UserError
 
@@ -46,7 +47,7 @@ def planes(value: Tensor, num_classes: int) -> Tensor:
 class ImageConditioner(Conditioner):
     """Concatenate an image (B, C, H, W), or an index map as planes (see `planes`), of the size of the latent."""
 
-    def __init__(self, key: str, channels: int = 3, drop_rate: float = 0.0) -> None:
+    def __init__(self, key: str, channels: Count = 3, drop_rate: Fraction = 0.0) -> None:
         super().__init__(key, "concat", drop_rate, trainable=False)
         self.width = self.channels = self.in_channels = channels
 
@@ -73,13 +74,13 @@ class SpatialRescaler(Conditioner):
     def __init__(
         self,
         key: str = "segmentation",
-        num_stages: int = 1,
+        num_stages: Natural = 1,
         method: str = "bilinear",
         multiplier: float = 0.5,
-        in_channels: int = 3,
-        out_channels: int | None = None,
+        in_channels: Count = 3,
+        out_channels: Count | None = None,
         bias: bool = False,
-        drop_rate: float = 0.0,
+        drop_rate: Fraction = 0.0,
         trainable: bool = True,
     ) -> None:
         super().__init__(key, "concat", drop_rate, trainable)
@@ -122,7 +123,7 @@ class FirstStageConditioner(Conditioner):
     them under two names, as published.
     """
 
-    def __init__(self, key: str = "masked_image", mask_key: str | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(self, key: str = "masked_image", mask_key: str | None = None, drop_rate: Fraction = 0.0) -> None:
         super().__init__(key, "concat", drop_rate, trainable=False)
         self.mask_key = mask_key
         self._owner: tuple[FirstStage, ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm.bounds import Count, Fraction, Natural
 from ldm.conditioning.base import Conditioner, InputSpec, Slot
 from ldm.errors import UserError
 
@@ -21,11 +22,11 @@ class ClassConditioner(Conditioner):
 
     def __init__(
         self,
-        num_classes: int = 1000,
-        embed_dim: int | None = None,
+        num_classes: Count = 1000,
+        embed_dim: Count | None = None,
         key: str = "class_label",
-        null_label: int | None = None,
-        drop_rate: float = 0.0,
+        null_label: Natural | None = None,
+        drop_rate: Fraction = 0.0,
         slot: Slot = "context",
         trainable: bool = True,
     ) -> None:

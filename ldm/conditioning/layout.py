@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.aliases import Batch
+from ldm.bounds import Count, Fraction, Natural, NonNegative
 from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.errors import UserError
 from ldm.networks.transformer import TransformerEncoder
@@ -66,14 +67,14 @@ class LayoutConditioner(Conditioner):
     def __init__(
         self,
         tokenizer: LayoutTokenizer,
-        dim: int,
-        depth: int,
+        dim: Count,
+        depth: Natural,
         key: str = "boxes",
         labels_key: str = "box_labels",
         crop_key: str = "crop",
-        drop_rate: float = 0.0,
-        embedding_dropout: float = 0.0,
-        embedding_std: float = 0.02,
+        drop_rate: Fraction = 0.0,
+        embedding_dropout: Fraction = 0.0,
+        embedding_std: NonNegative = 0.02,
         trainable: bool = True,
     ) -> None:
         super().__init__(key, "context", drop_rate, trainable)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.bounds import Count, Fraction, Natural, NonNegative
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.tokenizers import HuggingFaceTokenizer, Tokenizer, TrainedTokenizer, load_pretrained
 from ldm.errors import UserError
@@ -34,14 +35,14 @@ class TokenConditioner(Conditioner):
 
     def __init__(
         self,
-        vocab_size: int,
-        max_length: int,
-        dim: int,
-        depth: int,
+        vocab_size: Count,
+        max_length: Count,
+        dim: Count,
+        depth: Natural,
         key: str = "tokens",
-        drop_rate: float = 0.0,
-        null_tokens: Sequence[int] | None = None,
-        embedding_dropout: float = 0.0,
+        drop_rate: Fraction = 0.0,
+        null_tokens: Sequence[Natural] | None = None,
+        embedding_dropout: Fraction = 0.0,
         trainable: bool = True,
     ) -> None:
         super().__init__(key, "context", drop_rate, trainable)
@@ -82,15 +83,15 @@ class TextConditioner(Conditioner):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        dim: int,
-        depth: int,
-        max_length: int | None = None,
+        dim: Count,
+        depth: Natural,
+        max_length: Count | None = None,
         key: str = "caption",
-        drop_rate: float = 0.0,
-        embedding_dropout: float = 0.0,
-        vocab_size: int | None = None,
+        drop_rate: Fraction = 0.0,
+        embedding_dropout: Fraction = 0.0,
+        vocab_size: Count | None = None,
         trainable: bool = True,
-        embedding_std: float = 0.02,
+        embedding_std: NonNegative = 0.02,
     ) -> None:
         super().__init__(key, "context", drop_rate, trainable)
         max_length, vocab_size = max_length or tokenizer.max_length, vocab_size or tokenizer.vocab_size
@@ -128,9 +129,9 @@ class CLIPTextConditioner(Conditioner):
     def __init__(
         self,
         version: str = "openai/clip-vit-large-patch14",
-        max_length: int = 77,
+        max_length: Count = 77,
         key: str = "caption",
-        drop_rate: float = 0.0,
+        drop_rate: Fraction = 0.0,
         trainable: bool = False,
     ) -> None:
         super().__init__(key, "context", drop_rate, trainable)
@@ -171,7 +172,7 @@ class EmbeddingConditioner(Conditioner):
     shape (num_tokens, dim).
     """
 
-    def __init__(self, key: str, dim: int, num_tokens: int = 1, drop_rate: float = 0.0) -> None:
+    def __init__(self, key: str, dim: Count, num_tokens: Count = 1, drop_rate: Fraction = 0.0) -> None:
         super().__init__(key, "context", drop_rate, trainable=False)
         self.width = self.dim = dim
         self.num_tokens = num_tokens

@@ -53,8 +53,7 @@ def check(node: Any, path: str, provided: Sequence[str] = (), keys: Sequence[str
 
 def check_value(value: Any, annotation: Any, place: str) -> None:
     """Raise ConfigError if a value does not fit the annotation of its parameter; None allows everything."""
-    name = place.rpartition(".")[2]
-    if annotation is not None and (problem := mismatch(value, annotation, name)):
+    if annotation is not None and (problem := mismatch(value, annotation)):
         raise ConfigError(problem, place)
 
 

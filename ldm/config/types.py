@@ -1,36 +1,35 @@
 """Compare values of a config with the annotations of the parameters that they are meant for.
 
 Strict where YAML surprises: true is no number, 1e-4 (which YAML reads as text) is none either, a number is no text; but
-a whole number serves as float, and a list as any sequence. Whole numbers count something and are never negative. Where
-an object is meant nothing plain serves, but an object of any class does. Annotations that say nothing let all pass.
+a whole number serves as float, and a list as any sequence. `Annotated[int, Ge(1)]` bounds a number (see `ldm.bounds`).
+Where an object is meant nothing plain serves, but an object of any class does. Annotations that say nothing allow all.
 """
 
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
+
+from ldm.bounds import Bound
 
 _PLAIN = (bool, int, float, str)
 _FROM_YAML = (*_PLAIN, list, dict, types.NoneType)
-# Words in names of numbers that are no counts but never negative all the same.
-_NEVER_NEGATIVE = {"weight", "rate", "factor", "std", "decay", "dropout", "share", "flip", "lr"}
 _LONGEST = 60
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of the parameters of a class or function; none where they cannot be evaluated."""
     try:
-        return typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+        return typing.get_type_hints(function.__init__ if isinstance(function, type) else function, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}
 
 
-def mismatch(value: Any, annotation: Any, name: str = "") -> str:
-    """Say what a value should be instead, or nothing if it fits an annotation and the name of its parameter."""
+def mismatch(value: Any, annotation: Any) -> str:
+    """Return what a value should be instead, or nothing if it fits an annotation."""
     if fits(value, annotation):
-        is_negative = type(value) in (int, float) and value < 0 and _NEVER_NEGATIVE & set(name.split("_"))
-        return f"{value!r} is negative" if is_negative else ""
+        return ""
     hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if _is_text_of_a_number(value) else ""
     return f"{_shown(value)} is not {_name(annotation)}{hint}"
 
@@ -38,6 +37,8 @@ def mismatch(value: Any, annotation: Any, name: str = "") -> str:
 def fits(value: Any, annotation: Any) -> bool:
     """Return whether a value can be given where an annotation stands."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return fits(value, arguments[0]) and all(bound.allows(value) for bound in _bounds(arguments))
     if origin in (Union, types.UnionType):
         return any(fits(value, argument) for argument in arguments)
     if origin is Literal:
@@ -50,7 +51,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if kind is Callable:
         return callable(value)
     if kind in _PLAIN:
-        return (type(value) is kind or (kind is float and type(value) is int)) and not (kind is int and value < 0)
+        return type(value) is kind or (kind is float and type(value) is int)
     if issubclass(kind, PurePath):
         return isinstance(value, (str, kind))
     if issubclass(kind, Mapping):
@@ -58,6 +59,10 @@ def fits(value: Any, annotation: Any) -> bool:
     if kind is not str and issubclass(kind, Collection) and kind.__module__ in ("builtins", "collections.abc"):
         return _fits_sequence(value, kind, arguments)
     return not isinstance(value, _FROM_YAML)  # of which class an object may be is for its constructor to say
+
+
+def _bounds(arguments: Sequence[Any]) -> list[Bound]:
+    return [bound for bound in arguments[1:] if isinstance(bound, Bound)]
 
 
 def _fits_sequence(value: Any, kind: type, arguments: Sequence[Any]) -> bool:
@@ -91,13 +96,15 @@ def _shown(value: Any) -> str:
 def _name(annotation: Any) -> str:
     """Write an annotation as people say it."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return ", ".join([_name(arguments[0]), *map(str, _bounds(arguments))])
     if origin in (Union, types.UnionType):
         return " or ".join(_name(argument) for argument in arguments)
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if annotation is types.NoneType:
         return "null"
-    words = {bool: "true or false", int: "a whole number, 0 or more", float: "a number", str: "a text"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     if annotation in words:
         return words[annotation]
     name = getattr(origin or annotation, "__name__", str(annotation))

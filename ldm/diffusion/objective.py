@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ldm.bounds import NonNegative
 from ldm.diffusion.discrete import DiscreteVP
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.process import Level, Process
@@ -56,8 +57,8 @@ class Objective(nn.Module):
         loss: str = "l2",
         weighting: Weighting | None = None,
         times: TimeDensity | None = None,
-        simple_weight: float = 1.0,
-        elbo_weight: float = 0.0,
+        simple_weight: NonNegative = 1.0,
+        elbo_weight: NonNegative = 0.0,
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
     ) -> None:

@@ -23,10 +23,10 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm import compat
+from ldm.cli.arguments import parse_with_overrides
 from ldm.cli.common import main_guard, progress
 from ldm.conditioning.base import Conditioner
 from ldm.config import instantiate
-from ldm.config.overrides import split_overrides
 from ldm.config.targets import find_target
 from ldm.data.core.classes import class_names
 from ldm.data.core.derived import source_of
@@ -43,12 +43,10 @@ _KEYS = ("key", "labels_key", "mask_key")  # parameters of conditioners that nam
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the data sets of a config; exit status 1 if something is wrong with them."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    overrides, words = split_overrides(words)
-    options = _parser().parse_args(words)
+    options = parse_with_overrides(_parser(), argv)
     if options.num < 0:
         raise UserError(f"--num {options.num}: use 1 or more, or 0 for all")
-    config = OmegaConf.to_container(compat.load(options.base, overrides), resolve=True)
+    config = OmegaConf.to_container(compat.load(options.base, options.overrides), resolve=True)
     if "data" not in config:
         raise UserError(f"{', '.join(options.base)}: there is no section data")
     data = instantiate(config["data"], "data")

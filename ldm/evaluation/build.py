@@ -67,7 +67,7 @@ def _value(text: str, key: str, annotation: Any, place: str) -> Any:
     _, value = parse_override(f"{key}={text}")
     if isinstance(value, int) and not isinstance(value, bool) and value < 1:
         raise UserError(f"{place}: {value} is not a positive number")
-    problem = mismatch(value, annotation, key)
+    problem = mismatch(value, annotation)
     if problem:
         raise UserError(f"{place}: {key}: {problem}")
     return value

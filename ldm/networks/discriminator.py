@@ -9,6 +9,7 @@ from taming.modules.discriminator.model import NLayerDiscriminator
 from taming.modules.util import ActNorm
 from torch import Tensor, nn
 
+from ldm.bounds import Count, Natural, NonNegative
 from ldm.networks.synchronized import SynchronizedActNorm, SynchronizedBatchNorm2d
 
 
@@ -22,11 +23,11 @@ class PatchDiscriminator(NLayerDiscriminator):
 
     def __init__(
         self,
-        in_channels: int = 3,
-        width: int = 64,
-        num_layers: int = 3,
+        in_channels: Count = 3,
+        width: Count = 64,
+        num_layers: Natural = 3,
         actnorm: bool = False,
-        init_std: float | None = 0.02,
+        init_std: NonNegative | None = 0.02,
         synchronized: bool = False,
     ) -> None:
         super().__init__(in_channels, width, num_layers, actnorm)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.bounds import Count, Fraction, Natural, NonNegative
 from ldm.errors import UserError
 from ldm.networks.attention import FeedForward
 from ldm.networks.layers import LayerNorm32
@@ -75,14 +76,14 @@ class TransformerEncoder(nn.Module):
 
     def __init__(
         self,
-        vocab_size: int,
-        max_length: int,
-        dim: int,
-        depth: int,
-        num_heads: int = 8,
-        head_channels: int = 64,
-        embedding_dropout: float = 0.0,
-        embedding_std: float = 0.02,
+        vocab_size: Count,
+        max_length: Count,
+        dim: Count,
+        depth: Natural,
+        num_heads: Count = 8,
+        head_channels: Count = 64,
+        embedding_dropout: Fraction = 0.0,
+        embedding_std: NonNegative = 0.02,
     ) -> None:
         super().__init__()
         self.max_length = max_length

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ldm.bounds import Count, Fraction, Natural
 from ldm.errors import UserError
 from ldm.networks.attention import AttentionBlock, QKVOrder, SpatialTransformer, head_split
 from ldm.networks.backbone import Backbone
@@ -32,14 +33,14 @@ class UNetOptions:
         dims: number of spatial axes, 1 to 3.
     """
 
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     conv_resample: bool = True
     scale_shift_norm: bool = False
     resblock_updown: bool = False
     qkv_order: QKVOrder = "legacy"
-    num_heads_upsample: int | None = None
+    num_heads_upsample: Count | None = None
     checkpoint: bool = False
-    dims: int = 2
+    dims: Count = 2
 
     def __post_init__(self) -> None:
         if self.dims not in (1, 2, 3):
@@ -175,18 +176,18 @@ class UNet(nn.Module, Backbone):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        model_channels: int,
-        num_res_blocks: int = 2,
-        attention_factors: Sequence[int] = (8, 4, 2),
-        channel_mult: Sequence[int] = (1, 2, 4, 8),
-        num_heads: int | None = None,
-        num_head_channels: int | None = None,
-        context_dim: int | None = None,
-        transformer_depth: int = 1,
-        num_classes: int | None = None,
-        codebook_size: int | None = None,
+        in_channels: Count,
+        out_channels: Count,
+        model_channels: Count,
+        num_res_blocks: Natural = 2,
+        attention_factors: Sequence[Count] = (8, 4, 2),
+        channel_mult: Sequence[Count] = (1, 2, 4, 8),
+        num_heads: Count | None = None,
+        num_head_channels: Count | None = None,
+        context_dim: Count | None = None,
+        transformer_depth: Natural = 1,
+        num_classes: Count | None = None,
+        codebook_size: Count | None = None,
         options: UNetOptions = UNetOptions(),  # noqa: B008 (immutable)
     ) -> None:
         super().__init__()

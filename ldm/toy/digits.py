@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldm.bounds import Count, Fraction
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.errors import UserError
@@ -26,9 +27,9 @@ class Digits(ImageDataset):
 
     def __init__(
         self,
-        size: int | Sequence[int] = 32,
+        size: Count | Sequence[Count] = 32,
         split: str = "train",
-        validation_share: float = 0.1,
+        validation_share: Fraction = 0.1,
         crop: str = "none",
         **kwargs: Any,
     ) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ldm.bounds import Count, Natural
 from ldm.errors import UserError
 from ldm.toy.captions import (
     COLOURS,
@@ -91,9 +92,9 @@ class Shapes(Dataset):
 
     def __init__(
         self,
-        num_samples: int,
-        size: int = 32,
-        num_objects: tuple[int, int] = (1, 3),
+        num_samples: Count,
+        size: Count = 32,
+        num_objects: tuple[Natural, Natural] = (1, 3),
         seed: int = 0,
         split: str = "train",
         size_words: float = 0.25,

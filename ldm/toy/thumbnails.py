@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.bounds import Count
 from ldm.data.core.derived import DerivedDataset
 from ldm.errors import UserError
 
@@ -31,7 +32,7 @@ class ThumbnailNeighbours(DerivedDataset):
 
     stream = 3
 
-    def __init__(self, dataset: Dataset, database: Dataset, num_neighbours: int = 4, side: int = 8) -> None:
+    def __init__(self, dataset: Dataset, database: Dataset, num_neighbours: Count = 4, side: Count = 8) -> None:
         super().__init__(dataset)
         if not 0 < num_neighbours < len(database):
             raise UserError(

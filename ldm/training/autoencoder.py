@@ -24,6 +24,7 @@ from torch.optim import Adam
 
 from ldm.autoencoder.losses import AdversarialLoss
 from ldm.autoencoder.regularizers import Info, VectorQuantizer
+from ldm.bounds import Count, Fraction, NonNegative
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.training.codebook import CodebookUpkeep, CodeCounts
@@ -53,12 +54,12 @@ class AutoencoderTraining(TrainingModule):
         self,
         model: Autoencoder,
         loss: nn.Module,
-        ema_decay: float | None = None,
+        ema_decay: Fraction | None = None,
         lr_schedule: Multiplier | None = None,
-        betas: tuple[float, float] = (0.5, 0.9),
-        generator_lr_factor: float = 1.0,
+        betas: tuple[NonNegative, NonNegative] = (0.5, 0.9),
+        generator_lr_factor: NonNegative = 1.0,
         learn_logvar: bool = False,
-        resize_range: tuple[int, int] | None = None,
+        resize_range: tuple[Count, Count] | None = None,
         image_key: str = "image",
         codebook: CodebookUpkeep | None = None,
     ) -> None:

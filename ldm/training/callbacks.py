@@ -14,6 +14,7 @@ from einops import rearrange
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
+from ldm.bounds import Count
 from ldm.images import image_grid, to_pil, to_rgb_bytes
 from ldm.sampling.base import Sampler
 from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
@@ -34,8 +35,8 @@ class ImageLogger(pl.Callback):
     def __init__(
         self,
         directory: str | Path,
-        every_n_steps: int = 750,
-        max_images: int = 4,
+        every_n_steps: Count = 750,
+        max_images: Count = 4,
         early_steps: bool = False,
         first_step: bool = False,
         sampler: Sampler | None = None,

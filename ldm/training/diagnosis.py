@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ldm.autoencoder.losses import AdversarialLoss
+from ldm.bounds import Count
 from ldm.training.autoencoder import AutoencoderTraining
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class AdversarialWarnings(pl.Callback):
     For the weight's cap one is enough. Nothing is read from the device but where metrics are logged.
     """
 
-    def __init__(self, patience: int = 10) -> None:
+    def __init__(self, patience: Count = 10) -> None:
         self.patience = patience
         self._examined_step = 0
         self._streaks: Counter[str] = Counter()

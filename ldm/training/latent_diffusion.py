@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.bounds import Fraction
 from ldm.diffusion.objective import Objective, Terms
 from ldm.diffusion.times import golden_ratio_uniforms
 from ldm.models.autoencoder import IdentityAutoencoder
@@ -41,7 +42,7 @@ class DiffusionTraining(TrainingModule):
         self,
         model: LatentDiffusion,
         objective: Objective | None = None,
-        ema_decay: float | None = 0.9999,
+        ema_decay: Fraction | None = 0.9999,
         optimization: Optimization | None = None,
     ) -> None:
         """Take the model to train. UserError for an objective that its process cannot have.

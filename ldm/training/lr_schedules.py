@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
+from ldm.bounds import Count, Natural, NonNegative
 from ldm.errors import UserError
 
 
@@ -17,11 +18,11 @@ from ldm.errors import UserError
 class WarmUpCosine:
     """Warm up linearly, then decay by half a cosine until step `max_decay_steps` and stay there."""
 
-    warm_up_steps: int
-    lr_min: float
-    lr_max: float
-    lr_start: float
-    max_decay_steps: int
+    warm_up_steps: Natural
+    lr_min: NonNegative
+    lr_max: NonNegative
+    lr_start: NonNegative
+    max_decay_steps: Count
 
     def __call__(self, step: int) -> float:
         """Return the multiplier at a step >= 0."""
@@ -36,11 +37,11 @@ class WarmUpCosine:
 class _Cycles:
     """Hold the per-cycle settings: sequences with one entry per cycle, or plain numbers for a single cycle."""
 
-    warm_up_steps: Sequence[int] | int
-    f_min: Sequence[float] | float
-    f_max: Sequence[float] | float
-    f_start: Sequence[float] | float
-    cycle_lengths: Sequence[int] | int
+    warm_up_steps: Sequence[Natural] | Natural
+    f_min: Sequence[NonNegative] | NonNegative
+    f_max: Sequence[NonNegative] | NonNegative
+    f_start: Sequence[NonNegative] | NonNegative
+    cycle_lengths: Sequence[Count] | Count
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm.bounds import NonNegative
+
 Multiplier = Callable[[int], float]
 
 
@@ -20,11 +22,11 @@ class Optimization:
     `gradient_clip` bounds the norm of the gradient of all parameters together; the trainer's own setting wins.
     """
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[NonNegative, NonNegative] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     schedule: Multiplier | None = None
-    gradient_clip: float | None = None
+    gradient_clip: NonNegative | None = None
 
     def adamw(self, parameters: list[nn.Parameter], learning_rate: float, fused: bool) -> AdamW:
         """Build the optimiser."""

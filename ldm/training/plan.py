@@ -26,10 +26,12 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.bounds import Count
 from ldm.config.targets import did_you_mean, find_target, parameters_of
 from ldm.config.types import hints_of, mismatch
 from ldm.errors import ConfigError
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.training.cached_latents import CacheSettings
 from ldm.training.devices import Devices, choose
 from ldm.training.launch import Launch, check_by_hand, detect
 from ldm.training.run_folder import RunFolder
@@ -40,7 +42,9 @@ _LIGHTNING_KEYS = (
     "trainer", "logger", "modelcheckpoint", "callbacks", "channels_last", "compile", "cache_latents",
     "max_skipped_steps",
 )  # fmt: skip
-_MAPPINGS = ("trainer", "callbacks", "modelcheckpoint", "logger")
+_KINDS = dict.fromkeys(("trainer", "callbacks", "modelcheckpoint", "logger"), dict | None) | {
+    "channels_last": bool | None, "compile": bool | None, "max_skipped_steps": Count | None,
+}  # fmt: skip
 _MADE_HERE = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_model_summary")
 _COUNTS = (
     "num_nodes", "max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches", "log_every_n_steps",
@@ -164,9 +168,10 @@ def make_plan(
     for section in ("model", "training", "data"):
         if section not in config:
             raise ConfigError("missing; a config has the sections model, training, data and lightning", section)
-    _check_mappings(config.get("lightning"))
+    _check_kinds(config.get("lightning"))
     lightning = config.get("lightning") or {}
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
+    CacheSettings.of(lightning.get("cache_latents"))
     trainer = (lightning.get("trainer") or {}) | options.of_trainer()
     launch = detect(os.environ)
     devices = choose(options.gpus, options.devices, options.accelerator, trainer, launch)
@@ -184,12 +189,13 @@ def make_plan(
     return Plan(resolved, run, devices, batch, rate, seed, launch)
 
 
-def _check_mappings(section: Any) -> None:
-    """Check that the section and its parts are mappings, before they are read."""
-    parts = {f"lightning.{key}": section.get(key) for key in _MAPPINGS} if isinstance(section, dict) else {}
-    for path, value in {"lightning": section, **parts}.items():
-        if problem := mismatch(value, dict | None):
-            raise ConfigError(problem, path)
+def _check_kinds(section: Any) -> None:
+    """Check of what kind the section and its parts are, before they are read."""
+    if problem := mismatch(section, dict | None):
+        raise ConfigError(problem, "lightning")
+    for key, kind in _KINDS.items():
+        if problem := mismatch((section or {}).get(key), kind):
+            raise ConfigError(problem, f"lightning.{key}")
 
 
 def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:

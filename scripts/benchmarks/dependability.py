@@ -24,7 +24,7 @@ import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.cli.arguments import parse
+from ldm.cli.arguments import parse, parse_with_overrides
 from ldm.cli.train import plan_of
 from ldm.config import instantiate
 from ldm.training.latent_diffusion import DiffusionTraining
@@ -163,8 +163,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--every", type=int, default=100, help="steps from checkpoint to checkpoint, an even number")
     parser.add_argument("--warm-up", type=int, default=6, help="first steps, not counted")
-    parser.add_argument("overrides", nargs="*", help="dotted.key=value of the config")
-    options = parser.parse_args()
+    parser.epilog = "Any further dotted.key=value overrides the config."
+    options = parse_with_overrides(parser, None)
     logging.disable(logging.WARNING)
     sys.stdout.write(json.dumps(measure(options.steps, options.every, options.warm_up, options.overrides), indent=1))
     sys.stdout.write("\n")

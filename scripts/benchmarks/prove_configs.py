@@ -32,6 +32,7 @@ import yaml
 from ldm.cli.arguments import parse
 from ldm.cli.train import plan_of
 from ldm.config import instantiate
+from ldm.config.files import follow_references, read_with_bases
 from ldm.config.targets import find_target
 from ldm.errors import UserError
 from ldm.training.plan import Plan
@@ -274,11 +275,16 @@ def judge(name: str, config: dict[str, Any], rng: random.Random, folder: Path) -
     return Verdict(name, path_of(place), kind, change, "accepted", "", is_right(config, kind, place, plan, new))
 
 
+def whole(name: str) -> dict[str, Any]:
+    """Return a shipped config with what it is based on, as a single file would hold it."""
+    return follow_references(read_with_bases(CONFIGS / name)).content
+
+
 def verdicts(mutations: int, seed: int) -> list[Verdict]:
     """Try as many mutations as asked for, over all configs in turn."""
     names = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-    names = [name for name in names if not name.startswith("ablation/")]  # studies, which train others of these
-    contents = {name: yaml.safe_load((CONFIGS / name).read_text()) for name in names}
+    names = [name for name in names if not name.startswith(("_base/", "ablation/"))]  # no configs of their own
+    contents = {name: whole(name) for name in names}
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         chosen = (rng.choice(names) for _ in range(mutations))

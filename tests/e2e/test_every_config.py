@@ -14,7 +14,7 @@ from ldm.cli.train import main
 from ldm.config import instantiate, load
 from ldm.data.core.loader import collate
 
-FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "ablation"]  # studies are no configs
+FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("_base", "ablation")]
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in FILES)
 OWN = sorted(Path(name).stem for name in NAMES if name.startswith("own/"))
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ldm.bounds import Count, Fraction
 from ldm.data.core.decoding import Picture, Planes
 from ldm.data.core.tally import Tally
 from ldm.data.core.transforms import UNREADABLE, Draw, ImageTransform, View
@@ -77,15 +78,15 @@ class ImageDataset(Dataset, ABC):
 
     def __init__(
         self,
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         crop: str = "center",
-        resize: int | Literal["size", "none"] | None = "size",
-        flip: float = 0.0,
-        channels: int = 3,
+        resize: Count | Literal["size", "none"] | None = "size",
+        flip: Fraction = 0.0,
+        channels: Count = 3,
         interpolation: str = "bicubic",
-        repeats: int = 1,
+        repeats: Count = 1,
         split: str = "all",
-        validation_share: float = 0.05,
+        validation_share: Fraction = 0.05,
         value_range: Sequence[float] | None = None,
     ) -> None:
         if repeats < 1:

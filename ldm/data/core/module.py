@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from ldm.bounds import Count, Fraction, Natural
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.classes import insist_on_same_classes
 from ldm.data.core.derived import source_of, takes_draws
@@ -47,15 +48,15 @@ class DataModule:
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: Count,
         train: Dataset | None = None,
         validation: Dataset | None = None,
         test: Dataset | None = None,
-        num_workers: int | None = None,
+        num_workers: Natural | None = None,
         shuffle: bool = True,
         drop_last: bool = True,
         seed: int = 0,
-        max_bad_fraction: float | None = 0.1,
+        max_bad_fraction: Fraction | None = 0.1,
     ) -> None:
         if batch_size < 1 or (num_workers or 0) < 0:
             raise UserError(f"data: batch_size {batch_size} must be positive, num_workers {num_workers} not negative")

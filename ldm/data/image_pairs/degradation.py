@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ldm.bounds import Count
 from ldm.data.image_pairs.kernels import anisotropic_gaussian_kernel, bicubic_resize, gaussian_kernel, shift_kernel
 from ldm.errors import UserError
 
@@ -123,12 +124,12 @@ class Degradation:
         return _to_float(cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1])
 
 
-def bsrgan(factor: int = 4) -> Degradation:
+def bsrgan(factor: Count = 4) -> Degradation:
     """Return the recipe of the BSRGAN paper without its camera model."""
     return Degradation(factor)
 
 
-def bsrgan_light(factor: int = 4) -> Degradation:
+def bsrgan_light(factor: Count = 4) -> Degradation:
     """Return the milder recipe with which the paper's super-resolution model was trained."""
     return Degradation(
         factor,

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.data.core.derived import DerivedDataset
@@ -63,7 +64,7 @@ class MaskedFolder(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         mask_root: str | Path,
         suffix: str = "",
         **kwargs: Any,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.data.core.transforms import ImageTransform, View
@@ -45,14 +46,14 @@ class PairedFolder(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         target_root: str | Path,
         key: str = "segmentation",
-        num_classes: int | None = None,
-        factor: int = 1,
+        num_classes: Count | None = None,
+        factor: Count = 1,
         ignore_index: int | None = None,
         suffix: str = "",
-        target_channels: int | None = None,
+        target_channels: Count | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(size, **kwargs)
@@ -121,7 +122,7 @@ class ADE20K(PairedFolder):
     def __init__(
         self,
         root: str | Path,
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         split: str = "train",
         key: str = "segmentation",
         **kwargs: Any,

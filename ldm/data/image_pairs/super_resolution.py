@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.bounds import Count
 from ldm.data.core.derived import DerivedDataset
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.data.image_pairs.degradation import Degradation, Draws
@@ -32,7 +33,7 @@ class LowRes(DerivedDataset):
 
     stream = 2
 
-    def __init__(self, dataset: Dataset, factor: int = 4, degradation: Degradation | None = None) -> None:
+    def __init__(self, dataset: Dataset, factor: Count = 4, degradation: Degradation | None = None) -> None:
         super().__init__(dataset)
         if factor < 1 or (degradation is not None and degradation.factor != factor):
             raise UserError(

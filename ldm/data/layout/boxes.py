@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from ldm.bounds import Count
 from ldm.errors import UserError
 
 __all__ = ["FULL_IMAGE", "Box", "BoxTokenizer", "CentrePointTokenizer", "LayoutObject", "Layout", "visible_objects"]
@@ -97,9 +98,9 @@ class LayoutTokenizer(ABC):
 
     def __init__(
         self,
-        num_classes: int,
-        max_objects: int,
-        vocab_size: int,
+        num_classes: Count,
+        max_objects: Count,
+        vocab_size: Count,
         encode_crop: bool = True,
         use_group: bool = True,
         use_attributes: bool = False,

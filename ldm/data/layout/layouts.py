@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ldm.bounds import Count, Natural, NonNegative
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.data.core.transforms import View
@@ -41,10 +42,10 @@ class LayoutDataset(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: int | Sequence[int],
-        max_objects: int = 30,
-        min_objects: int = 1,
-        min_area: float = 1e-5,
+        size: Count | Sequence[Count],
+        max_objects: Count = 30,
+        min_objects: Natural = 1,
+        min_area: NonNegative = 1e-5,
         whole: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -120,8 +121,8 @@ class CocoLayouts(LayoutDataset):
         self,
         root: str | Path,
         annotations: str | Path,
-        size: int | Sequence[int],
-        max_objects: int = 30,
+        size: Count | Sequence[Count],
+        max_objects: Count = 30,
         stuff: str | Path | None = None,
         use_group: bool = False,
         **kwargs: Any,
@@ -148,11 +149,11 @@ class OpenImagesLayouts(LayoutDataset):
         root: str | Path,
         boxes_csv: str | Path,
         classes_csv: str | Path,
-        size: int | Sequence[int],
-        max_objects: int = 30,
+        size: Count | Sequence[Count],
+        max_objects: Count = 30,
         use_group: bool = False,
         use_attributes: bool = False,
-        min_area: float = 1e-4,
+        min_area: NonNegative = 1e-4,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, size, max_objects, min_area=min_area, **kwargs)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.data.readers.folders import existing_folder, find_files, find_pictures
@@ -40,7 +41,7 @@ class CaptionedFolder(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         captions: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
         **kwargs: Any,

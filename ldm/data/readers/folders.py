@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.errors import UserError
@@ -59,7 +60,7 @@ class ImageFolder(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         list_file: str | Path | None = None,
         class_folders: bool = False,
         **kwargs: Any,

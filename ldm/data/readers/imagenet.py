@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.data.readers.folders import existing_folder, find_files
@@ -42,7 +43,7 @@ class ImageNet(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         labels: str | Path | None = None,
         label_order: str = "ilsvrc",
         **kwargs: Any,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.data.readers.folders import existing_folder, find_pictures, read_list
@@ -30,7 +31,7 @@ class LSUN(ImageDataset):
     """
 
     def __init__(
-        self, root: str | Path, size: int | Sequence[int], list_file: str | Path | None = None, **kwargs: Any
+        self, root: str | Path, size: Count | Sequence[Count], list_file: str | Path | None = None, **kwargs: Any
     ) -> None:
         super().__init__(size, **kwargs)
         self.root = existing_folder(root)

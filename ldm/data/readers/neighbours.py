@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.bounds import Count
 from ldm.data.readers.embeddings import Database, Index
 from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
@@ -37,9 +38,9 @@ class RetrievalFolder(ImageFolder):
     def __init__(
         self,
         root: str | Path,
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         database: str | Path,
-        num_neighbours: int = 4,
+        num_neighbours: Count = 4,
         index: Index = "exact",
         **kwargs: Any,
     ) -> None:

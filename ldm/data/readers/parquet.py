@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm.bounds import Count, Natural
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.data.readers.captions import LABEL, number_labels, one_of
@@ -45,9 +46,9 @@ class Parquet(ImageDataset):
     def __init__(
         self,
         paths: str | Path | Sequence[str | Path],
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         columns: Mapping[str, str] | None = None,
-        cache_mb: int = 1024,
+        cache_mb: Natural = 1024,
         **kwargs: Any,
     ) -> None:
         super().__init__(size, **kwargs)

@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ldm.bounds import Count, Fraction, Natural
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import Picture
 from ldm.data.core.tally import Tally
@@ -40,7 +41,7 @@ class IndexedShards(ImageDataset):
     def __init__(
         self,
         urls: str | Path | Sequence[str | Path],
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         fields: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -103,17 +104,17 @@ class Shards(IterableDataset):
     def __init__(
         self,
         urls: str | Path | Sequence[str | Path],
-        size: int | Sequence[int],
+        size: Count | Sequence[Count],
         fields: Mapping[str, str] | None = None,
         crop: str = "center",
-        resize: int | Literal["size", "none"] | None = "size",
-        flip: float = 0.0,
-        channels: int = 3,
+        resize: Count | Literal["size", "none"] | None = "size",
+        flip: Fraction = 0.0,
+        channels: Count = 3,
         interpolation: str = "bicubic",
         value_range: Sequence[float] | None = None,
-        samples_per_epoch: int | None = None,
-        buffer: int = 1000,
-        lanes: int | None = None,
+        samples_per_epoch: Count | None = None,
+        buffer: Natural = 1000,
+        lanes: Count | None = None,
     ) -> None:
         self.shards = expand_urls(urls)
         self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation, value_range)
