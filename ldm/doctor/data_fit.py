@@ -1,6 +1,6 @@
-"""Whether data and a model go together: sizes and channels of pictures, class indices. Told before training.
+"""Check before training that image size, channels and class ids of the data suit the model.
 
-What conditioners need they say themselves (`Conditioner.takes`); pictures must fit the first stage and the U-Net.
+Conditioners say what they expect (`Conditioner.takes`); images must suit the first stage and the backbone.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from ldm.data.core.classes import class_names
 from ldm.data.core.module import DataModule
 from ldm.doctor.summary import Summary
 from ldm.errors import UserError
-from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.networks.backbone import Backbone
-from ldm.training.autoencoder import AutoencoderTraining
-from ldm.training.latent_diffusion import LatentDiffusion
 
-_NAMED = ("class_label", "box_labels")  # what `class_names` of a data set lists
+__all__ = ["check_data_fits_model", "fit_problems", "missing_keys", "side_multiple"]
+
+_NAMED = ("class_label", "box_labels")  # the keys whose classes `class_names` of a data set lists
 
 
-def insist_on_fit(model: nn.Module, data: DataModule) -> None:
-    """Hold the first item of each data set, and the classes that it knows, against a model. UserError for a misfit."""
+def check_data_fits_model(model: nn.Module, data: DataModule) -> None:
+    """Compare the first item of each data set, and its classes, with a model. Raises UserError, with the set."""
     for name, item in data.first_items.items():
         summary = Summary()
         summary.add(item)
@@ -32,40 +31,46 @@ def insist_on_fit(model: nn.Module, data: DataModule) -> None:
 
 
 def fit_problems(model: nn.Module, summary: Summary, names: Sequence[str] = ()) -> list[str]:
-    """Say in a line each what of the items summed up does not go with a model. names: of the classes, by label."""
-    found = list(_picture_problems(model, summary))
-    for part in model.modules():
-        if isinstance(part, Conditioner):
-            for key, taken in part.takes().items():
-                known = names if key in _NAMED else ()
-                found += [f"{key}: {text}" for text in _entry_problems(type(part).__name__, taken, summary, key, known)]
+    """List what does not suit a model in the items of a summary, a line each. names: of the classes, by label."""
+    found = list(_image_problems(model, summary))
+    for part in _conditioners(model):
+        for key, taken in part.takes().items():
+            known = names if key in _NAMED else ()
+            found += [f"{key}: {text}" for text in _entry_problems(type(part).__name__, taken, summary, key, known)]
     return found
 
 
-def side_multiple(model: LatentDiffusion | AutoencoderTraining) -> int:
-    """Return the number that must divide the sides of a picture, for the first stage and for the denoiser if any."""
-    if isinstance(model, AutoencoderTraining):
-        return model.autoencoder.factor
-    multiples = [module.size_multiple for module in model.model.modules() if isinstance(module, Backbone)]
-    return model.first_stage_model.factor * max(multiples, default=1)
+def missing_keys(model: nn.Module, keys: Sequence[str]) -> list[str]:
+    """List the keys that the conditioners of a model read and items with `keys` do not have, a line each."""
+    read = {key: type(part).__name__ for part in _conditioners(model) for key in {part.key: None, **part.takes()}}
+    have = ", ".join(keys)
+    return [f"{name} reads {key!r}, items have {have}" for key, name in read.items() if key not in keys]
 
 
-def _first_stage(model: LatentDiffusion | AutoencoderTraining) -> Autoencoder | IdentityAutoencoder:
-    return model.autoencoder if isinstance(model, AutoencoderTraining) else model.first_stage_model
+def side_multiple(model: nn.Module) -> int:
+    """Return the number that must divide the sides of an image: the first stage's factor times the backbone's."""
+    return _first_stage(model).factor * max([module.size_multiple for module in model.modules() if isinstance(module, Backbone)], default=1)
 
 
-def _picture_problems(model: nn.Module, summary: Summary) -> Iterator[str]:
-    if not isinstance(model, (LatentDiffusion, AutoencoderTraining)):
-        return
-    shape = summary.shape(model.image_key)
-    if shape is None or len(shape) != 3:
+def _conditioners(model: nn.Module) -> list[Conditioner]:
+    return [part for part in model.modules() if isinstance(part, Conditioner)]
+
+
+def _first_stage(model: nn.Module) -> nn.Module | None:
+    return getattr(model, "first_stage_model", getattr(model, "autoencoder", None))
+
+
+def _image_problems(model: nn.Module, summary: Summary) -> Iterator[str]:
+    first_stage, key = _first_stage(model), getattr(model, "image_key", "image")
+    shape = summary.shape(key)
+    if first_stage is None or shape is None or len(shape) != 3:
         return
     channels, height, width = shape
-    multiple, key, wanted = side_multiple(model), model.image_key, _first_stage(model).in_channels
-    is_resized = isinstance(model, AutoencoderTraining) and model.resize_range is not None
+    multiple, wanted = side_multiple(model), first_stage.in_channels
+    is_resized = getattr(model, "resize_range", None) is not None
     if (height % multiple or width % multiple) and not is_resized:
         yield (
-            f"{key}: the size {height}x{width} does not go with this model, whose pictures need sides that {multiple} "
+            f"{key}: the size {height}x{width} does not go with this model, whose images need sides that {multiple} "
             f"divides; set size, e.g. to {[_nearest(side, multiple) for side in (height, width)]}"
         )
     if channels != wanted:
@@ -77,7 +82,7 @@ def _nearest(side: int, multiple: int) -> int:
 
 
 def _entry_problems(name: str, taken: Taken, summary: Summary, key: str, names: Sequence[str]) -> Iterator[str]:
-    """Compare one entry of the batch with what the conditioner `name` takes there."""
+    """Compare one key of the items with what the conditioner `name` expects there."""
     indices, shape = summary.indices(key), summary.shape(key)
     if indices and taken.num_classes is not None:
         highest = max(*indices, len(names) - 1)
