@@ -18,6 +18,7 @@ from ldm.data.core.base import ImageDataset
 from ldm.data.core.latents import CachedLatents
 from ldm.data.core.loader import collate
 from ldm.data.core.module import DataModule
+from ldm.data.image_pairs.paired import TargetFolder
 from ldm.data.readers.captions import CaptionedFolder
 from ldm.data.readers.folders import ImageFolder
 from ldm.data.readers.imagenet import ImageNet
@@ -91,7 +92,7 @@ def found():
             for _, cls in inspect.getmembers(module, inspect.isclass):
                 if issubclass(cls, Dataset) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
                     classes.add(cls)
-    return sorted(classes - {ImageDataset}, key=lambda cls: cls.__name__)
+    return sorted(classes - {ImageDataset, TargetFolder}, key=lambda cls: cls.__name__)
 
 
 @pytest.fixture(params=found(), ids=lambda cls: cls.__name__)

@@ -1,4 +1,4 @@
-"""The base of all map-style readers: items and their keys, repeats, a split by file names, unreadable files.
+"""The bases of readers: options of images, items and their keys, repeats, a split by names, unreadable files.
 
 An item is a dict: `image` float32 (C, H, W) in [-1, 1]; captions under `caption` are str, labels under `class_label`
 are int.
@@ -7,9 +7,10 @@ are int.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -18,11 +19,10 @@ from torch.utils.data import Dataset
 from ldm.data.core.cache import SizedCache
 from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.decoding import DecodedImage, MultichannelImage
-from ldm.data.core.reader import ImageReader
-from ldm.data.core.transforms import UNREADABLE, CropParams, SampleKey
+from ldm.data.core.transforms import UNREADABLE, CropParams, ImageTransform, SampleKey
 from ldm.errors import UserError
 
-__all__ = ["ImageDataset", "in_split"]
+__all__ = ["ImageDataset", "ImageReader", "in_split"]
 
 _SPLITS = ("all", "train", "validation")
 _CACHED_PIXELS = 64 * 2**20  # decoded for `repeats`, in each worker
@@ -42,6 +42,32 @@ def in_split(name: str, split: str, validation_share: float) -> bool:
 def _num_pixels(image: DecodedImage) -> int:
     """Count the pixels, of every channel where each is an image of its own; one takes about four bytes."""
     return image.width * image.height * (len(image.planes) if isinstance(image, MultichannelImage) else 1)
+
+
+class ImageReader(ABC):
+    """Make the `transform` of a data set from the options that YAML files give it, see `ImageTransform`."""
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        crop: str = "center",
+        resize: int | Literal["size", "none"] | None = "size",
+        flip: float = 0.0,
+        channels: int = 3,
+        interpolation: str = "bicubic",
+        value_range: Sequence[float] | None = None,
+    ) -> None:
+        self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation, value_range)
+        self.errors = DataErrors(0)
+
+    @abstractmethod
+    def texts(self, key: str = "caption") -> Iterator[str]:
+        """List the texts under a key without decoding images, to train a tokenizer on them."""
+
+    def _to_tensor(self, name: str, image: DecodedImage, crop: CropParams) -> Tensor:
+        if self.transform.enlarges(image):
+            self.errors.note_enlarged(name, (image.height, image.width), (self.transform.height, self.transform.width))
+        return self.transform.apply(image, crop)
 
 
 class ImageDataset(ImageReader, Dataset):
@@ -114,11 +140,11 @@ class ImageDataset(ImageReader, Dataset):
                 self.errors.count_read()
                 if fields.get("caption") == "":
                     self.errors.note_empty(file, self.names[file])
-                return {"image": self._pixels(file, image, crop), **fields}
+                return {"image": self._cropped(file, image, crop), **fields}
         first = next(iter(self.errors.first()), self.names[0])
         raise UserError(f"data: none of the {self.num_files} images can be read, the first is {first}")
 
-    def _pixels(self, file: int, image: DecodedImage, crop: CropParams) -> Tensor:
+    def _cropped(self, file: int, image: DecodedImage, crop: CropParams) -> Tensor:
         try:
             return self._to_tensor(self.names[file], image, crop)
         except UserError as error:

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from ldm.data.core.base import ImageReader
 from ldm.data.core.classes import check_same_classes
 from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.derived import source_of, takes_sample_keys
 from ldm.data.core.loader import Loader, collate
-from ldm.data.core.reader import ImageReader
-from ldm.data.core.sampler import EpochSampler
-from ldm.data.core.stream import Stream
+from ldm.data.core.sampler import EpochSampler, Stream
 from ldm.errors import UserError
 
 __all__ = ["DataModule", "errors_of", "iterate"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from ldm import distributed
+from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.transforms import SampleKey
 from ldm.errors import UserError
 
-__all__ = ["EpochSampler", "ResumableSampler", "epoch_order"]
+__all__ = ["EpochSampler", "ResumableSampler", "Stream", "epoch_order"]
 
 
 def epoch_order(
@@ -52,6 +53,19 @@ class ResumableSampler(Sampler):
     def empty_error(self) -> UserError | None:
         """Return the error of an evaluation that could read nothing, None if that is none."""
         return None
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """An iterable data set whose samples a `ResumableSampler` reads in the main process and workers decode."""
+
+    errors: DataErrors
+
+    def sampler(self, batch_size: int, seed: int, shuffle: bool, evaluation: bool) -> ResumableSampler:
+        """Make the sampler that reads undecoded samples, in the order of an epoch."""
+
+    def decoder(self, evaluation: bool) -> Dataset:
+        """Make the data set, with `__getitems__`, that decodes a batch of them."""
 
 
 class EpochSampler(ResumableSampler):

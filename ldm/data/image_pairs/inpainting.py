@@ -56,10 +56,8 @@ class MaskedFolder(TargetFolder):
     image, and may have another resolution. Masks of another shape, and images without a mask, are skipped and logged;
     masks without a hole are counted.
 
-    Args:
-        mask_root: a mask has the path of its image, with any extension.
-        suffix: what its stem has in addition (`a.jpg`, `a_mask.png`); both folders may then be one.
-        kwargs: the options of `ImageDataset`.
+    A mask has the path of its image with any extension, and `suffix` after its stem (`a.jpg`, `a_mask.png`; both
+    folders may then be one). For the other options see `ImageDataset`.
     """
 
     def __init__(

@@ -5,7 +5,6 @@ The target gets the crop and the flip of its image (sections 4.3.2 and 4.4 of th
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ __all__ = ["ADE20K", "PairedFolder", "TargetFolder"]
 
 
 class TargetFolder(ImageDataset):
-    """Images with a target file each; a subclass calls `_index_pairs` and reads the targets.
+    """Images with a target file each; a subclass calls `_index_pairs`, and sets `key` and `_reader`.
 
     Images without a target are left out, pairs of different shape skipped; both are logged.
     """
@@ -53,9 +52,9 @@ class TargetFolder(ImageDataset):
         with name_file_in_errors(path):
             return self._read_target(file, path, image, crop)
 
-    @abstractmethod
     def _read_target(self, file: int, path: Path, image: DecodedImage, crop: CropParams) -> dict[str, Any]:
-        """Return the keys that the target of a file makes."""
+        """Return the keys of the target of a file."""
+        return {self.key: self._reader.read(path, image, crop)}
 
 
 @dataclass(frozen=True)
@@ -148,17 +147,12 @@ class PairedFolder(TargetFolder):
     def _sample_crop(self, image: DecodedImage, rng: np.random.Generator) -> CropParams:
         return align_crop(super()._sample_crop(image, rng), self.factor)
 
-    def _read_target(self, file: int, path: Path, image: DecodedImage, crop: CropParams) -> dict[str, Any]:
-        return {self.key: self._reader.read(path, image, crop)}
-
 
 class ADE20K(TargetFolder):
     """Read ADE20K as released for scene parsing, with maps of indices (H, W) under `key`: 0 for none, then 150 classes.
 
-    Args:
-        root: `ADEChallengeData2016`, with training/ and validation/ in images/ and in annotations/.
-        split: "train" or "validation".
-        kwargs: the options of `ImageDataset`.
+    root: `ADEChallengeData2016`, with training/ and validation/ in images/ and in annotations/. split: "train" or
+    "validation". For the other options see `ImageDataset`.
     """
 
     _FOLDERS = {"train": "training", "validation": "validation"}
@@ -178,6 +172,3 @@ class ADE20K(TargetFolder):
         self._reader = _IndexMaps(self.transform.height, self.transform.width, num_classes=151)
         name = self._FOLDERS[split]
         self._index_pairs(Path(root) / "images" / name, Path(root) / "annotations" / name)
-
-    def _read_target(self, file: int, path: Path, image: DecodedImage, crop: CropParams) -> dict[str, Any]:
-        return {self.key: self._reader.read(path, image, crop)}

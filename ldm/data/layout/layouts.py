@@ -115,13 +115,9 @@ class LayoutDataset(ImageDataset):
 class CocoLayouts(LayoutDataset):
     """Read the images below `root` that COCO's `instances_*.json` describes, with their boxes.
 
-    Classes are numbered in the order of their ids; `class_names` lists them.
-
-    Args:
-        annotations: that file.
-        stuff: `stuff_*.json`, whose boxes are added, without its class 'other'.
-        use_group: the label of a crowd is class + number of classes, as a tokenizer with use_group expects.
-        kwargs: the options of `LayoutDataset` and `ImageDataset`.
+    Classes are numbered in the order of their ids; `class_names` lists them. stuff: `stuff_*.json`, whose boxes are
+    added, without its class 'other'. use_group: the label of a crowd is class + number of classes, as a tokenizer with
+    use_group expects. For the other options see `LayoutDataset` and `ImageDataset`.
     """
 
     def __init__(

@@ -67,11 +67,9 @@ def read_list(path: Path) -> list[str]:
 class ImageFolder(ImageDataset):
     """Read all images below `root`, sorted by path. Raises UserError for missing or empty folders.
 
-    Args:
-        list_file: a text file that names the images to read, one path below `root` a line.
-        class_folders: add `class_label`, the rank of the first folder below `root` that holds the image;
-            `class_names` lists them.
-        kwargs: the options of `ImageDataset`.
+    list_file: a text file that names the images to read, one path below `root` a line. class_folders: add
+    `class_label`, the rank of the first folder below `root` that holds the image; `class_names` lists them. For the
+    other options see `ImageDataset`.
     """
 
     def __init__(

@@ -24,14 +24,10 @@ _log = logging.getLogger(__name__)
 class LSUN(ImageDataset):
     """Read the images of one category, e.g. root=church_outdoor_train_lmdb.
 
-    Raises UserError for missing or empty folders.
-
-    Args:
-        root: the folder of an LMDB as published, whose values are encoded images; or a folder of exported images, flat
-            or nested by the first letters of the key.
-        list_file: a text file of names, one a line. Only the last part of each counts, without its extension, so that
-            the published lists fit every layout; absent ones are counted and left out.
-        kwargs: the options of `ImageDataset`.
+    root: the folder of an LMDB as published, whose values are encoded images; or a folder of exported images, flat or
+    nested by the first letters of the key. list_file: a text file of names, one a line. Only the last part of each
+    counts, without its extension, so that the published lists fit every layout; absent ones are counted and left out.
+    For the other options see `ImageDataset`. Raises UserError for missing or empty folders.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Parquet(ImageDataset):
         self.columns = dict(_COLUMNS if columns is None else {"image": "image", **columns})
         given = [paths] if isinstance(paths, (str, Path)) else paths
         self._tables = [Path(t) for path in given for t in find_tables(str(path), "**/*.parquet", "table", _REMEDY)]
-        self._groups: SizedCache[tuple[int, int], Any] = SizedCache(cache_mb * 2**20, lambda column: column.nbytes)
+        self._groups: SizedCache[tuple[int, int], Any] = SizedCache(cache_mb * 2**20, attrgetter("nbytes"))
         self._warned = False
         self.class_names: list[str] = []
         rows, names, fields = self._read_all_fields()

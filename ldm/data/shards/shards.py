@@ -15,10 +15,9 @@ from zlib import crc32
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ldm.data.core.base import ImageDataset
+from ldm.data.core.base import ImageDataset, ImageReader
 from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.decoding import DecodedImage
-from ldm.data.core.reader import ImageReader
 from ldm.data.core.transforms import UNREADABLE, SampleKey
 from ldm.data.shards.streams import Sample, StreamDecoder, StreamSampler
 from ldm.data.shards.tar_samples import ABSENT, Fields, Member, expand_urls, index_tar, is_remote
@@ -36,10 +35,8 @@ class IndexedShards(ImageDataset):
     Samples without one of the files, and the rest of a damaged tar (as one sample), count as unreadable. Raises
     UserError for absent shards, and where no sample has all fields.
 
-    Args:
-        urls: tars, folders of tars, globs, or patterns such as `train-{0000..0003}.tar`.
-        fields: see `tar_samples`; by default {caption: txt}.
-        kwargs: the options of `ImageDataset`.
+    urls: tars, folders of tars, globs, or patterns such as `train-{0000..0003}.tar`. fields: see `tar_samples`, by
+    default {caption: txt}. For the other options see `ImageDataset`.
     """
 
     def __init__(

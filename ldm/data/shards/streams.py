@@ -19,14 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from math import gcd
 from threading import current_thread
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ldm import distributed
 from ldm.data.core.sampler import ResumableSampler
 from ldm.data.core.transforms import SampleKey
 from ldm.errors import UserError
 
-__all__ = ["Sample", "SampleStream", "StreamDecoder", "StreamItem", "StreamSampler", "read_ahead"]
+if TYPE_CHECKING:
+    from ldm.data.shards.shards import Shards
+
+__all__ = ["Sample", "StreamDecoder", "StreamItem", "StreamSampler", "read_ahead"]
 
 _GROUP = 4  # samples that replace each other; batches carry few beyond their own, since they hold most of each group
 _AHEAD = 32  # samples that are read at once, while those before are consumed
@@ -34,25 +37,6 @@ _READ_AHEAD = "read-ahead"  # name of the thread that does
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Sample = dict[str, Any]  # the undecoded files of a sample by extension, `__key__` and `__url__`
-
-
-class SampleStream(Protocol):
-    """What this order needs of a stream; see `Shards` for the meaning of the values."""
-
-    shards: list[str]
-    samples_per_epoch: int | None
-    buffer: int
-    shuffle_streams: int
-    is_remote: bool
-
-    def samples(self, shards: Sequence[str]) -> Iterator[Sample]:
-        """Return the undecoded samples of some shards in order."""
-
-    def read(self, sample: Sample, key: SampleKey) -> dict[str, Any] | None:
-        """Decode a sample, or return None if it is unreadable."""
-
-    def nothing_readable(self) -> UserError:
-        """Return the error for a stream without a readable sample."""
 
 
 class StreamItem(NamedTuple):
@@ -72,9 +56,9 @@ class _EpochPart(NamedTuple):
 
 
 class StreamSampler(ResumableSampler):
-    """Return the `StreamItem`s of this rank in an epoch of a `SampleStream`."""
+    """Return the `StreamItem`s of this rank in an epoch of `Shards`."""
 
-    def __init__(self, stream: SampleStream, batch_size: int, **kwargs: Any) -> None:
+    def __init__(self, stream: Shards, batch_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stream, self.batch_size = stream, batch_size
         self._is_checked = False
@@ -166,7 +150,7 @@ class StreamSampler(ResumableSampler):
 class StreamDecoder:
     """Decode the items of a `StreamSampler`, in the workers of a loader."""
 
-    def __init__(self, stream: SampleStream, evaluation: bool = False) -> None:
+    def __init__(self, stream: Shards, evaluation: bool = False) -> None:
         self.stream, self.evaluation = stream, evaluation
 
     def __getitems__(self, wanted: Sequence[StreamItem]) -> list[dict[str, Any]]:
