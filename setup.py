@@ -9,7 +9,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["ldm", "ldm.*"]),
-    package_data={"ldm.toy": ["weights/*.safetensors"]},
+    package_data={"ldm.data.readers": ["*.txt"], "ldm.toy": ["weights/*.safetensors"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -29,7 +29,7 @@ setup(
     ],
     extras_require={
         "demo": ["matplotlib>=3.8", "mlxtend>=0.23"],
-        "data": ["lmdb>=1.4", "pyarrow>=15", "tifffile>=2023.7"],
+        "data": ["lmdb>=1.4", "pyarrow>=15", "tifffile>=2023.7", "opencv-python-headless>=4.9"],
         "eval": ["torchmetrics>=1.4", "torch-fidelity>=0.4"],
         "superres": ["opencv-python-headless>=4.9", "scipy>=1.11"],
         "dev": [

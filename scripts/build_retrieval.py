@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ldm.cli.common import choose_device, main_guard, progress
-from ldm.cli.inputs import list_pictures, read_picture, readable
+from ldm.cli.inputs import list_images, read_image, readable
 from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.data.core.pixels import from_bytes
 from ldm.data.readers.embeddings import Database
@@ -27,11 +27,11 @@ _log = logging.getLogger("ldm.retrieval")
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the database of a folder."""
     options = parse(argv)
-    sources = list_pictures(options.indir, "--indir")
+    sources = list_images(options.indir, "--indir")
     embedder = ClipEmbedder(options.clip, choose_device(options.device))
     paths, embeddings = [], []
     with progress(len(sources), "embedding") as bar:
-        squares = readable(sources, lambda source: embedder.square(from_bytes(read_picture(source.path, channels=3))))
+        squares = readable(sources, lambda source: embedder.square(from_bytes(read_image(source.path, channels=3))))
         while batch := list(islice(squares, options.batch_size)):
             embeddings.append(embedder.embed_squares(torch.stack([square for _, square in batch])).cpu())
             paths += [str(source.path) for source, _ in batch]

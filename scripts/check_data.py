@@ -4,7 +4,7 @@ python scripts/check_data.py --base configs/own/folder.yaml data.params.train.pa
 python scripts/check_data.py --base configs/ldm/txt2img.yaml --num 0 --outdir outputs/check_data
 """
 
-from ldm.doctor.check_data import main
+from ldm.cli.check_data import main
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.inputs import Source, cropped, list_masked, padded, read_mask, read_picture, readable, what_is_lost
+from ldm.cli.inputs import Source, cropped, describe_loss, list_masked, padded, read_image, read_mask, readable
 from ldm.cli.published import Published
 from ldm.cli.sampling import Drawing, conditioners, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import FirstStageConditioner
@@ -84,11 +84,11 @@ def describe(
     target, channels, value_range = (options.H, options.W), loaded.model.in_channels, loaded.value_range
 
     def read(source: Source) -> tuple[Tensor, Tensor, str | None]:
-        image = read_picture(source.path, channels, value_range=value_range)
+        image = read_image(source.path, channels, value_range=value_range)
         hole = read_mask(source.mask, tuple(image.shape[1:]), target)
         if target != (None, None):
-            image = read_picture(source.path, channels, target, value_range)
-        return image, hole, None if warned else what_is_lost(source.path, channels, value_range)
+            image = read_image(source.path, channels, target, value_range)
+        return image, hole, None if warned else describe_loss(source.path, channels, value_range)
 
     warned = False
     for source, (image, hole, lost) in readable(sources, read):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.inputs import list_pictures, read_picture, read_prompts, readable
+from ldm.cli.inputs import list_images, read_image, read_prompts, readable
 from ldm.cli.published import Published
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner, picture_size
 from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
@@ -95,8 +95,8 @@ def embed(options: argparse.Namespace, embedder: ClipEmbedder) -> tuple[Tensor, 
     if options.image is None:
         prompts = [options.prompt] if options.from_file is None else read_prompts(options.from_file)
         return embedder.embed_texts(prompts).cpu(), [{"caption": prompt} for prompt in prompts]
-    sources = list_pictures(options.image, "--image")
-    read = list(readable(sources, lambda source: embedder.square(from_bytes(read_picture(source.path, channels=3)))))
+    sources = list_images(options.image, "--image")
+    read = list(readable(sources, lambda source: embedder.square(from_bytes(read_image(source.path, channels=3)))))
     embedded = torch.cat([embedder.embed_squares(square[None]) for _, square in read])
     return embedded.cpu(), [{"image": str(source.path)} for source, _ in read]
 

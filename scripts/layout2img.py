@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.cli.box_files import Placed, box_tensors, read_layouts, read_names, seen_in
+from ldm.cli.box_files import LabelledBox, box_tensors, crop_layout, read_layouts, read_names
 from ldm.cli.common import add_task_arguments, main_guard
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner, picture_size
 from ldm.conditioning.layout import LayoutConditioner
@@ -64,7 +64,7 @@ def tokenizer_of(conditioner: LayoutConditioner | TokenConditioner) -> LayoutTok
 
 
 def describe(
-    layouts: Sequence[tuple[str, list[Placed]]],
+    layouts: Sequence[tuple[str, list[LabelledBox]]],
     names: dict[str, int],
     loaded: LoadedModel,
     conditioner: LayoutConditioner | TokenConditioner,
@@ -90,12 +90,12 @@ def describe(
 
 
 def embeddable(
-    layout: Sequence[Placed], conditioner: LayoutConditioner | TokenConditioner, crop: Box
+    layout: Sequence[LabelledBox], conditioner: LayoutConditioner | TokenConditioner, crop: Box
 ) -> dict[str, Tensor]:
     """Return the batch entries of the part of a layout that a crop shows, as a conditioner reads them."""
     tokenizer = tokenizer_of(conditioner)
     if isinstance(conditioner, LayoutConditioner):
-        seen = seen_in(layout, crop, relative=not tokenizer.encode_crop)
+        seen = crop_layout(layout, crop, relative=not tokenizer.encode_crop)
         boxes, labels = box_tensors(seen, tokenizer.max_objects)
         crops = {conditioner.crop_key: torch.tensor(crop)} if tokenizer.encode_crop else {}
         return {conditioner.key: boxes, conditioner.labels_key: labels, **crops}

@@ -27,7 +27,7 @@ from ldm.cli.common import (
     model_source,
     progress,
 )
-from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
+from ldm.cli.inputs import Source, cropped, list_images, padded, read_image, readable
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.errors import UserError
 from ldm.evaluation.ssim import MIN_SSIM_SIDE, ssim
@@ -45,7 +45,7 @@ _log = logging.getLogger("ldm.reconstruct")
 def main(argv: Sequence[str] | None = None) -> None:
     """Reconstruct every picture, one at a time."""
     options = parse(argv)
-    sources = list_pictures(options.indir, "--indir")
+    sources = list_images(options.indir, "--indir")
     device = choose_device(options.device)
     loaded = load_first_stage(model_source(options), device)
     model = with_tiles(loaded.autoencoder, options.tile)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     target, folder = (options.H, options.W), None
 
     def read(source: Source) -> Tensor:
-        return read_picture(source.path, channels, target, loaded.value_range)
+        return read_image(source.path, channels, target, loaded.value_range)
 
     with progress(len(sources), "reconstructing") as bar:
         for source, image in readable(sources, read):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_indices, readable
+from ldm.cli.inputs import Source, cropped, list_images, padded, read_indices, readable
 from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
@@ -31,7 +31,7 @@ _MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".npy")
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw n_samples pictures of every map."""
     options = parse(argv)
-    sources = list_pictures(options.indir, "--indir", _MAPS)
+    sources = list_images(options.indir, "--indir", _MAPS)
     loaded, sampler = load_for_sampling(options)
     conditioner = only_conditioner(loaded, (ImageConditioner, SpatialRescaler), _NEEDED)
     drawings = describe(sources, loaded, conditioner, options)

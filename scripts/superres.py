@@ -16,7 +16,7 @@ from functools import partial
 from torch import Tensor
 
 from ldm.cli.common import add_task_arguments, main_guard
-from ldm.cli.inputs import Source, cropped, list_pictures, padded, read_picture, readable
+from ldm.cli.inputs import Source, cropped, list_images, padded, read_image, readable
 from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import Drawing, draw_all, load_for_sampling, only_conditioner
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
@@ -32,7 +32,7 @@ _NEEDED = "super-resolution needs an ImageConditioner or a SpatialRescaler of a 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw n_samples enlargements of every picture."""
     options = parse(argv)
-    sources = list_pictures(options.indir, "--indir")
+    sources = list_images(options.indir, "--indir")
     loaded, sampler = load_for_sampling(options)
     conditioner = only_conditioner(loaded, (ImageConditioner, SpatialRescaler), _NEEDED)
     scale, channels = enlargement(loaded, conditioner), conditioner.in_channels
@@ -72,7 +72,7 @@ def describe(
     value_range = loaded.value_range
 
     def read(source: Source) -> Tensor:
-        return read_picture(source.path, channels, target, value_range)
+        return read_image(source.path, channels, target, value_range)
 
     for source, image in readable(sources, read):
         size = (image.shape[1] * factor, image.shape[2] * factor)

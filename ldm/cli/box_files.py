@@ -1,7 +1,7 @@
 """Layouts from JSON files.
 
 A layout is a list of objects, [{"label": 3, "box": [left, top, width, height]}, {"name": "dog", "box": [...]}], in
-fractions of the picture; a file holds one layout, or a list of layouts.
+fractions of the image; a file holds one layout, or a list of layouts.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.cli.inputs import read_json
 from ldm.data.layout.boxes import Box
+from ldm.data.layout.layouts import crop_boxes
 from ldm.errors import UserError
 
-_TOLERANCE = 1e-3  # rounded numbers may stick out of the picture by so much
+_TOLERANCE = 1e-3  # rounded numbers may stick out of the image by so much
 _HUGE = 2**31
 
 
-class Placed(NamedTuple):
+class LabelledBox(NamedTuple):
     """Place an object: its class, and its box left, top, width, height in [0, 1]."""
 
     label: int
     box: tuple[float, float, float, float]
 
 
-def read_layouts(path: Path, names: Mapping[str, int], num_classes: int, max_objects: int) -> list[list[Placed]]:
+def read_layouts(path: Path, names: Mapping[str, int], num_classes: int, max_objects: int) -> list[list[LabelledBox]]:
     """Read the layouts of a file. UserError names the object that is wrong: class, box, or one too many."""
     content = read_json(path, "--layout")
     layouts = content if isinstance(content, list) and content and isinstance(content[0], list) else [content]
@@ -43,7 +45,7 @@ def read_layouts(path: Path, names: Mapping[str, int], num_classes: int, max_obj
     return read
 
 
-def _object(item: Any, place: str, names: Mapping[str, int], num_classes: int) -> Placed:
+def _object(item: Any, place: str, names: Mapping[str, int], num_classes: int) -> LabelledBox:
     if not isinstance(item, dict) or "box" not in item or not {"label", "name"} & set(item):
         raise UserError(f"{place}: needs `box` and `label` (a number) or `name`, as in {{'label': 0, 'box': [...]}}")
     label = item.get("label")
@@ -51,7 +53,7 @@ def _object(item: Any, place: str, names: Mapping[str, int], num_classes: int) -
         label = _label_of(item.get("name"), place, names)
     if not _is_number(label, int) or not 0 <= label < num_classes:
         raise UserError(f"{place}: label {label!r} is none of this model's classes 0 to {num_classes - 1}")
-    return Placed(label, _box(item["box"], place))
+    return LabelledBox(label, _box(item["box"], place))
 
 
 def _label_of(name: Any, place: str, names: Mapping[str, int]) -> int:
@@ -66,7 +68,7 @@ def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def _box(box: Any, place: str) -> tuple[float, float, float, float]:
-    form = "box must be [left, top, width, height] in fractions of the picture"
+    form = "box must be [left, top, width, height] in fractions of the image"
     is_box = isinstance(box, list) and len(box) == 4 and all(_is_number(side, (int, float)) for side in box)
     if not is_box:
         raise UserError(f"{place}: {form}, not {box!r}")
@@ -74,7 +76,7 @@ def _box(box: Any, place: str) -> tuple[float, float, float, float]:
     if not (width > 0 and height > 0):
         raise UserError(f"{place}: the box {box} has no area; {form}")
     if min(left, top) < -_TOLERANCE or max(left + width, top + height) > 1 + _TOLERANCE:
-        raise UserError(f"{place}: the box {box} lies outside of the picture; {form}")
+        raise UserError(f"{place}: the box {box} lies outside of the image; {form}")
     left, top = max(left, 0.0), max(top, 0.0)
     return left, top, min(width, 1 - left), min(height, 1 - top)
 
@@ -101,7 +103,7 @@ def read_names(path: str | None) -> dict[str, int]:
     return {name.strip(): label for label, name in enumerate(content)}
 
 
-def box_tensors(layout: Sequence[Placed], max_objects: int) -> tuple[Tensor, Tensor]:
+def box_tensors(layout: Sequence[LabelledBox], max_objects: int) -> tuple[Tensor, Tensor]:
     """Return boxes float32 (N, 4), zeros where absent, and labels int64 (N,), -1 where absent; N = max_objects."""
     boxes, labels = torch.zeros(max_objects, 4), torch.full((max_objects,), -1)
     for i, item in enumerate(layout):
@@ -109,16 +111,10 @@ def box_tensors(layout: Sequence[Placed], max_objects: int) -> tuple[Tensor, Ten
     return boxes, labels
 
 
-def seen_in(layout: Sequence[Placed], crop: Box, relative: bool) -> list[Placed]:
-    """Keep the objects that share some area with a crop; `relative` cuts them and expresses them in fractions of it."""
-    seen = [item for item in layout if Box(*item.box).overlap(crop) > 0]
-    if not relative:
-        return seen
-    parts = []
-    for label, (left, top, width, height) in seen:
-        x, y = max(left, crop.left), max(top, crop.top)
-        across = min(left + width, crop.left + crop.width) - x
-        down = min(top + height, crop.top + crop.height) - y
-        box = ((x - crop.left) / crop.width, (y - crop.top) / crop.height, across / crop.width, down / crop.height)
-        parts.append(Placed(label, box))
-    return parts
+def crop_layout(layout: Sequence[LabelledBox], crop: Box, relative: bool) -> list[LabelledBox]:
+    """Return the objects that intersect a crop; `relative` clips them, and returns boxes in fractions of the crop."""
+    visible = [item for item in layout if Box(*item.box).overlap(crop) > 0]
+    if not relative or not visible:
+        return visible
+    boxes = crop_boxes(np.array([item.box for item in visible]), np.array(crop))
+    return [LabelledBox(item.label, tuple(box)) for item, box in zip(visible, boxes.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""How large a picture is drawn from a picture that is concatenated to the latent."""
+"""The size of the output where the conditioning image is concatenated to the latent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ldm.models.loading import LoadedModel
 
 
 def enlargement(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> Fraction:
-    """Return the output's side per side of the conditioning picture: f m^n, for n scalings by m before the latent."""
+    """Return the output's side per side of the conditioning image: f m^n, for n scalings by m before the latent."""
     scale = Fraction(loaded.model.first_stage_model.factor)
     if isinstance(conditioner, SpatialRescaler):
         scale *= Fraction(conditioner.multiplier).limit_denominator(1000) ** conditioner.num_stages

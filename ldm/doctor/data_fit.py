@@ -1,6 +1,6 @@
-"""Whether data and a model go together: sizes and channels of pictures, class indices. Told before training.
+"""Check before training that image size, channels and class ids of the data suit the model.
 
-What conditioners need they say themselves (`Conditioner.input_specs`); pictures must fit the first stage and the U-Net.
+Conditioners say what they expect (`Conditioner.input_specs`); images must suit the first stage and the backbone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from ldm.errors import UserError
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.latent_diffusion import DiffusionTraining
 
-_NAMED = ("class_label", "box_labels")  # what `class_names` of a data set lists
+__all__ = ["check_data_fits_model", "fit_problems", "missing_keys"]
+
+_NAMED = ("class_label", "box_labels")  # the keys whose classes `class_names` of a data set lists
 
 
-def insist_on_fit(model: nn.Module, data: DataModule) -> None:
-    """Hold the first item of each data set, and the classes that it knows, against a model. UserError for a misfit."""
+def check_data_fits_model(model: nn.Module, data: DataModule) -> None:
+    """Compare the first item of each data set, and its classes, with a model. Raises UserError, with the set."""
     for name, item in data.first_items.items():
         summary = Summary()
         summary.add(item)
@@ -30,29 +32,39 @@ def insist_on_fit(model: nn.Module, data: DataModule) -> None:
 
 
 def fit_problems(model: nn.Module, summary: Summary, names: Sequence[str] = ()) -> list[str]:
-    """Say in a line each what of the items summed up does not go with a model. names: of the classes, by label."""
-    found = list(_picture_problems(model, summary))
-    for part in model.modules():
-        if isinstance(part, Conditioner):
-            for key, spec in part.input_specs().items():
-                known = names if key in _NAMED else ()
-                found += [f"{key}: {text}" for text in _entry_problems(type(part).__name__, spec, summary, key, known)]
+    """List what does not suit a model in the items of a summary, a line each. names: of the classes, by label."""
+    found = list(_image_problems(model, summary))
+    for part in _conditioners(model):
+        for key, spec in part.input_specs().items():
+            known = names if key in _NAMED else ()
+            found += [f"{key}: {text}" for text in _entry_problems(type(part).__name__, spec, summary, key, known)]
     return found
 
 
-def _picture_problems(module: nn.Module, summary: Summary) -> Iterator[str]:
+def missing_keys(model: nn.Module, keys: Sequence[str]) -> list[str]:
+    """List the keys that the conditioners of a model read and items with `keys` do not have, a line each."""
+    read = {key: type(part).__name__ for part in _conditioners(model) for key in {part.key: None, **part.input_specs()}}
+    have = ", ".join(keys)
+    return [f"{name} reads {key!r}, items have {have}" for key, name in read.items() if key not in keys]
+
+
+def _conditioners(model: nn.Module) -> list[Conditioner]:
+    return [part for part in model.modules() if isinstance(part, Conditioner)]
+
+
+def _image_problems(module: nn.Module, summary: Summary) -> Iterator[str]:
     if not isinstance(module, (DiffusionTraining, AutoencoderTraining)):
         return
-    model = module.model
-    shape = summary.shape(module.image_key)
+    model, key = module.model, module.image_key
+    shape = summary.shape(key)
     if shape is None or len(shape) != 3:
         return
     channels, height, width = shape
-    multiple, key, wanted = model.side_multiple, module.image_key, model.in_channels
+    multiple, wanted = model.side_multiple, model.in_channels
     is_resized = isinstance(module, AutoencoderTraining) and module.resize_range is not None
     if (height % multiple or width % multiple) and not is_resized:
         yield (
-            f"{key}: the size {height}x{width} does not go with this model, whose pictures need sides that {multiple} "
+            f"{key}: the size {height}x{width} does not go with this model, whose images need sides that {multiple} "
             f"divides; set size, e.g. to {[_nearest(side, multiple) for side in (height, width)]}"
         )
     if channels != wanted:
@@ -64,7 +76,7 @@ def _nearest(side: int, multiple: int) -> int:
 
 
 def _entry_problems(name: str, spec: InputSpec, summary: Summary, key: str, names: Sequence[str]) -> Iterator[str]:
-    """Compare one entry of the batch with what the conditioner `name` takes there."""
+    """Compare one key of the items with what the conditioner `name` expects there."""
     indices, shape = summary.indices(key), summary.shape(key)
     if indices and spec.num_classes is not None:
         highest = max(*indices, len(names) - 1)

@@ -1,4 +1,4 @@
-"""A sheet of items as the network sees them: a row each, with every picture, map, mask, layout and text beside it."""
+"""A sheet of items as the network sees them: a row each, with every image, map, mask, layout and text beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEAST_SIDE, _TEXT_WIDTH, _LETTERS, _HEAD, _GAP = 128, 220, 34, 16, 4
 
 
 def item_sheet(items: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw items one below the other; a row is as high as the largest picture in it."""
+    """Draw items one below the other; a row is as high as the largest image in it."""
     rows = [_panels(item) for item in items]
     heads = list(dict.fromkeys(name for row in rows for name in row))
     widths = {name: max(row[name].width for row in rows if name in row) for name in heads}
@@ -54,7 +54,7 @@ def _panels(item: Mapping[str, Any]) -> dict[str, Image.Image]:
 
 
 def _size(item: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the height and width at which the pictures of an item are shown: small ones by a whole factor larger."""
+    """Return the height and width at which the images of an item are shown: small ones by a whole factor larger."""
     image = item.get("image")
     height, width = image.shape[-2:] if isinstance(image, Tensor) else (_LEAST_SIDE, _LEAST_SIDE)
     factor = max(1, -(-_LEAST_SIDE // min(height, width)))

@@ -1,4 +1,4 @@
-"""Figures on the items of a data set, and what in them is not as the batch contract says."""
+"""Figures of the items of a data set, and where they break the definition of a key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_LABELS = 1_000_000
 
 
 class Summary:
-    """Gather figures item by item; `keys` are those of the first item."""
+    """Collect figures item by item; the first item defines the keys."""
 
     def __init__(self) -> None:
         self.num_items = 0
@@ -24,11 +24,11 @@ class Summary:
 
     @property
     def keys(self) -> list[str]:
-        """List the keys that items have."""
+        """Return the keys of the items."""
         return list(self._columns)
 
     def add(self, item: Mapping[str, Any]) -> None:
-        """Take account of an item."""
+        """Add an item."""
         for key in item.keys() | self._columns.keys():
             if key not in item or (key not in self._columns and self.num_items):
                 self._absent[key] += 1
@@ -39,12 +39,12 @@ class Summary:
         self.num_items += 1
 
     def shape(self, key: str) -> tuple[int, ...] | None:
-        """Return the shape that tensors under a key have most often; None where there are none."""
+        """Return the most frequent shape of the tensors under a key, None if there are none."""
         column = self._columns.get(key)
         return column.shapes.most_common(1)[0][0] if isinstance(column, _Tensors) else None
 
     def indices(self, key: str) -> list[int]:
-        """List whole numbers found under a key: all that are by themselves, of tensors the smallest and the largest."""
+        """Return the whole numbers under a key: all single ones, or the smallest and the largest in tensors."""
         column = self._columns.get(key)
         if isinstance(column, _Numbers):
             return [int(value) for value in column.counts]
@@ -53,11 +53,11 @@ class Summary:
         return [int(column.low), int(column.high)]
 
     def lines(self) -> list[str]:
-        """Say in a line what each key holds."""
+        """Describe each key in a line."""
         return [f"  {key}: {column.line()}" for key, column in self._columns.items()]
 
     def problems(self) -> list[str]:
-        """Say in a line each what is wrong."""
+        """Describe each problem in a line."""
         found = [f"{key}: not every item has it" for key in self._absent]
         return found + [f"{key}: {problem}" for key, column in self._columns.items() for problem in column.problems()]
 
@@ -167,11 +167,11 @@ def _is_normalised(value: Tensor) -> bool:
     return bool(((value.float().norm(dim=-1) - 1).abs() < 1e-2).all())
 
 
-_PICTURE = "values in -1..1", _within(-1, 1)
+_IMAGE = "values in -1..1", _within(-1, 1)
 _RULES: dict[str, tuple[str, Callable[[Tensor], bool]]] = {
-    "image": _PICTURE,
-    "low_res": _PICTURE,
-    "masked_image": _PICTURE,
+    "image": _IMAGE,
+    "low_res": _IMAGE,
+    "masked_image": _IMAGE,
     "mask": ("-1 and +1 only", lambda value: bool((value.abs() == 1).all())),
     "segmentation": ("class indices (H, W), -1 for none", _is_map),
     "boxes": ("left, top, width, height in 0..1", _within(0, 1)),

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ldm import compat, config
 from ldm.cli.common import choose_device
-from ldm.cli.inputs import list_pictures, read_picture
+from ldm.cli.inputs import list_images, read_image
 from ldm.config.overrides import apply_overrides, parse_override
 from ldm.config.plain import resolve
 from ldm.config.targets import did_you_mean, find_target, parameters_of
@@ -127,7 +127,7 @@ class _AsTheyAre(Dataset):
     """Read the pictures below a folder without scaling any."""
 
     def __init__(self, folder: str) -> None:
-        self.sources = list_pictures(folder, "--images")
+        self.sources = list_images(folder, "--images")
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -135,7 +135,7 @@ class _AsTheyAre(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.sources[index].path
         try:
-            return {"image": from_bytes(read_picture(path, 3))}
+            return {"image": from_bytes(read_image(path, 3))}
         except UNREADABLE as error:
             raise UserError(f"{path}: cannot be read ({error}); repair or remove it, then start again") from error
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ldm import distributed
 from ldm.data.core.loader import collate
-from ldm.data.core.module import tally_of
+from ldm.data.core.module import errors_of
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.errors import UserError
 
@@ -31,7 +31,7 @@ class PictureSet:
 
     def __init__(self, dataset: Dataset, name: str, limit: int | None = None, replaces: bool = False) -> None:
         is_stream = isinstance(dataset, IterableDataset)
-        self.name, self._tally = name, None if replaces else tally_of(dataset)
+        self.name, self._tally = name, None if replaces else errors_of(dataset)
         self.dataset: Any = [_packed(item) for item in islice(iter(dataset), limit)] if is_stream else dataset
         self._check_readable()
         self.available = len(self.dataset)

@@ -82,7 +82,7 @@ def psnr(images: Tensor, targets: Tensor, where: Tensor | None = None) -> Tensor
 
 def shrunk(images: Tensor, factor: int) -> Tensor:
     """Shrink pictures as `LowRes` does without degradation: (B, C, H/factor, W/factor)."""
-    return torch.stack([super_resolution.shrunk(image.clamp(-1, 1), factor) for image in images])
+    return torch.stack([super_resolution.downsample(image.clamp(-1, 1), factor) for image in images])
 
 
 def enlarged(images: Tensor, factor: int) -> Tensor:

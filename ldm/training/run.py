@@ -19,7 +19,7 @@ from torch import nn
 from ldm.config import instantiate
 from ldm.config.nodes import without_checkpoints
 from ldm.data.core.module import DataModule
-from ldm.doctor.data_fit import insist_on_fit
+from ldm.doctor.data_fit import check_data_fits_model
 from ldm.errors import ConfigError, UserError
 from ldm.training.cached_latents import CacheSettings, cached
 from ldm.training.ema import ExponentialMovingAverage
@@ -89,7 +89,7 @@ def train_plan(plan: Plan, test: bool = True) -> RunResult:
     pl.seed_everything(plan.seed, workers=True, verbose=False)
     data = instantiate(plan.config["data"], "data")
     model = build_model(plan, data)
-    insist_on_fit(model, data)
+    check_data_fits_model(model, data)
     if (settings := CacheSettings.of(plan.lightning.get("cache_latents"))) is not None:
         data = cached(data, model, settings, plan.devices)
     content = data.shape_summary()

@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from ldm.data.shards.streams import Decoder
+from ldm.data.shards.streams import StreamDecoder
 from ldm.errors import UserError
 from ldm.evaluation import build as parts
 from ldm.evaluation.conditions import Conditions, DataConditions, Unconditional
@@ -93,7 +93,7 @@ class SampleMetrics(pl.Callback):
     def _pictures(self, trainer: pl.Trainer) -> PictureSet:
         """Return the validation pictures; how many may be unreadable is for the training to say."""
         dataset = trainer.val_dataloaders.dataset
-        dataset = dataset.stream if isinstance(dataset, Decoder) else dataset
+        dataset = dataset.stream if isinstance(dataset, StreamDecoder) else dataset
         return PictureSet(dataset, "data.params.validation", self.count, replaces=True)
 
     def _measure(self, module: DiffusionTraining, pictures: PictureSet, step: int) -> Values:

@@ -14,7 +14,7 @@ from ldm.conditioning.labels import ClassConditioner
 from ldm.conditioning.layout import LayoutConditioner
 from ldm.data.core.module import DataModule
 from ldm.data.layout.boxes import BoxTokenizer
-from ldm.doctor.data_fit import fit_problems, insist_on_fit, side_multiple
+from ldm.doctor.data_fit import check_data_fits_model, fit_problems, side_multiple
 from ldm.doctor.summary import Summary
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
@@ -87,7 +87,7 @@ def test_class_labels(summary: Summary, names: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("part", [SpatialRescaler("map", in_channels=3), ImageConditioner("map", 3)])
-def test_maps_and_pictures_of_a_condition(part: nn.Module) -> None:
+def test_maps_and_images_of_a_condition(part: nn.Module) -> None:
     for value in (torch.tensor([[-1, 2]]), torch.zeros(3, 2, 2)):
         assert fit_problems(part, summed({"map": value})) == []
     name = type(part).__name__
@@ -96,7 +96,7 @@ def test_maps_and_pictures_of_a_condition(part: nn.Module) -> None:
     assert fit_problems(part, summed({"map": torch.zeros(1, 2, 2)})) == [f"map: has 1 channels, but {name} takes 3"]
 
 
-def test_pictures_for_the_first_stage() -> None:
+def test_images_for_the_first_stage() -> None:
     part = FirstStageConditioner("masked_image", mask_key="mask")
     model = latent_diffusion(network(2, 3), autoencoder(), part)
     item = {**image(), "masked_image": torch.zeros(3, 8, 8), "mask": torch.zeros(1, 8, 8)}
@@ -113,6 +113,16 @@ def test_labels_of_boxes() -> None:
     assert problem.startswith("box_labels: has the class 6, but LayoutConditioner takes 0 to 5")
 
 
+def test_keys_that_conditioners_read() -> None:
+    part = FirstStageConditioner("masked_image", mask_key="mask")
+    tokenizer = BoxTokenizer(num_classes=3, max_objects=2, vocab_size=64)
+    found = missing_keys(nn.ModuleList([part, LayoutConditioner(tokenizer, 16, 1)]), ["image", "mask", "boxes"])
+    assert found == [
+        "FirstStageConditioner reads 'masked_image', items have image, mask, boxes",
+        "LayoutConditioner reads 'box_labels', items have image, mask, boxes",
+    ]
+
+
 def test_the_first_item_of_each_set_is_looked_at_once() -> None:
     class Items(list):
         def __getitem__(self, index: int) -> Any:
@@ -122,5 +132,5 @@ def test_the_first_item_of_each_set_is_looked_at_once() -> None:
     asked: list[int] = []
     data = DataModule(1, Items([image()]), Items([image(3, 9, 8)]))
     with pytest.raises(UserError, match="data.params.validation: image: the size 9x8 .* 2 divides; set size, e.g. to"):
-        insist_on_fit(models()["first stage"][0], data)
+        check_data_fits_model(models()["first stage"][0], data)
     assert data.shape_summary()[1].endswith("image [3, 9, 8] in [0.00, 0.00]") and asked == [0, 0]

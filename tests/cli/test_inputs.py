@@ -1,4 +1,4 @@
-"""Pictures, masks and maps from files."""
+"""Images, masks and maps from files."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from PIL import Image
 from ldm.cli.inputs import (
     Source,
     cropped,
-    list_pictures,
+    describe_loss,
+    list_images,
     padded,
+    read_image,
     read_indices,
     read_mask,
-    read_picture,
     readable,
-    what_is_lost,
 )
 from ldm.errors import UserError
 
@@ -26,37 +26,37 @@ def save(path, array, **options):
     return path
 
 
-def test_pictures_keep_their_bytes_and_take_the_channels_asked_for(tmp_path):
+def test_images_keep_their_bytes_and_take_the_channels_asked_for(tmp_path):
     colours = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
     file = save(tmp_path / "a.png", colours)
-    assert np.array_equal(read_picture(file, 3).permute(1, 2, 0).numpy(), colours)
-    assert read_picture(file, 1).shape == (1, 5, 7)
-    assert read_picture(file, 3, (10, None)).shape == (3, 10, 7)
-    assert read_picture(file, 4).shape == (4, 5, 7)
-    with pytest.raises(UserError, match="a.png: a picture of 3 channels does not go with channels=5"):
-        read_picture(file, 5)
+    assert np.array_equal(read_image(file, 3).permute(1, 2, 0).numpy(), colours)
+    assert read_image(file, 1).shape == (1, 5, 7)
+    assert read_image(file, 3, (10, None)).shape == (3, 10, 7)
+    assert read_image(file, 4).shape == (4, 5, 7)
+    with pytest.raises(UserError, match="a.png: an image of 3 channels does not go with channels=5"):
+        read_image(file, 5)
 
 
 def test_arrays_have_any_number_of_channels(tmp_path):
     planes = np.random.RandomState(0).randint(0, 256, (5, 7, 6)).astype(np.uint8)
     np.save(tmp_path / "a.npy", planes)
-    assert np.array_equal(read_picture(tmp_path / "a.npy", 6).permute(1, 2, 0).numpy(), planes)
+    assert np.array_equal(read_image(tmp_path / "a.npy", 6).permute(1, 2, 0).numpy(), planes)
 
 
 def test_sixteen_bits_become_eight_and_transparency_white(tmp_path):
     wide = np.array([[0, 65535, 32896]], dtype=np.uint16)
-    assert read_picture(save(tmp_path / "a.png", wide), 1).flatten().tolist() == [0, 255, 128]
+    assert read_image(save(tmp_path / "a.png", wide), 1).flatten().tolist() == [0, 255, 128]
     clear = np.zeros((1, 1, 4), dtype=np.uint8)
-    assert read_picture(save(tmp_path / "b.png", clear), 3).flatten().tolist() == [255, 255, 255]
+    assert read_image(save(tmp_path / "b.png", clear), 3).flatten().tolist() == [255, 255, 255]
 
 
 def test_a_value_range_says_what_is_black_and_white(tmp_path):
     twelve_bits = save(tmp_path / "a.png", np.array([[0, 4095]], dtype=np.uint16))
-    assert read_picture(twelve_bits, 1, value_range=(0, 4095)).flatten().tolist() == [0, 255]
+    assert read_image(twelve_bits, 1, value_range=(0, 4095)).flatten().tolist() == [0, 255]
     np.save(tmp_path / "a.npy", np.array([[-1000.0, 3000.0, 5000.0]], np.float32))
-    assert read_picture(tmp_path / "a.npy", 1, value_range=(-1000, 3000)).flatten().tolist() == [0, 255, 255]
+    assert read_image(tmp_path / "a.npy", 1, value_range=(-1000, 3000)).flatten().tolist() == [0, 255, 255]
     with pytest.raises(ValueError, match="set value_range"):
-        read_picture(tmp_path / "a.npy", 1)
+        read_image(tmp_path / "a.npy", 1)
 
 
 def test_what_bytes_cannot_keep(tmp_path):
@@ -67,10 +67,10 @@ def test_what_bytes_cannot_keep(tmp_path):
         "grey": np.zeros((2, 2), np.uint8), "opaque": whole, "clear": clear,
         "deep": np.array([[1, 2]], np.uint16), "wide": np.array([[257, 514]], np.uint16),
     }  # fmt: skip
-    lost = {name: what_is_lost(save(tmp_path / f"{name}.png", array), 3) for name, array in files.items()}
+    lost = {name: describe_loss(save(tmp_path / f"{name}.png", array), 3) for name, array in files.items()}
     assert [name for name, loss in lost.items() if loss] == ["clear", "deep"]
     assert "transparent" in lost["clear"] and "more than 8 bits" in lost["deep"]
-    assert what_is_lost(tmp_path / "clear.png", 4) is None
+    assert describe_loss(tmp_path / "clear.png", 4) is None
 
 
 def palette(path, indices):
@@ -104,7 +104,7 @@ def test_masks_are_holes_from_the_middle_on(tmp_path):
     file = save(tmp_path / "m.png", np.array([[0, 127, 128, 255]], dtype=np.uint8))
     assert read_mask(file, (1, 4)).tolist() == [[[False, False, True, True]]]
     assert read_mask(file, (1, 4), (2, None)).shape == (1, 2, 4)
-    with pytest.raises(UserError, match="m.png: the mask is 4x1, its picture 4x2"):
+    with pytest.raises(UserError, match="m.png: the mask is 4x1, its image 4x2"):
         read_mask(file, (2, 4))
 
 
@@ -133,8 +133,8 @@ def test_listing(tmp_path):
     (tmp_path / "sub").mkdir()
     save(tmp_path / "sub" / "a.jpg", np.zeros((2, 2), np.uint8))
     (tmp_path / "note.txt").write_text("")
-    assert [source.name for source in list_pictures(str(tmp_path), "--indir")] == ["b", "sub/a"]
-    assert list_pictures(str(tmp_path / "b.png"), "--indir")[0].name == "b"
+    assert [source.name for source in list_images(str(tmp_path), "--indir")] == ["b", "sub/a"]
+    assert list_images(str(tmp_path / "b.png"), "--indir")[0].name == "b"
 
 
 def test_unreadable_files_are_counted(caplog):
@@ -145,6 +145,6 @@ def test_unreadable_files_are_counted(caplog):
 
     good, bad = Source(Path("g.png"), "good"), Source(Path("b.png"), "bad")
     assert [value for _, value in readable([bad, good, bad], read)] == ["good"]
-    assert "skipped 2 unreadable pictures: b.png (truncated)" in caplog.text
-    with pytest.raises(UserError, match="none of 1 pictures can be read"):
+    assert "skipped 2 unreadable images: b.png (truncated)" in caplog.text
+    with pytest.raises(UserError, match="none of 1 images can be read"):
         list(readable([bad], read))

@@ -13,9 +13,12 @@ from task_data import make_task_data
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import ldm.data
+import ldm.toy
+from ldm.data.core.base import ImageDataset
 from ldm.data.core.latents import CachedLatents
 from ldm.data.core.loader import collate
 from ldm.data.core.module import DataModule
+from ldm.data.image_pairs.paired import TargetFolder
 from ldm.data.readers.captions import CaptionedFolder
 from ldm.data.readers.folders import ImageFolder
 from ldm.data.readers.imagenet import ImageNet
@@ -83,12 +86,13 @@ def make(cls, folder):
 
 def found():
     classes = set()
-    for info in pkgutil.iter_modules(ldm.data.__path__, "ldm.data."):
-        module = importlib.import_module(info.name)
-        for _, cls in inspect.getmembers(module, inspect.isclass):
-            if issubclass(cls, Dataset) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
-                classes.add(cls)
-    return sorted(classes, key=lambda cls: cls.__name__)
+    for package in (ldm.data, ldm.toy):
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(info.name)
+            for _, cls in inspect.getmembers(module, inspect.isclass):
+                if issubclass(cls, Dataset) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
+                    classes.add(cls)
+    return sorted(classes - {ImageDataset, TargetFolder}, key=lambda cls: cls.__name__)
 
 
 @pytest.fixture(params=found(), ids=lambda cls: cls.__name__)
@@ -106,7 +110,7 @@ def assert_equal(left, right):
         assert torch.equal(value, right[key]) if isinstance(value, torch.Tensor) else value == right[key]
 
 
-def test_items_hold_pictures_and_plain_values(dataset):
+def test_items_hold_images_and_plain_values(dataset):
     found_items = items(dataset)
     assert len(found_items) == COUNT
     for item in found_items:
@@ -147,8 +151,20 @@ def test_batches(dataset):
     assert batch.get("class_label", torch.zeros(4, dtype=torch.int64)).dtype == torch.int64
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_data_module_reads_every_item_once(dataset, num_workers):
+def test_at_least_the_known_data_sets_are_found():
+    assert {ImageFolder, Parquet, Shards, CachedLatents, Shapes} <= set(found())
+
+
+def test_data_module_reads_every_item_once(dataset):
+    read_every_item_once(dataset, num_workers=0)
+
+
+@pytest.mark.parametrize("cls", [CaptionedFolder, Shards], ids=lambda cls: cls.__name__)
+def test_two_workers_read_every_item_once(cls, tmp_path):
+    read_every_item_once(make(cls, tmp_path), num_workers=2)
+
+
+def read_every_item_once(dataset, num_workers):
     module = DataModule(2, train=dataset, validation=dataset, num_workers=num_workers)
     batches = list(module.validation_loader())
     main = "moments" if isinstance(dataset, CachedLatents) else "image"

@@ -4,7 +4,7 @@ import logging
 import pytest
 from picture_files import write_pictures
 
-from ldm.data.core.transforms import Draw
+from ldm.data.core.transforms import SampleKey
 from ldm.data.readers.captions import CaptionedFolder
 from ldm.errors import UserError
 
@@ -20,7 +20,7 @@ def write_csv(path, text):
     return path
 
 
-def test_text_beside_each_picture(root):
+def test_text_beside_each_image(root):
     for name in ("a", "c", "sub/b", "sub/d"):
         (root / f"{name}.txt").write_text(f" text of {name}\n")
     dataset = CaptionedFolder(root, 8)
@@ -28,10 +28,10 @@ def test_text_beside_each_picture(root):
     assert list(dataset.texts()) == [item["caption"] for item in dataset]
     (root / "c.txt").unlink()
     dataset = CaptionedFolder(root, 8)
-    assert [item["caption"] for item in dataset][1] == "text of sub/b" and dataset.num_unreadable == 1
+    assert [item["caption"] for item in dataset][1] == "text of sub/b" and dataset.errors.num_unreadable == 1
     for name in ("a.txt", "sub/b.txt", "sub/d.txt"):
         (root / name).unlink()
-    with pytest.raises(UserError, match="none of the 4 pictures has a caption, first a.png; write a.txt, or set capt"):
+    with pytest.raises(UserError, match="none of the 4 images has a caption, first a.png; write a.txt, or set capt"):
         CaptionedFolder(root, 8)
 
 
@@ -56,7 +56,7 @@ def test_json_lines_draw_one_of_several_captions_per_epoch(root):
     rows = [{"file": "a.png", "caption": ["one", "two", "three"]}, {"file": "c.png", "caption": "four"}]
     (root / "t.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     dataset = CaptionedFolder(root, 8, "t.jsonl")
-    drawn = {dataset[Draw(0, epoch)]["caption"] for epoch in range(30)}
+    drawn = {dataset[SampleKey(0, epoch)]["caption"] for epoch in range(30)}
     assert drawn == {"one", "two", "three"} and dataset[1]["caption"] == "four"
 
 
@@ -93,7 +93,7 @@ def test_labels_do_not_depend_on_the_split(root):
         ("t.csv", "image,caption\na.png,x\n", {}, "no row has a column 'file', the first has image, caption; name"),
         ("t.csv", "file,text\na.png,x\n", {}, "columns.caption=NAME"),
         ("t.csv", "file,caption\nz.png,x\n", {}, "z.png is not below .* set root"),
-        ("t.csv", "file,caption\n", {}, "no pictures"),
+        ("t.csv", "file,caption\n", {}, "no images"),
         ("t.jsonl", "{}\nnonsense\n", {}, "line 2 is not JSON"),
         ("t.jsonl", "[1]\n", {}, "line 1 is no object"),
         ("t.xls", "", {}, "must be a .csv, .tsv or .jsonl file"),

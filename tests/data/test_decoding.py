@@ -8,7 +8,7 @@ import torch
 from picture_files import pixels, png
 from PIL import Image
 
-from ldm.data.core.decoding import UNREADABLE, Planes, open_image
+from ldm.data.core.decoding import UNREADABLE, MultichannelImage, open_image
 from ldm.data.core.transforms import ImageTransform, with_channels
 from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
@@ -84,12 +84,12 @@ def test_arrays_of_any_number_of_channels(channels, dtype, high):
 
 
 @pytest.mark.parametrize("crop", ["center", "random", "none"])
-def test_arrays_are_scaled_cropped_and_mirrored_like_pictures(crop):
+def test_arrays_are_scaled_cropped_and_mirrored_like_images(crop):
     colours = pixels(0, 24, 40)
     options = {"crop": crop, "flip": 1.0}
     from_array = ImageTransform([8, 12], **options)(open_image(npy(colours)), rng())
     from_picture = ImageTransform([8, 12], **options)(open_image(png(colours)), rng())
-    torch.testing.assert_close(from_array, from_picture, atol=0.02, rtol=0)  # PIL rounds pictures to bytes
+    torch.testing.assert_close(from_array, from_picture, atol=0.02, rtol=0)  # PIL rounds images to bytes
 
 
 def test_range_of_values():
@@ -104,16 +104,16 @@ def test_range_of_values():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(4), "is no picture"),
-        (np.zeros((2, 2, 2, 2)), "is no picture"),
-        (np.zeros((0, 4)), "is no picture"),
+        (np.zeros(4), r"float64 of shape \[4\]"),
+        (np.zeros((2, 2, 2, 2)), r"\[2, 2, 2, 2\]"),
+        (np.zeros((0, 4)), r"\[0, 4\]"),
         (np.full((2, 2), 3.0), r"3\.\.3 have no known range; set value_range"),
         (np.full((2, 2), 7, np.int32), "no known range"),
         (np.full((2, 2), np.nan), "not finite"),
         (np.array([[None]]), "allow_pickle"),
     ],
 )
-def test_arrays_that_are_no_pictures_are_unreadable(array, message):
+def test_arrays_that_are_no_images_are_unreadable(array, message):
     with pytest.raises(UNREADABLE, match=message):
         open_image(npy(array))
 
@@ -142,14 +142,14 @@ def test_sixteen_bits_get_the_alpha_that_is_wanted(have, channels):
 
 def test_other_numbers_of_channels_are_named(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((8, 8, 5), np.uint8))
-    with pytest.raises(UserError, match=r"^a.npy: a picture of 5 channels does not go with channels=3; set channels=5"):
+    with pytest.raises(UserError, match=r"^a.npy: an image of 5 channels does not go with channels=3; set channels=5"):
         ImageFolder(tmp_path, 8)[0]
     assert ImageFolder(tmp_path, 8, channels=5)[0]["image"].shape == (5, 8, 8)
     with pytest.raises(UserError, match="does not go with channels=5"):
         with_channels(Image.new("L", (4, 4)), 5)
 
 
-def test_arrays_beside_pictures_are_not_pictures(tmp_path):
+def test_arrays_beside_images_are_not_images(tmp_path):
     (tmp_path / "a.png").write_bytes(png(pixels(0)))
     np.save(tmp_path / "a.npy", np.zeros(512))
     assert ImageFolder(tmp_path, 8).names == ["a.png"]
@@ -220,6 +220,6 @@ def test_ordinary_tiff():
 
 
 def test_planes_know_their_size():
-    planes = Planes.of(np.zeros((6, 5, 7), np.float32))
+    planes = MultichannelImage.of(np.zeros((6, 5, 7), np.float32))
     assert (planes.width, planes.height, planes.size, len(planes.getbands())) == (5, 6, (5, 6), 7)
     assert planes.array().shape == (6, 5, 7)

@@ -84,7 +84,7 @@ def test_every_file_is_shown_or_skipped_and_named(tmp_path, caplog, seed, channe
         assert item["image"].shape == (channels, *SIZE) and torch.isfinite(item["image"]).all()
         assert item["image"].abs().max() <= 1
     skipped = [record.getMessage() for record in caplog.records if "is skipped" in record.getMessage()]
-    assert len(skipped) == dataset.num_unreadable
+    assert len(skipped) == dataset.errors.num_unreadable
     assert not [message for message in skipped for name in whole if message.startswith(name)]
 
 
@@ -142,9 +142,9 @@ def test_empty_captions_are_kept_counted_and_the_first_is_named(tmp_path, caplog
     dataset = CaptionedFolder(tmp_path, 8)
     with caplog.at_level(logging.WARNING):
         assert [dataset[i]["caption"] for i in (0, 1, 2, 3, 1)] == ["a cat", "", "", "a dog", ""]
-    assert dataset.num_empty == 2
+    assert dataset.errors.num_empty == 2
     assert [record.getMessage() for record in caplog.records if "empty" in record.getMessage()] == [
-        "1.png: its caption is empty; such pictures train the model without condition"
+        "1.png: its caption is empty; such images train the model without condition"
     ]
 
 

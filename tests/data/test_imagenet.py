@@ -66,7 +66,7 @@ def test_flat_validation_set(tmp_path, text):
     assert [synset for _, synset in labels(dataset)] == [AGARIC, TENCH, RETRIEVER]
 
 
-def test_splits_keep_labels_with_their_pictures(tmp_path):
+def test_splits_keep_labels_with_their_images(tmp_path):
     write_tree(tmp_path / "train", count=20)
     parts = [ImageNet(tmp_path / "train", 8, split=split, validation_share=0.3) for split in ("train", "validation")]
     assert sum(map(len, parts)) == 60
@@ -79,7 +79,7 @@ def test_mistakes_are_named(tmp_path):
     table = tmp_path / "labels.txt"
     for text, message in [
         ("1\n2\n3\n", "holds numbers, which releases count differently"),
-        (f"{TENCH}\n", "has no synset for 2 of 3 pictures, first ILSVRC2012_val_00000002.JPEG"),
+        (f"{TENCH}\n", "has no synset for 2 of 3 images, first ILSVRC2012_val_00000002.JPEG"),
         ("", "has no synset for 3 of 3"),
     ]:
         table.write_text(text)

@@ -7,7 +7,7 @@ import torch
 from picture_files import pixels, png
 from PIL import Image
 
-from ldm.data.core.transforms import Draw
+from ldm.data.core.transforms import SampleKey
 from ldm.data.layout.boxes import Box, BoxTokenizer, LayoutObject
 from ldm.data.layout.layouts import CocoLayouts, OpenImagesLayouts
 from ldm.errors import UserError
@@ -19,7 +19,7 @@ BOXES = [(5, 4, 20, 10, 7), (30, 20, 16, 16, 3), (2, 30, 8, 6, 7)]  # left, top,
 
 
 def write_coco(root, count=3, boxes=BOXES, **document):
-    """Write white pictures with coloured boxes, and the annotations that say so."""
+    """Write white images with coloured boxes, and the annotations that say so."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for i in range(count):
@@ -58,7 +58,7 @@ def test_boxes_lie_where_the_colours_are(tmp_path, crop, flip):
     size = 32
     dataset = CocoLayouts(*paths, size, crop=crop, flip=flip, resize="none", interpolation="nearest")
     for epoch in range(6):
-        item = dataset[Draw(0, epoch)]
+        item = dataset[SampleKey(0, epoch)]
         want = torch.zeros(2, size, size, dtype=torch.bool)
         centres = (torch.arange(size) + 0.5) / size
         for label, left, top, width, height in objects(item):
@@ -95,7 +95,7 @@ def test_whole_layouts_are_tokenised_as_the_tokenizer_builds_them(tmp_path, flip
 
 def test_the_largest_objects_are_kept_in_a_drawn_order(tmp_path):
     dataset = CocoLayouts(*write_coco(tmp_path, 1), [HEIGHT, WIDTH], max_objects=2)
-    orders = {tuple(dataset[Draw(0, epoch)]["box_labels"].tolist()) for epoch in range(20)}
+    orders = {tuple(dataset[SampleKey(0, epoch)]["box_labels"].tolist()) for epoch in range(20)}
     assert orders == {(0, 1), (1, 0)}
     areas = {round(float(box[2] * box[3]) * WIDTH * HEIGHT) for box in dataset[0]["boxes"]}
     assert areas == {200, 256}
@@ -116,21 +116,21 @@ def test_bad_boxes_are_cut_or_dropped_and_reported_once(tmp_path, caplog):
     np.testing.assert_allclose(sorted(objects(items[0])), [(0, 0, 0, 20 / WIDTH, 20 / HEIGHT)], atol=1e-6)
     (record,) = caplog.records
     assert record.getMessage().endswith(
-        "boxes are cut at the picture: 1, degenerate or too small: 3, of other classes: 1"
+        "boxes are clipped to the image: 1, degenerate or too small: 3, of other classes: 1"
     )
 
 
-def test_pictures_that_are_absent_or_empty_are_left_out_and_counted(tmp_path, caplog):
+def test_images_that_are_absent_or_empty_are_left_out_and_counted(tmp_path, caplog):
     annotations = [{"image_id": i, "category_id": 3, "bbox": [1, 1, 9, 9]} for i in (0, 1)]
     images, file = write_coco(tmp_path, 3, annotations=annotations)
     (images / "001.png").unlink()
     with caplog.at_level(logging.WARNING):
         assert CocoLayouts(images, file, 8).names == ["000.png"]
-    assert "1 pictures are not below" in caplog.text and "1 have fewer than 1 objects" in caplog.text
+    assert "1 images are not below" in caplog.text and "1 have fewer than 1 objects" in caplog.text
     (images / "000.png").unlink()
     (images / "002.png").unlink()
     (images / "x.png").write_bytes(png(pixels(0)))
-    with pytest.raises(UserError, match="none of its 3 pictures is below .*, first 000.png"):
+    with pytest.raises(UserError, match="none of its 3 images is below .*, first 000.png"):
         CocoLayouts(images, file, 8)
 
 
@@ -204,7 +204,7 @@ def test_open_images_descriptions_may_have_a_header(tmp_path):
         ({"annotations": [3]}, r"instances.json: annotations\[0\] is 3, no object with image_id, category_id, bbox"),
         ({"annotations": 5}, "instances.json: annotations is no list"),
         ({"images": [{"id": 0, "file_name": "000.png", "width": None, "height": 1}]}, "a box of 000.png is"),
-        ({"annotations": []}, "no pictures"),
+        ({"annotations": []}, "no images"),
     ],
 )
 def test_mistakes_in_coco_are_named(tmp_path, change, message):

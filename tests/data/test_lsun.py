@@ -55,9 +55,9 @@ def test_published_lists_fit_every_layout(tmp_path, caplog):
     assert LSUN(root, 8, list_file=tmp_path / "list.txt").names == ["ff03", "00a1"]
     with caplog.at_level(logging.WARNING):
         assert LSUN(tmp_path / "nested", 8, list_file=tmp_path / "list.txt").names == ["f/ff03.png"]
-    assert "1 of 2 pictures are not there, first 00a1.webp" in caplog.text
+    assert "1 of 2 images are not there, first 00a1.webp" in caplog.text
     (tmp_path / "list.txt").write_text("other.webp\n")
-    with pytest.raises(UserError, match="none of its 1 pictures is among the 3 there, as other.webp"):
+    with pytest.raises(UserError, match="none of its 1 images is among the 3 there, as other.webp"):
         LSUN(root, 8, list_file=tmp_path / "list.txt")
 
 
@@ -65,7 +65,7 @@ def test_broken_values_are_skipped_and_named(tmp_path, caplog):
     dataset = LSUN(write_lmdb(tmp_path / "db", pictures() | {"00b2": b"broken"}), 8)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(dataset[1]["image"], dataset[2]["image"])
-    assert dataset.num_unreadable == 1 and "00b2 cannot be read" in caplog.text
+    assert dataset.errors.num_unreadable == 1 and "00b2 cannot be read" in caplog.text
 
 
 def test_mistakes_are_named(tmp_path):

@@ -18,7 +18,7 @@ def test_masks_have_a_hole_and_something_known(name, size):
     assert len(np.unique(masks.reshape(30, -1), axis=0)) > (15 if size != (8, 8) else 5)
 
 
-def test_kinds_differ_in_their_area_and_none_covers_most_of_the_picture():
+def test_kinds_differ_in_their_area_and_none_covers_most_of_the_image():
     area = {name: drawn(name).mean() for name in MASKS}
     edges = {name: np.diff(drawn(name).astype(int), axis=2).__abs__().mean() for name in MASKS}
     assert area["medium"] < area["thick"] < area["lama"] and 0.15 < min(area.values())
@@ -33,7 +33,7 @@ def test_areas_do_not_depend_on_the_resolution(name):
     assert coarse == pytest.approx(fine, rel=0.15)
 
 
-def test_holes_reach_every_part_of_the_picture():
+def test_holes_reach_every_part_of_the_image():
     often = drawn("mixed", count=400).mean(axis=0)
     assert often.min() > 0.1
 

@@ -45,7 +45,7 @@ def test_neighbours_are_the_most_similar_others_nearest_first(folder: Path) -> N
     assert data[0]["neighbours"].dtype == torch.float32 and data[0]["image"].shape == (3, 8, 8)
 
 
-def test_copies_stand_before_the_picture_itself(folder: Path) -> None:
+def test_copies_stand_before_the_image_itself(folder: Path) -> None:
     embedding = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     data = RetrievalFolder(folder, 8, database(folder, embedding=embedding), num_neighbours=1)
     assert [item["neighbours"].tolist() for item in data] == [[[1.0, 0.0]]] * 4
@@ -67,7 +67,7 @@ def _counted(nearest: Callable, asked: list) -> Callable:
     return counted
 
 
-def test_pictures_that_the_database_lacks_are_left_out_and_named(folder: Path, caplog: Any) -> None:
+def test_images_that_the_database_lacks_are_left_out_and_named(folder: Path, caplog: Any) -> None:
     (folder / "b" / "bad.png").write_bytes(b"broken")
     with caplog.at_level(logging.WARNING):
         data = RetrievalFolder(folder, 8, database(folder), num_neighbours=2)
@@ -75,7 +75,7 @@ def test_pictures_that_the_database_lacks_are_left_out_and_named(folder: Path, c
     degrees = [np.rad2deg(np.arctan2(item["neighbours"][:, 1], item["neighbours"][:, 0])) for item in data]
     np.testing.assert_allclose(degrees, [[10, 25], [0, 25], [10, 0], [25, 10]], atol=1e-3)
     (record,) = caplog.records
-    assert "lacks 1 of the 5 pictures" in record.getMessage() and "first b/bad.png" in record.getMessage()
+    assert "lacks 1 of the 5 images" in record.getMessage() and "first b/bad.png" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_pictures_that_the_database_lacks_are_left_out_and_named(folder: Path, c
     [
         ({"path": np.array(["a.png", "b", "c", "d"])}, 2, "lacks 4 of the 4 .*a.png; make it again"),
         ({"path": np.array(["a.png", "b.png", "c.png"])}, 2, "database.npz: .* do not fit 3 paths"),
-        ({}, 4, "has 4 pictures; num_neighbours=4"),
+        ({}, 4, "has 4 images; num_neighbours=4"),
         ({"embedding": np.zeros((4, 2))}, 2, "database.npz: some embeddings are zero"),
     ],
 )

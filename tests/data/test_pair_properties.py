@@ -9,12 +9,12 @@ import torch
 from picture_files import pixels
 from PIL import Image
 
-from ldm.data.core.transforms import Draw
+from ldm.data.core.transforms import SampleKey
 from ldm.data.image_pairs.inpainting import MaskedFolder
 from ldm.data.image_pairs.paired import PairedFolder
 
 K = 4
-KINDS = ("RGB", "L", "RGBA", "I;16", "P", "1")  # of pictures
+KINDS = ("RGB", "L", "RGBA", "I;16", "P", "1")  # of images
 FAULTS = ("none", "no partner", "truncated picture", "truncated partner", "other shape")
 
 
@@ -58,19 +58,19 @@ def test_maps(tmp_path, caplog, seed, crop):
     names = write_tree(tmp_path, seed)
     with caplog.at_level(logging.WARNING):
         dataset = PairedFolder(tmp_path / "a", [8, 12], tmp_path / "b", num_classes=K, crop=crop, flip=0.5)
-        items = [dataset[Draw(i, epoch)] for epoch in range(2) for i in range(len(dataset))]
+        items = [dataset[SampleKey(i, epoch)] for epoch in range(2) for i in range(len(dataset))]
     for item in items:
         assert item["image"].shape == (3, 8, 12) and item["image"].abs().max() <= 1
         assert item["segmentation"].shape == (8, 12)
         assert 0 <= item["segmentation"].min() and item["segmentation"].max() < K
     faulty = [name for fault in FAULTS[2:] for name in names[fault]]
-    assert dataset.num_unreadable == len(faulty) and len(dataset) == 12 - len(names["no partner"])
+    assert dataset.errors.num_unreadable == len(faulty) and len(dataset) == 12 - len(names["no partner"])
     assert all(caplog.text.count(f"{name} cannot be read") == 1 for name in faulty)
-    assert (f"{len(names['no partner'])} of 12 pictures have no partner" in caplog.text) == bool(names["no partner"])
+    assert (f"{len(names['no partner'])} of 12 images have no target" in caplog.text) == bool(names["no partner"])
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_masks_and_pictures(tmp_path, seed):
+def test_masks_and_images(tmp_path, seed):
     write_tree(tmp_path, seed)
     options = {"crop": "random", "flip": 0.5}
     for item in MaskedFolder(tmp_path / "a", 8, tmp_path / "b", **options):

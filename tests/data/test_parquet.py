@@ -5,7 +5,7 @@ import pytest
 import torch
 from picture_files import pixels, png
 
-from ldm.data.core.transforms import Draw
+from ldm.data.core.transforms import SampleKey
 from ldm.data.readers.parquet import Parquet
 from ldm.errors import UserError
 
@@ -24,7 +24,7 @@ def write(path, count=6, group=2, metadata=None, **columns):
     return path
 
 
-def test_pictures_and_captions_in_any_order(tmp_path):
+def test_images_and_captions_in_any_order(tmp_path):
     dataset = Parquet(write(tmp_path / "a.parquet"), [12, 16])
     for i in (5, 0, 3):
         assert dataset[i]["caption"] == f"picture {i}"
@@ -58,7 +58,7 @@ def test_names_of_classes_from_the_hub(tmp_path):
     assert dataset.class_names == ["cat", "dog"] and dataset[0]["class_label"] == 1
 
 
-def test_pictures_beside_the_table(tmp_path):
+def test_images_beside_the_table(tmp_path):
     (tmp_path / "a.png").write_bytes(png(pixels(1)))
     write(tmp_path / "a.parquet", 1, image=[{"bytes": None, "path": "a.png"}])
     assert Parquet(tmp_path / "a.parquet", 8)[0]["image"].shape == (3, 8, 8)
@@ -67,19 +67,19 @@ def test_pictures_beside_the_table(tmp_path):
 def test_one_of_several_captions_is_drawn_per_epoch(tmp_path):
     path = write(tmp_path / "a.parquet", 2, caption=[["one", "two", "three"], []])
     dataset = Parquet(path, 8)
-    assert {dataset[Draw(0, epoch)]["caption"] for epoch in range(20)} == {"one", "two", "three"}
-    assert dataset[1]["caption"] == "" and dataset.num_empty == 1
+    assert {dataset[SampleKey(0, epoch)]["caption"] for epoch in range(20)} == {"one", "two", "three"}
+    assert dataset[1]["caption"] == "" and dataset.errors.num_empty == 1
 
 
-def test_incomplete_rows_and_broken_pictures_are_named(tmp_path, caplog):
+def test_incomplete_rows_and_broken_images_are_named(tmp_path, caplog):
     images = [{"bytes": png(pixels(i)), "path": None} for i in range(4)]
     images[1]["bytes"], images[2] = b"broken", None
     path = write(tmp_path / "a.parquet", 4, image=images, caption=["a", "b", "c", None])
     with caplog.at_level(logging.WARNING):
         dataset = Parquet(path, 8)
         assert [item["caption"] for item in dataset] == ["a", "a", "a"]
-    assert dataset.num_unreadable == 2
-    assert "1 rows have nothing under one of caption and are left out, first a.parquet: row 3" in caplog.text
+    assert dataset.errors.num_unreadable == 2
+    assert "a.parquet: 1 of 4 rows have nothing under one of caption" in caplog.text and "row 3" in caplog.text
     assert "a.parquet: row 1 cannot be read" in caplog.text and "a.parquet: row 2 cannot be read" in caplog.text
 
 

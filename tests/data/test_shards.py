@@ -46,7 +46,7 @@ def test_names_split_at_the_first_dot():
 
 
 @pytest.mark.parametrize("make", [IndexedShards, Shards])
-def test_fields_and_pictures_arrive(shards, make):
+def test_fields_and_images_arrive(shards, make):
     items = list(make(shards, [12, 16], FIELDS))
     assert [item["caption"] for item in items] == ALL
     assert [item["class_label"] for item in items] == [i % 3 for i in range(10)]
@@ -83,13 +83,13 @@ def test_wrong_fields_are_named_in_one_line(tmp_path, make, fields, message):
 
 
 @pytest.mark.parametrize("make", [IndexedShards, Shards])
-def test_pictures_only_need_no_text(tmp_path, make):
+def test_images_only_need_no_text(tmp_path, make):
     path = write_tar(tmp_path / "a.tar", range(2), lambda i: {"txt": None, "json": None})
     assert [set(item) for item in make(path, 8, {})] == [{"image"}, {"image"}]
 
 
 @pytest.mark.parametrize("make", [IndexedShards, Shards])
-def test_named_picture_of_several(tmp_path, make):
+def test_named_image_of_several(tmp_path, make):
     def files(i):
         return {"left.png": png(pixels(20 + i))}
 
@@ -108,7 +108,7 @@ def test_damaged_samples_are_skipped_counted_and_named_once(tmp_path, make, capl
         found = [captions(dataset) for _ in range(2)][1]
     replaced = ["picture 3"] * 2 if make is IndexedShards else []
     assert found == ["picture 0", *replaced, "picture 3", "picture 4"]
-    assert dataset.num_unreadable == 2
+    assert dataset.errors.num_unreadable == 2
     assert len([record for record in caplog.records if "cannot be read and is skipped" in record.getMessage()]) == 2
 
 
@@ -118,9 +118,9 @@ def test_empty_captions_are_counted_and_the_first_named(tmp_path, make, caplog):
     dataset = make(path, 8)
     with caplog.at_level(logging.WARNING):
         assert captions(dataset) == captions(dataset) == ["picture 0", "", "picture 2", "", "picture 4"]
-    assert dataset.num_empty == 2 and dataset.num_unreadable == 0
+    assert dataset.errors.num_empty == 2 and dataset.errors.num_unreadable == 0
     assert [record.getMessage() for record in caplog.records if "empty" in record.getMessage()] == [
-        f"{path}: 0001: its caption is empty; such pictures train the model without condition"
+        f"{path}: 0001: its caption is empty; such images train the model without condition"
     ]
 
 
@@ -131,8 +131,8 @@ def test_damaged_shards_are_skipped_and_refused_if_there_is_no_other(shards, mak
     dataset = make(shards, 8)
     with caplog.at_level(logging.WARNING):
         found = captions(dataset)
-    assert list(dict.fromkeys(found)) == ALL[:4] + ALL[8:] and dataset.num_unreadable == 1
-    assert "train-0001.tar: what is left of it cannot be read" in caplog.text
+    assert list(dict.fromkeys(found)) == ALL[:4] + ALL[8:] and dataset.errors.num_unreadable == 1
+    assert "train-0001.tar: the rest of it cannot be read" in caplog.text
     with pytest.raises(UserError, match="no sample .*train-0001.tar"):
         captions(make(shards / "train-0001.tar", 8))
 
@@ -144,7 +144,7 @@ def test_of_a_tar_that_is_cut_off_the_beginning_is_read(tmp_path, make):
     dataset = make(path, 8)
     found = list(dict.fromkeys(captions(dataset)))
     assert found == ALL[: len(found)] and 3 <= len(found) <= 6
-    assert 1 <= dataset.num_unreadable <= 2  # the sample that is cut, and what is left of the tar
+    assert 1 <= dataset.errors.num_unreadable <= 2  # the sample that is cut, and the rest of the tar
 
 
 @pytest.mark.parametrize("url", ["pipe:cat {}", "file:{}"])
@@ -154,8 +154,8 @@ def test_sources_that_webdataset_opens(shards, url):
 
 def test_a_source_that_fails_is_named(shards, caplog):
     dataset = Shards(["pipe:cat absent.tar", str(shards / "train-0000.tar")], 8)
-    assert captions(dataset) == ALL[:4] and dataset.num_unreadable == 1
-    assert "pipe:cat absent.tar: what is left of it cannot be read" in caplog.text
+    assert captions(dataset) == ALL[:4] and dataset.errors.num_unreadable == 1
+    assert "pipe:cat absent.tar: the rest of it cannot be read" in caplog.text
     with pytest.raises(UserError, match="pipe:cat absent.tar: no sample of the 1 shards can be read"):
         captions(Shards("pipe:cat absent.tar", 8))
 
@@ -170,7 +170,7 @@ def test_a_plain_loader_reads_every_sample_once(shards, num_workers):
     assert sorted(captions(DataLoader(Shards(shards, 8), batch_size=None, num_workers=num_workers))) == ALL
 
 
-def test_number_of_lanes(shards):
-    assert (Shards(shards, 8).lanes, Shards(shards, 8, lanes=3).lanes) == (2, 3)
-    with pytest.raises(UserError, match="lanes=4 must be 1 to 3, the number of shards"):
-        Shards(shards, 8, lanes=4)
+def test_number_of_shuffle_streams(shards):
+    assert (Shards(shards, 8).shuffle_streams, Shards(shards, 8, shuffle_streams=3).shuffle_streams) == (2, 3)
+    with pytest.raises(UserError, match="shuffle_streams=4 must be 1 to 3, the number of shards"):
+        Shards(shards, 8, shuffle_streams=4)

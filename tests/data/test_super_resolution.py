@@ -4,7 +4,7 @@ import torch
 from picture_files import write_pictures
 from PIL import Image
 
-from ldm.data.core.transforms import Draw
+from ldm.data.core.transforms import SampleKey
 from ldm.data.image_pairs.degradation import bsrgan, bsrgan_light
 from ldm.data.image_pairs.super_resolution import LowRes
 from ldm.data.readers.folders import ImageFolder
@@ -30,9 +30,9 @@ def test_bicubic_is_that_of_pil(tmp_path, factor):
         assert np.abs(to_bytes(item["low_res"]).astype(int) - np.asarray(want).astype(int)).max() <= 1
 
 
-def test_the_picture_itself_is_untouched(tmp_path):
+def test_the_image_itself_is_untouched(tmp_path):
     plain = folder(tmp_path, crop="random", resize="none", flip=0.5)
-    for draw in (Draw(0), Draw(1, 3), Draw(2, 0, 7)):
+    for draw in (SampleKey(0), SampleKey(1, 3), SampleKey(2, 0, 7)):
         assert torch.equal(LowRes(plain)[draw]["image"], plain[draw]["image"])
 
 
@@ -40,7 +40,7 @@ def test_the_picture_itself_is_untouched(tmp_path):
 def test_degradations_are_functions_of_the_draw(recipe):
     pytest.importorskip("cv2")
     dataset = LowRes(Shapes(3, 32), 4, recipe(4))
-    low = [dataset[draw]["low_res"] for draw in (Draw(0), Draw(0), Draw(0, epoch=1), Draw(1))]
+    low = [dataset[draw]["low_res"] for draw in (SampleKey(0), SampleKey(0), SampleKey(0, epoch=1), SampleKey(1))]
     assert low[0].shape == (3, 8, 8) and low[0].min() >= -1 and low[0].max() <= 1
     assert torch.equal(low[0], low[1])
     assert not torch.equal(low[0], low[2]) and not torch.equal(low[0], low[3])
@@ -52,7 +52,7 @@ def test_values_are_those_of_bytes(tmp_path):
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
 
 
-def test_grey_pictures_can_be_shrunk(tmp_path):
+def test_grey_images_can_be_shrunk(tmp_path):
     dataset = folder(tmp_path, channels=1)
     assert LowRes(dataset)[0]["low_res"].shape == (1, 6, 8)
     with pytest.raises(UserError, match="the degradation needs 3 channels, not 1"):
@@ -62,5 +62,5 @@ def test_grey_pictures_can_be_shrunk(tmp_path):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="factor 4 must be positive, and that of the degradation"):
         LowRes(Shapes(1, 16), 4, bsrgan_light(2))
-    with pytest.raises(UserError, match="factor 3 does not divide pictures of 16x16; change size"):
+    with pytest.raises(UserError, match="factor 3 does not divide images of 16x16; change size"):
         LowRes(Shapes(1, 16), 3)[0]

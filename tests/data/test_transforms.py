@@ -6,7 +6,7 @@ import torch
 from picture_files import pixels, png
 from PIL import Image
 
-from ldm.data.core.transforms import UNREADABLE, Draw, ImageTransform, open_image
+from ldm.data.core.transforms import UNREADABLE, ImageTransform, SampleKey, open_image
 from ldm.errors import UserError
 
 
@@ -19,7 +19,7 @@ def opened(array):
 
 
 def test_draws_differ_in_every_part_and_repeat():
-    draws = [Draw(0, 0, 0), Draw(1, 0, 0), Draw(0, 1, 0), Draw(0, 0, 1)]
+    draws = [SampleKey(0, 0, 0), SampleKey(1, 0, 0), SampleKey(0, 1, 0), SampleKey(0, 0, 1)]
     values = [draw.generator().random() for draw in draws]
     assert len(set(values)) == 4
     assert values == [draw.generator().random() for draw in draws]

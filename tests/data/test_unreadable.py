@@ -57,7 +57,7 @@ KINDS = {
     "missing picture": {"png": None},
     "missing caption": {"txt": None},
 }
-PICTURES = [kind for kind, files in KINDS.items() if "png" in files]
+IMAGE_EXTENSIONS = [kind for kind, files in KINDS.items() if "png" in files]
 
 
 def write_files(folder, damage):
@@ -85,7 +85,7 @@ def make_captions(folder, damage):
 
 
 def _delete_again(folder, damage):
-    """Delete pictures that were there when they were listed."""
+    """Delete images that were there when they were listed."""
     for i in BAD if damage.get("png", b"") is None else ():
         (folder / f"{i:04d}.png").unlink()
 
@@ -118,13 +118,13 @@ def epochs(dataset, num=2, num_workers=0, **options):
 @pytest.mark.parametrize("make", [make_folder, make_captions, make_indexed, make_stream, make_pass])
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_of_every_kind_is_skipped_and_counted(tmp_path, make, kind, caplog):
-    if make is make_folder and kind not in PICTURES:
-        pytest.skip("a folder of pictures has no captions")
+    if make is make_folder and kind not in IMAGE_EXTENSIONS:
+        pytest.skip("a folder of images has no captions")
     dataset = make(tmp_path, KINDS[kind])
     with caplog.at_level(logging.WARNING):
         sizes = list(epochs(dataset, max_bad_fraction=0.25))
     assert sizes == [[5] * (12 if make is make_stream else 6)] * 2
-    assert dataset.num_unreadable == 3
+    assert dataset.errors.num_unreadable == 3
     told = [record.getMessage() for record in caplog.records if record.name == "ldm.data.core.loader"]
     assert told and told[-1].startswith("data: 3 unreadable so far")
     assert all(f"{i:04d}" in told[-1] for i in BAD)
@@ -144,7 +144,7 @@ def test_too_many_end_the_run_with_one_line_that_names_them(tmp_path, make, num_
 
 
 @pytest.mark.parametrize("make", [make_indexed, make_stream, make_pass])
-@pytest.mark.parametrize("cut", [8000, 9000])  # in the bytes of a picture, before a header
+@pytest.mark.parametrize("cut", [8000, 9000])  # in the bytes of an image, before a header
 def test_a_truncated_tar_is_read_up_to_the_cut(tmp_path, make, cut, caplog):
     dataset = make(tmp_path, {})
     path = tmp_path / "0010.tar"
@@ -152,13 +152,14 @@ def test_a_truncated_tar_is_read_up_to_the_cut(tmp_path, make, cut, caplog):
     dataset = dataset if make is not make_indexed else IndexedShards(tmp_path, 8)
     with caplog.at_level(logging.WARNING):
         sizes = list(epochs(dataset, num=1, max_bad_fraction=0.25))
-    assert all(size == 5 for size in sizes[0]) and 1 <= dataset.num_unreadable <= 2
+    assert all(size == 5 for size in sizes[0]) and 1 <= dataset.errors.num_unreadable <= 2
     assert f"{path}: " in caplog.text and "cannot be read and is skipped" in caplog.text
 
 
 def test_a_derived_set_keeps_the_limit_of_its_source(tmp_path):
     dataset = make_folder(tmp_path, KINDS["zero bytes"])
-    assert list(epochs(LowRes(dataset, 2), num=1, max_bad_fraction=0.25)) == [[5] * 6] and dataset.num_unreadable == 3
+    assert list(epochs(LowRes(dataset, 2), num=1, max_bad_fraction=0.25)) == [[5] * 6]
+    assert dataset.errors.num_unreadable == 3
     with pytest.raises(UserError, match="max_bad_fraction=0.05"):
         list(epochs(LowRes(make_folder(tmp_path, KINDS["zero bytes"]), 2), max_bad_fraction=0.05))
 

@@ -5,7 +5,7 @@ import math
 from ldm.autoencoder import losses
 from ldm.autoencoder.regularizers import measure_perplexity
 from ldm.data.image_pairs import kernels
-from ldm.data.image_pairs.degradation import Draws, bsrgan, bsrgan_light
+from ldm.data.image_pairs.degradation import RandomStates, bsrgan, bsrgan_light
 from ldm.diffusion import grids as timesteps
 from ldm.diffusion import process as schedule
 from ldm.networks.compvis_extras import sinusoidal_embedding
@@ -76,7 +76,7 @@ def degradation(case: Case, tmp_path) -> dict:
     case.allow_args("seeds", "sf")
     make = bsrgan_light if "light" in case.name else bsrgan
     degrade, image = make(case.args.get("sf", 4)), case.inputs["image"].numpy()
-    return {f"seed{seed}": degrade(image, Draws.seeded(seed)) for seed in case.args["seeds"]}
+    return {f"seed{seed}": degrade(image, RandomStates.seeded(seed)) for seed in case.args["seeds"]}
 
 
 ADAPTERS = {"func": func, "degradation": degradation}

@@ -1,4 +1,4 @@
-"""Data sets made from another one: the same items with further keys that are drawn for each picture."""
+"""Data sets derived from another one: the same items with more keys, drawn for each image."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm.data.core.base import ImageDataset
-from ldm.data.core.transforms import Draw
+from ldm.data.core.transforms import SampleKey
 from ldm.errors import UserError
 
-__all__ = ["DerivedDataset", "source_of", "takes_draws"]
+__all__ = ["DerivedDataset", "source_of", "takes_sample_keys"]
 
 
 class DerivedDataset(Dataset, ABC):
-    """Serve the items of a map-style data set with further keys; a subclass writes `_derive(image, rng)`.
+    """Add keys to the items of a map-style data set; a subclass writes `_derive(image, rng)`.
 
-    What is drawn is a function of the `Draw` of an item, as in `ImageDataset`, and differs between epochs even over
-    data sets that repeat themselves. `stream` keeps the draws of a subclass apart from those of `dataset`. Raises
-    UserError for streams.
+    The random numbers are a function of the `SampleKey`, so that they differ between epochs. `stream` separates the
+    generators of a subclass from those of `dataset`. Raises UserError for streams, whose items have no index.
     """
 
     stream: int
@@ -38,30 +37,30 @@ class DerivedDataset(Dataset, ABC):
 
     @property
     def source(self) -> Dataset:
-        """Return the data set that reads the pictures, through all wrappers."""
-        return self.dataset.source if isinstance(self.dataset, DerivedDataset) else self.dataset
+        """Return the data set that reads the images, through all wrappers."""
+        return source_of(self.dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int | Draw) -> dict[str, Any]:
-        draw = index if isinstance(index, Draw) else Draw(int(index))
-        item = self.dataset[draw if takes_draws(self.dataset) else draw.index]
+    def __getitem__(self, index: int | SampleKey) -> dict[str, Any]:
+        key = index if isinstance(index, SampleKey) else SampleKey(int(index))
+        item = self.dataset[key if takes_sample_keys(self.dataset) else key.index]
         if "image" not in item:
             raise UserError(f"{type(self).__name__}: the items have no 'image', they have {', '.join(item)}")
-        rng = np.random.default_rng([draw.seed, draw.epoch, draw.index, self.stream])
+        rng = np.random.default_rng([key.seed, key.epoch, key.index, self.stream])
         return {**item, **self._derive(item["image"], rng)}
 
     @abstractmethod
     def _derive(self, image: torch.Tensor, rng: np.random.Generator) -> Mapping[str, torch.Tensor]:
-        """Return the further keys of a picture (C, H, W) in [-1, 1]."""
+        """Return the new keys of an image (C, H, W) in [-1, 1]."""
 
 
 def source_of(dataset: Dataset | None) -> Dataset | None:
-    """Return the data set that reads the pictures: the same unless it is derived from another one."""
+    """Return the data set that reads the images: the same unless it is derived from another one."""
     return dataset.source if isinstance(dataset, DerivedDataset) else dataset
 
 
-def takes_draws(dataset: Dataset) -> bool:
-    """Return whether items are asked for by a `Draw`, so that epochs differ, or by a bare index."""
+def takes_sample_keys(dataset: Dataset) -> bool:
+    """Return whether items are indexed by a `SampleKey`, so that epochs differ, or by a bare index."""
     return isinstance(dataset, (ImageDataset, DerivedDataset))

@@ -1,4 +1,4 @@
-"""Encoder outputs kept in memory, so that the frozen first stage sees the training set once."""
+"""Encoder outputs kept in memory, so that the frozen first stage encodes the training set only once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["CachedLatents"]
 
 
 class CachedLatents(Dataset):
-    """Serve item i as {"moments": moments[i], **entries[i]}.
+    """Data set with the items {"moments": moments[i], **entries[i]}.
 
-    moments (N, C, h, w) are what the encoder gave before its regulariser, so that a KL posterior is still sampled anew;
-    entries are whatever else the items had. Several views of a picture (crops, flips) are simply several items.
+    moments (N, C, h, w): outputs of the encoder before its regulariser, so that a KL posterior is still sampled every
+    time. entries: the other keys of the items. Several crops or flips of one image are several items.
     """
 
     def __init__(self, moments: Tensor, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -34,7 +34,7 @@ class CachedLatents(Dataset):
 
     @classmethod
     def of_batches(cls, batches: Sequence[Mapping[str, Any]]) -> CachedLatents:
-        """Take batches apart that hold "moments" and further entries, each of them a tensor or a list."""
+        """Make the data set of the rows of batches: "moments", and other keys that are tensors or lists."""
         moments = torch.cat([batch["moments"] for batch in batches])
         entries = [
             {key: value[row] for key, value in batch.items() if key != "moments"}

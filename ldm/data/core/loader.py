@@ -1,4 +1,4 @@
-"""A loader that knows its place: deterministic over epochs, ranks and workers, and able to go on in mid-epoch."""
+"""A loader that can resume inside an epoch, with the same batches for any number of workers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 from torch.utils.data import DataLoader, default_collate
 
 from ldm import distributed
-from ldm.data.core.sampler import DrawSampler
-from ldm.data.core.tally import Tally
-from ldm.data.shards.streams import StreamSampler
+from ldm.data.core.data_errors import DataErrors
+from ldm.data.core.sampler import EpochSampler, ResumableSampler
 from ldm.errors import UserError
 
 __all__ = ["Loader", "collate"]
@@ -21,9 +20,9 @@ _log = logging.getLogger(__name__)
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put items together: tensors and numbers are stacked, texts, lists and dicts are listed; no items give {}.
+    """Make a batch: tensors and numbers are stacked, texts, lists and dicts are listed; no items make {}.
 
-    Raises UserError, naming the key, for items that do not fit together.
+    Raises UserError, naming the key, for items of different shapes or keys.
     """
     batch: dict[str, Any] = {}
     for key in items[0] if items else ():
@@ -38,61 +37,63 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class Loader(DataLoader):
-    """Load batches of a data set with a `DrawSampler`, or of a stream with a `StreamSampler`.
+    """Load batches of a data set or a stream in the order of a `ResumableSampler`.
 
-    An iteration starts when its first batch is asked for, with the epoch, rank and world of that moment, and gives the
-    epoch that was set, as often as it is iterated. `state_dict` holds epoch and number of samples given by all ranks,
-    from which another loader goes on, also with another number of processes or workers. Of a stream whose length is not
-    known the last batch given does not count, since Lightning asks for one in advance. `accumulate` batches make a
-    step: of an epoch of known length a rest that makes none is left out, as with one large batch. What `tally` counted
-    unreadable is told when an iteration ends, if it grew. Raises UserError for evaluation on more ranks than there are
-    samples.
+    - Resumable: `state_dict` holds the epoch and the number of samples that all ranks have read of it.
+    - Elastic: another loader resumes from that with any number of ranks and workers. Rank and world size are those of
+      the moment at which the first batch is requested.
+    - Streams of unknown length: Lightning prefetches one batch, so `state_dict` excludes the last batch returned.
+    - `accumulate` batches make one step; an incomplete group at the end of an epoch of known length is dropped.
+    - `errors`: the counts of unreadable samples are logged at the end of an iteration, if they grew.
+
+    Raises UserError for an evaluation on more ranks than there are samples, and for training data of less than one
+    step.
     """
 
-    def __init__(self, *args: Any, accumulate: int = 1, tally: Tally | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, accumulate: int = 1, errors: DataErrors | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._accumulate = accumulate if self.drop_last else 1
-        self._tally, self._told = tally, 0
-        self._given = (0, 0)  # epoch and batches of the iteration under way
+        self._errors, self._num_logged = errors, 0
+        self._returned = (0, 0)  # epoch and batches of the current iteration
 
     @property
     def position(self) -> tuple[int, int]:
-        """Give (epoch, batches of it that this loader has given or left out)."""
+        """Return (epoch, number of its batches that were returned or skipped)."""
         epoch, batches = self._start()
-        return self._given if self._given[0] == epoch and self._given[1] else (epoch, batches)
+        return self._returned if self._returned[0] == epoch and self._returned[1] else (epoch, batches)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, unless the loader is in it already."""
         if epoch != self.position[0]:
-            self._go_to(epoch, 0)
+            self._seek(epoch, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """Say where the loader is."""
+        """Return the position, for any number of ranks."""
         epoch, batches = self.position
         return {"epoch": epoch, "samples": batches * self.batch_size * distributed.world_size()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from where a loader was, rounded down to a batch."""
-        self._go_to(state["epoch"], state["samples"] // (self.batch_size * distributed.world_size()))
+        """Continue from a position, rounded down to a whole batch."""
+        self._seek(state["epoch"], state["samples"] // (self.batch_size * distributed.world_size()))
 
     @property
-    def _has_place(self) -> bool:
-        return isinstance(self.sampler, (DrawSampler, StreamSampler))
+    def _is_resumable(self) -> bool:
+        return isinstance(self.sampler, ResumableSampler)
 
     @property
     def _length_is_known(self) -> bool:
-        return not isinstance(self.sampler, StreamSampler) or self.sampler.is_endless
+        return not self._is_resumable or self.sampler.length_is_known
 
     def _start(self) -> tuple[int, int]:
-        return (self.sampler.epoch, self.sampler.start // self.batch_size) if self._has_place else (0, 0)
+        return (self.sampler.epoch, self.sampler.start // self.batch_size) if self._is_resumable else (0, 0)
 
-    def _go_to(self, epoch: int, batches: int) -> None:
-        self._given = (epoch, 0)
-        if self._has_place:
+    def _seek(self, epoch: int, batches: int) -> None:
+        self._returned = (epoch, 0)
+        if self._is_resumable:
             self.sampler.epoch, self.sampler.start = epoch, batches * self.batch_size
 
     def __len__(self) -> int:
-        if isinstance(self.sampler, DrawSampler):
+        if isinstance(self.sampler, EpochSampler):
             self._check_size(self.sampler.num_items, distributed.world_size())
         return self._count_batches()
 
@@ -102,7 +103,7 @@ class Loader(DataLoader):
     def _check_size(self, num_items: int, world: int) -> None:
         if self.sampler.evaluation and 0 < num_items < world:
             raise UserError(
-                f"data: {num_items} items cannot be shared out among {world} processes; evaluate on fewer, or give more"
+                f"data: {num_items} items cannot be divided among {world} processes; evaluate on fewer, or give more"
             )
         if num_items > 0 and self._count_batches() == 0:
             several = f"{self._accumulate} batches" if self._accumulate > 1 else "one batch"
@@ -115,29 +116,29 @@ class Loader(DataLoader):
         return self._batches()
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        if isinstance(self.sampler, DrawSampler):
-            len(self)  # says so if there is no batch at all
-        elif isinstance(self.sampler, StreamSampler):
+        if isinstance(self.sampler, EpochSampler):
+            len(self)  # raises if there is no batch at all
+        elif self._is_resumable:
             self.sampler.check()
         ahead, is_empty = int(not self._length_is_known), True
-        epoch, given = self._given = self._start()
-        limit = max(0, len(self) - given) if self._accumulate > 1 and self._length_is_known else None
+        epoch, count = self._returned = self._start()
+        limit = max(0, len(self) - count) if self._accumulate > 1 and self._length_is_known else None
         try:
             for batch in islice(super().__iter__(), limit):
-                given += 1
-                self._given = epoch, given - ahead
+                count += 1
+                self._returned = epoch, count - ahead
                 if batch:
                     is_empty = False
                     yield batch
-            self._given = epoch, given
-            if is_empty and isinstance(self.sampler, StreamSampler) and self.sampler.evaluation:
-                raise self.sampler.stream.nothing_readable()
-        except UserError as error:  # a worker's comes with its traceback in the message
+            self._returned = epoch, count
+            if is_empty and self._is_resumable and (error := self.sampler.empty_error()) is not None:
+                raise error
+        except UserError as error:  # that of a worker has its traceback in the message
             raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
         finally:
-            self._tell_unreadable()
+            self._log_unreadable()
 
-    def _tell_unreadable(self) -> None:
-        if self._tally is not None and self._tally.num_unreadable > self._told:
-            self._told = self._tally.num_unreadable
-            _log.warning("data: %s", self._tally.summary())
+    def _log_unreadable(self) -> None:
+        if self._errors is not None and self._errors.num_unreadable > self._num_logged:
+            self._num_logged = self._errors.num_unreadable
+            _log.warning("data: %s", self._errors.summary())

@@ -1,4 +1,4 @@
-"""From data sets to batches: what a run reads, in which order, on which rank, by how many workers.
+"""From data sets to loaders: what a run reads, in which order, on which rank, with how many workers.
 
 A batch is a dict: `image` float32 (B, C, H, W) in [-1, 1]; numbers become tensors (B,), texts and lists stay lists.
 """
@@ -17,33 +17,36 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm.bounds import Count, Fraction, Natural
-from ldm.data.core.base import ImageDataset
-from ldm.data.core.classes import insist_on_same_classes
-from ldm.data.core.derived import source_of, takes_draws
+from ldm.data.core.base import ImageReader
+from ldm.data.core.classes import check_same_classes
+from ldm.data.core.data_errors import DataErrors
+from ldm.data.core.derived import source_of, takes_sample_keys
 from ldm.data.core.loader import Loader, collate
-from ldm.data.core.sampler import DrawSampler
-from ldm.data.core.tally import Tally
-from ldm.data.shards.shards import Shards
-from ldm.data.shards.streams import Decoder, StreamSampler
+from ldm.data.core.sampler import EpochSampler, Stream
 from ldm.errors import UserError
 
-__all__ = ["DataModule", "tally_of"]
+__all__ = ["DataModule", "errors_of", "iterate"]
 
-_MOST_WORKERS = 8
-_BATCHES_WITHOUT_WORKERS = 4  # so few batches are read faster than workers start
-_TEXTS_READ = 5000  # of data sets whose texts cannot be listed without making the pictures
+_MAX_WORKERS = 8
+_BATCHES_WITHOUT_WORKERS = 4  # up to here reading takes less time than starting workers
+_MAX_TEXTS = 5000  # read from data sets that cannot list their texts without making the images
 _log = logging.getLogger(__name__)
 
 
 class DataModule:
-    """Hold the data sets of a run and make their loaders.
+    """The data sets of a run, and their loaders. All ranks of a distributed run share each set.
 
-    batch_size: per process. num_workers: None for one per core, at most 8, none for tiny data. Training data is
-    shuffled anew every epoch unless `shuffle` is false, and its last, smaller batch left out unless `drop_last` is
-    false; validation and test data are read once, in order. All are shared out among the ranks of a distributed run.
-    max_bad_fraction: of the samples of a set, how many may be unreadable (they are skipped and counted) before the run
-    stops; judged from 20 samples on, None for any number. Raises UserError where validation or test data number named
-    classes otherwise than the training data.
+    Raises UserError for impossible values, and where validation or test data number named classes in another way than
+    the training data.
+
+    Args:
+        batch_size: per process.
+        num_workers: None for one per core, at most 8, and none for data sets of a few batches.
+        shuffle: shuffle the training data in every epoch; validation and test data are read once, in order.
+        drop_last: drop the last, smaller batch of a training epoch.
+        seed: of the order and of crops and flips.
+        max_bad_fraction: the run stops when more than this fraction of the samples of a set (at least 20) could not
+            be read; unreadable ones are skipped and counted. None for no limit.
     """
 
     def __init__(
@@ -66,10 +69,10 @@ class DataModule:
         if max_bad_fraction is not None and not 0 <= max_bad_fraction <= 1:
             raise UserError(f"data: max_bad_fraction {max_bad_fraction} must be in [0, 1], or null for no limit")
         for dataset in (train, validation, test):
-            if (tally := tally_of(dataset)) is not None:
-                tally.max_bad_fraction = max_bad_fraction
-        insist_on_same_classes("data.params.validation", validation, train)
-        insist_on_same_classes("data.params.test", test, train)
+            if (errors := errors_of(dataset)) is not None:
+                errors.max_bad_fraction = max_bad_fraction
+        check_same_classes("data.params.validation", validation, train)
+        check_same_classes("data.params.test", test, train)
 
     def train_loader(self, accumulate: int = 1) -> Loader:
         """Make the loader of the training set, for steps of `accumulate` batches. UserError if there is none."""
@@ -84,24 +87,24 @@ class DataModule:
         return None if self.test is None else self._loader(self.test, evaluation=True)
 
     def train_texts(self, key: str = "caption") -> Iterator[str]:
-        """List texts of the training set under a key, for a tokenizer to be trained on."""
+        """List the texts of the training set under a key, to train a tokenizer on them."""
         dataset = source_of(self._train_set())
-        if isinstance(dataset, (ImageDataset, Shards)):
+        if isinstance(dataset, ImageReader):
             yield from dataset.texts(key)
             return
-        for item in islice(_items(dataset), _TEXTS_READ):
+        for item in islice(iterate(dataset), _MAX_TEXTS):
             if not isinstance(item.get(key), str):
                 raise UserError(f"data.params.train: items have no text under {key!r}, they have {', '.join(item)}")
             yield item[key]
 
     @cached_property
     def first_items(self) -> dict[str, dict[str, Any]]:
-        """Return the first item of each set by its name, which is read once; {} of an empty set."""
+        """Return the first item of each set by the set's name, read once; {} for an empty set."""
         sets = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: next(_items(dataset), {}) for name, dataset in sets.items() if dataset is not None}
+        return {name: next(iterate(dataset), {}) for name, dataset in sets.items() if dataset is not None}
 
     def shape_summary(self) -> list[str]:
-        """Say in one line a set what is read, with the shapes of one item."""
+        """Describe each set in one line, with the shapes in its first item."""
         lines = []
         for name, item in self.first_items.items():
             dataset = getattr(self, name)
@@ -123,12 +126,13 @@ class DataModule:
         evaluation: bool = False,
         accumulate: int = 1,
     ) -> Loader:
-        options: dict[str, Any] = {"num_workers": self._workers(dataset), "tally": tally_of(dataset)}
-        if isinstance(dataset, Shards):
-            options["sampler"] = StreamSampler(dataset, self.batch_size, self.seed, shuffle, evaluation)
-            dataset = Decoder(dataset, evaluation)
+        options: dict[str, Any] = {"num_workers": self._workers(dataset), "errors": errors_of(dataset)}
+        order = {"seed": self.seed, "shuffle": shuffle, "evaluation": evaluation}
+        if isinstance(dataset, Stream):
+            options["sampler"] = dataset.sampler(self.batch_size, **order)
+            dataset = dataset.decoder(evaluation)
         elif not isinstance(dataset, IterableDataset):
-            options["sampler"] = DrawSampler(len(dataset), self.seed, shuffle, evaluation, not takes_draws(dataset))
+            options["sampler"] = EpochSampler(len(dataset), bare=not takes_sample_keys(dataset), **order)
         return Loader(
             dataset,
             batch_size=self.batch_size,
@@ -144,21 +148,22 @@ class DataModule:
         if self.num_workers is not None:
             return self.num_workers
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        most = min(cores, _MOST_WORKERS)
-        if isinstance(dataset, Shards):
+        most = min(cores, _MAX_WORKERS)
+        if isinstance(dataset, Stream):
             return most
         if isinstance(dataset, IterableDataset):
             return 0  # only its author knows whether workers would repeat each other
         return 0 if len(dataset) <= _BATCHES_WITHOUT_WORKERS * self.batch_size else most
 
 
-def tally_of(dataset: Dataset | None) -> Tally | None:
-    """Return what counts the unreadable samples of a data set, or of the one that it is derived from."""
+def errors_of(dataset: Dataset | None) -> DataErrors | None:
+    """Return the error counts of a data set, or of the one that it is derived from; None if it counts none."""
     source = source_of(dataset)
-    return source.tally if isinstance(source, (ImageDataset, Shards)) else None
+    return source.errors if isinstance(source, (ImageReader, Stream)) else None
 
 
-def _items(dataset: Dataset) -> Iterator[dict[str, Any]]:
+def iterate(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Return the items of a data set or stream in order."""
     if isinstance(dataset, IterableDataset):
         yield from dataset
     else:

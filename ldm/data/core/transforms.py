@@ -1,7 +1,7 @@
-"""Pictures to tensors: scale, crop, mirror, x / 127.5 - 1 (the paper's preprocessing: sizes, crops, flips).
+"""Images to tensors: resize, crop, flip, x / 127.5 - 1 (the paper's preprocessing).
 
-Randomness is a pure function of (seed, epoch, index): a `Draw` carries the three and gives the generator of its item,
-so that no two workers, ranks or epochs repeat each other and any item can be made again.
+Random numbers are a pure function of (seed, epoch, index), a `SampleKey`: workers, ranks and epochs never repeat each
+other, and any item can be made again.
 """
 
 from __future__ import annotations
@@ -17,56 +17,53 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.core.decoding import LUMA, UNREADABLE, Picture, Planes, check_range, open_image
+from ldm.data.core.decoding import LUMA, UNREADABLE, DecodedImage, MultichannelImage, check_range, open_image
 from ldm.errors import UserError
 
-__all__ = ["UNREADABLE", "Draw", "ImageTransform", "View", "open_image", "with_channels"]
+__all__ = ["UNREADABLE", "CropParams", "ImageTransform", "SampleKey", "open_image", "with_channels"]
 
 _CROPS = ("center", "random", "random_size", "random_half", "none")
 _FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
+    name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 }
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
-class Draw(NamedTuple):
-    """Name one item of one epoch of a run."""
+class SampleKey(NamedTuple):
+    """One item of one epoch of a run; the seed of its random numbers."""
 
     index: int
     epoch: int = 0
     seed: int = 0
 
     def generator(self) -> np.random.Generator:
-        """Make the generator of this item."""
+        """Return a new generator for the item."""
         return np.random.default_rng([self.seed, self.epoch, self.index])
 
 
-class View(NamedTuple):
-    """What an item shows of its picture: the size that the whole is scaled to, the crop's corner in that, mirroring."""
+class CropParams(NamedTuple):
+    """The size to which the whole image is resized, the upper left corner of the crop in it, and whether to flip."""
 
     width: int
     height: int
     left: int = 0
     top: int = 0
-    mirrored: bool = False
+    flip: bool = False
 
 
 class ImageTransform:
-    """Turn a picture into float32 (channels, H, W) in [-1, 1].
+    """Turn an image into float32 (channels, H, W) in [-1, 1]. Raises UserError for impossible options.
 
-    size: S or [H, W]. resize: the shortest side before cropping, in pixels; "size": the least that covers `size`;
-    "none": the picture's own, so that a crop shows full resolution. A picture that does not cover `size` is enlarged.
-    crop: "center", "random", "random_size" for any extent from `size` pixels to the whole, "random_half" for any from
-    half of the whole (both whatever resize says), or "none" to squeeze the whole picture to `size`. flip: probability
-    of mirroring.
-    interpolation: nearest, box, bilinear, hamming, bicubic or lanczos, antialiased except nearest. channels: 1 for
-    grey, 3 for colours, 2 and 4 for these with transparency, or what the files have. value_range: the values of black
-    and white in arrays and files of more than 8 bits, see `open_image`. Raises UserError for other values.
+    Args:
+        size: S or [H, W]. An image that does not cover it is enlarged.
+        crop: "center"; "random"; "random_size", of any extent from `size` pixels to the whole image; "random_half",
+            from half of the image to the whole; or "none", which squeezes the whole image to `size`.
+        resize: the shortest side before "center" and "random" crops: a number of pixels, "size" for the smallest that
+            covers `size`, or "none" to crop at full resolution.
+        flip: probability of a horizontal flip.
+        channels: 1 for grey, 3 for colours, 2 and 4 for these with alpha, or the number that the files have.
+        interpolation: nearest, box, bilinear, hamming, bicubic or lanczos; antialiased except nearest.
+        value_range: the values of black and white in arrays and in files of more than 8 bits, see `open_image`.
     """
 
     def __init__(
@@ -91,39 +88,39 @@ class ImageTransform:
         self.filter = _FILTERS[interpolation]
         self.value_range = check_range(value_range)
 
-    def open(self, source: Path | bytes) -> Picture:
-        """Decode a picture as the number of channels and the range ask for, see `open_image`."""
+    def open(self, source: Path | bytes) -> DecodedImage:
+        """Decode a file with the channels and the value range of this transform, see `open_image`."""
         return open_image(source, self.channels, self.value_range)
 
-    def enlarges(self, image: Picture) -> bool:
-        """Return whether the picture has fewer pixels than the size asks for."""
+    def enlarges(self, image: DecodedImage) -> bool:
+        """Return whether the image has fewer pixels than `size`."""
         return image.width < self.width or image.height < self.height
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> Tensor:
-        """Transform a picture as `open_image` gives it."""
-        return self.show(image, self.view(image, rng))
+    def __call__(self, image: DecodedImage, rng: np.random.Generator) -> Tensor:
+        """Return a random crop of a decoded image."""
+        return self.apply(image, self.sample_crop(image, rng))
 
-    def view(self, image: Picture, rng: np.random.Generator) -> View:
-        """Draw what to show of a picture."""
-        across, down, mirror = rng.random(3)  # always three draws, so that an option changes no other draw
+    def sample_crop(self, image: DecodedImage, rng: np.random.Generator) -> CropParams:
+        """Draw the crop of an image."""
+        across, down, flip = rng.random(3)  # always three, so that one option does not change the draws of another
         if self.crop == "none":
-            return View(self.width, self.height, mirrored=bool(mirror < self.flip))
+            return CropParams(self.width, self.height, flip=bool(flip < self.flip))
         scale = self._scale(image, rng)
         width, height = max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale))
         x, y = width - self.width, height - self.height
         left, top = (round(x / 2), round(y / 2)) if self.crop == "center" else (_upto(x, across), _upto(y, down))
-        return View(width, height, left, top, bool(mirror < self.flip))
+        return CropParams(width, height, left, top, bool(flip < self.flip))
 
-    def show(self, image: Picture, view: View) -> Tensor:
-        """Scale, crop and mirror a picture as a view says."""
-        if image.size != view[:2]:
-            image = image.resize(view[:2], self.filter)
-        image = image.crop((view.left, view.top, view.left + self.width, view.top + self.height))
-        if view.mirrored:
+    def apply(self, image: DecodedImage, crop: CropParams) -> Tensor:
+        """Resize, crop and flip a decoded image: float32 (channels, H, W) in [-1, 1]."""
+        if image.size != crop[:2]:
+            image = image.resize(crop[:2], self.filter)
+        image = image.crop((crop.left, crop.top, crop.left + self.width, crop.top + self.height))
+        if crop.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self._tensor(image)
 
-    def _scale(self, image: Picture, rng: np.random.Generator) -> float:
+    def _scale(self, image: DecodedImage, rng: np.random.Generator) -> float:
         cover = max(self.width / image.width, self.height / image.height)
         if self.crop == "random_size":  # the extent of the crop is uniform between its two limits
             largest = max(cover, 1.0)
@@ -133,9 +130,9 @@ class ImageTransform:
         wanted = 1.0 if self.shortest_side is None else self.shortest_side / min(image.size)
         return max(cover, wanted)
 
-    def _tensor(self, image: Picture) -> Tensor:
+    def _tensor(self, image: DecodedImage) -> Tensor:
         image = with_channels(image, self.channels)
-        values = image.array() if isinstance(image, Planes) else np.asarray(image, dtype=np.float32)
+        values = image.array() if isinstance(image, MultichannelImage) else np.asarray(image, dtype=np.float32)
         values = np.clip(values, 0, 255)  # bicubic overshoots in floats
         tensor = torch.from_numpy(values / np.float32(127.5) - 1)
         if tensor.dim() == 2:
@@ -143,26 +140,26 @@ class ImageTransform:
         return rearrange(tensor, "h w c -> c h w").contiguous()  # (C, H, W)
 
 
-def with_channels(image: Picture, channels: int) -> Picture:
-    """Turn grey into colours and the other way round; a grey of floats that becomes colours is left as it is.
+def with_channels(image: DecodedImage, channels: int) -> DecodedImage:
+    """Convert between grey and colours. Grey floats stay as they are if colours are wanted.
 
-    Raises UserError where a picture would lose or invent channels.
+    Raises UserError where channels would be lost or invented.
     """
     have = len(image.getbands())
     if have == channels or (image.mode, channels) == ("F", 3):
         return image
-    if channels in _MODES and image.mode in ("L", "LA", "RGB", "RGBA"):
+    if channels in _MODES and image.mode in _MODES.values():
         return image.convert(_MODES[channels])
     if channels == 1 and have == 3:
         return Image.fromarray(image.array() @ LUMA)
     raise UserError(
-        f"a picture of {have} channels does not go with channels={channels}; set channels={have} in the data set, and "
+        f"an image of {have} channels does not go with channels={channels}; set channels={have} in the data set, and "
         "in_channels and out_channels of the autoencoder"
     )
 
 
-def _upto(largest: int, share: float) -> int:
-    return min(largest, math.floor(share * (largest + 1)))
+def _upto(largest: int, fraction: float) -> int:
+    return min(largest, math.floor(fraction * (largest + 1)))
 
 
 def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
@@ -173,7 +170,7 @@ def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _shortest_side(resize: int | str | None, least: int) -> int | None:
-    """Return the wanted shortest side in pixels, 0 for the least that covers, None for the picture's own."""
+    """Return the shortest side in pixels, 0 for the least that covers `size`, None for the image's own."""
     if resize == "size":
         return 0
     if resize in (None, "none"):

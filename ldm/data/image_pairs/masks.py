@@ -1,10 +1,9 @@
 """Random holes for inpainting, as LaMa draws them (Suvorov et al. 2021, arXiv 2109.07161; appendix E.2.2 of the paper).
 
-A mask is a few thick polylines, or a few boxes. A stroke starts anywhere and goes on by 1 to 5 segments in the
-direction (sin a, cos a), a = 0, 1 ... turns - 1 radians, mirrored in every other stroke; its ends stay inside the
-picture, so that strokes also run along the borders. LaMa counts pixels of 256 x 256 crops; here all lengths are
-fractions of the shorter side, and segments are drawn from their distances, so that 32 x 32 pictures get the same masks,
-only coarser.
+A mask is a few thick polylines (strokes), or a few boxes. A stroke starts anywhere and has 1 to 5 segments in the
+directions (sin a, cos a), a = 0, 1 ... turns - 1 radians, with the opposite sign in every other stroke; its ends stay
+inside the image, so that strokes also run along the borders. LaMa counts pixels of 256 x 256 crops; here all lengths
+are fractions of the shorter side, so that 32 x 32 images get the same masks, only coarser.
 
 Legend: mask (H, W) bool, True = hole.
 """
@@ -24,7 +23,7 @@ DrawMask = Callable[[int, int, np.random.Generator], np.ndarray]  # height, widt
 Range = tuple[float, float]
 _MOST_SEGMENTS = 5
 _ATTEMPTS = 100
-_SIDE = 256  # of the pictures that LaMa's numbers are meant for
+_SIDE = 256  # of the images that LaMa's numbers are meant for
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class RandomMask:
-    """Draw strokes or, with probability `box_share`, boxes, until the hole is between 0 and `most` of the picture.
+    """Draw strokes or, with probability `box_share`, boxes, until the hole is between 0 and `most` of the image.
 
     Raises UserError for probabilities outside [0, 1], and if no hole of such an area comes up.
     """
@@ -104,40 +103,6 @@ class RandomMask:
         )
 
 
-def thick() -> RandomMask:
-    """Return LaMa's thick masks: 10 strokes in 13 times, else boxes."""
-    return RandomMask(
-        Strokes((1, 5), _pixels(5, 105), _pixels(10, 210)), Boxes((1, 3), _pixels(30, 150), 10 / _SIDE), 0.3 / 1.3
-    )
-
-
-def medium() -> RandomMask:
-    """Return LaMa's medium masks."""
-    return RandomMask(Strokes((4, 5), _pixels(5, 55), _pixels(10, 110)), Boxes((1, 5), _pixels(10, 50)), 0.3 / 1.3)
-
-
-def thin() -> RandomMask:
-    """Return LaMa's thin masks, strokes alone."""
-    return RandomMask(Strokes((4, 50), _pixels(5, 15), _pixels(10, 50)))
-
-
-def boxes() -> RandomMask:
-    """Return boxes alone, as large as LaMa trains on."""
-    largest = Boxes((1, 4), _pixels(30, 150), 10 / _SIDE)
-    return RandomMask(largest, largest, 1.0, most=0.95)
-
-
-def lama() -> RandomMask:
-    """Return what LaMa's models are trained on: wide strokes and boxes alike, which may leave little of the picture."""
-    strokes, largest = Strokes((1, 5), _pixels(5, 105), _pixels(10, 210)), Boxes((1, 4), _pixels(30, 150), 10 / _SIDE)
-    return RandomMask(strokes, largest, 0.5, most=0.95)
-
-
-def mixed(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a thick, medium or thin mask (H, W), as often each."""
-    return _MIXTURE[int(rng.integers(len(_MIXTURE)))](height, width, rng)
-
-
 def _pixels(least: float, most: float) -> Range:
     return least / _SIDE, most / _SIDE
 
@@ -159,7 +124,25 @@ def _draw_segment(mask: np.ndarray, start: np.ndarray, end: np.ndarray, radius: 
     window |= (x - share * along[0]) ** 2 + (y - share * along[1]) ** 2 <= radius**2
 
 
-_MIXTURE = (thick(), medium(), thin())
+_LARGE_STROKES = Strokes((1, 5), _pixels(5, 105), _pixels(10, 210))
+_LARGE_BOXES = Boxes((1, 4), _pixels(30, 150), 10 / _SIDE)
+_BOX_SHARE = 0.3 / 1.3  # LaMa draws strokes in 10 times of 13
+_MIXTURE = (
+    RandomMask(_LARGE_STROKES, Boxes((1, 3), _pixels(30, 150), 10 / _SIDE), _BOX_SHARE),
+    RandomMask(Strokes((4, 5), _pixels(5, 55), _pixels(10, 110)), Boxes((1, 5), _pixels(10, 50)), _BOX_SHARE),
+    RandomMask(Strokes((4, 50), _pixels(5, 15), _pixels(10, 50))),
+)
+
+
+def mixed(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a thick, medium or thin mask (H, W) with equal probability."""
+    return _MIXTURE[int(rng.integers(len(_MIXTURE)))](height, width, rng)
+
+
+# LaMa's three kinds; boxes alone; and what LaMa's models are trained on, of which the last two can cover 95%.
 MASKS: dict[str, DrawMask] = {
-    "mixed": mixed, "thick": _MIXTURE[0], "medium": _MIXTURE[1], "thin": _MIXTURE[2], "boxes": boxes(), "lama": lama(),
-}  # fmt: skip
+    "mixed": mixed,
+    **dict(zip(("thick", "medium", "thin"), _MIXTURE, strict=True)),
+    "boxes": RandomMask(_LARGE_BOXES, _LARGE_BOXES, 1.0, most=0.95),
+    "lama": RandomMask(_LARGE_STROKES, _LARGE_BOXES, 0.5, most=0.95),
+}

@@ -1,6 +1,6 @@
-"""Boxes of objects as COCO and OpenImages publish them, in flat arrays: millions of boxes without millions of objects.
+"""Boxes of objects from the files of COCO and OpenImages, in flat arrays, since there are millions of them.
 
-Legend: M boxes of F pictures; a box is left, top, width, height in fractions of its picture.
+Legend: M boxes of F images; a box is left, top, width, height in fractions of its image.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ __all__ = ["Annotations", "Counts", "read_coco", "read_open_images"]
 _OTHER = "other"  # COCO-stuff's class of everything that has no class
 _CORNERS = ("XMin", "XMax", "YMin", "YMax")
 _ATTRIBUTES = {"IsOccluded": 2, "IsDepiction": 4, "IsInside": 8}
-_SLACK = 1e-6  # of coordinates beyond the border that only come from rounding
+_SLACK = 1e-6  # of coordinates beyond the border that come from rounding
 
 
 class Counts(NamedTuple):
-    """How many boxes were changed or dropped."""
+    """The numbers of boxes that were clipped or dropped."""
 
     clipped: int
     dropped: int
     unknown: int
 
     def describe(self) -> str:
-        """Say it in words."""
+        """Return the counts as a text."""
         small, other = f"degenerate or too small: {self.dropped}", f"of other classes: {self.unknown}"
-        return f"cut at the picture: {self.clipped}, {small}, {other}"
+        return f"clipped to the image: {self.clipped}, {small}, {other}"
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Boxes (M, 4) with labels (M,), sorted by picture; those of picture i are offsets[i] to offsets[i + 1].
+    """Boxes (M, 4) with labels (M,), sorted by image: those of image i are boxes[offsets[i] : offsets[i + 1]].
 
-    shapes (F, 2): width and height of the pictures where the annotations say them; unknown: boxes left out before.
+    shapes (F, 2): width and height of the images, if the annotations have them. unknown: the number of boxes of other
+    classes, which are left out.
     """
 
     names: list[str]
@@ -54,27 +55,27 @@ class Annotations:
     unknown: int = 0
 
     @classmethod
-    def collected(
-        cls, names: list[str], class_names: list[str], pictures: array, boxes: array, labels: array, **more: Any
+    def from_lists(
+        cls, names: list[str], class_names: list[str], owners: array, boxes: array, labels: array, **more: Any
     ) -> Annotations:
-        """Sort boxes by their pictures. boxes: M * 4 numbers."""
-        owners = np.frombuffer(pictures, np.int32) if len(pictures) else np.zeros(0, np.int32)
+        """Sort boxes (M * 4 numbers) by `owners` (M), the numbers of their images."""
+        owners = np.frombuffer(owners, np.int32) if len(owners) else np.zeros(0, np.int32)
         order = np.argsort(owners, kind="stable")
         offsets = np.searchsorted(owners[order], np.arange(len(names) + 1))
         rows = np.array(boxes, np.float32).reshape(-1, 4)[order]
         return cls(names, class_names, offsets, rows, np.array(labels, np.int32)[order], **more)
 
-    def num_boxes(self, picture: int) -> int:
-        """Count the boxes of a picture."""
-        return int(self.offsets[picture + 1] - self.offsets[picture])
+    def num_boxes(self, image: int) -> int:
+        """Count the boxes of an image."""
+        return int(self.offsets[image + 1] - self.offsets[image])
 
-    def of(self, picture: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return boxes (n, 4) and labels (n,) of a picture, and its width and height if known."""
-        rows = slice(self.offsets[picture], self.offsets[picture + 1])
-        return self.boxes[rows], self.labels[rows], None if self.shapes is None else self.shapes[picture]
+    def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return the boxes (n, 4) and labels (n,) of an image, and its width and height if known."""
+        rows = slice(self.offsets[image], self.offsets[image + 1])
+        return self.boxes[rows], self.labels[rows], None if self.shapes is None else self.shapes[image]
 
-    def cleaned(self, min_area: float) -> tuple[Annotations, Counts]:
-        """Cut boxes at their pictures; drop those that then are degenerate or cover less than min_area."""
+    def clipped(self, min_area: float) -> tuple[Annotations, Counts]:
+        """Clip boxes to their images; drop those that are then degenerate or cover less than min_area."""
         near, far = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
         with np.errstate(invalid="ignore"):
             inside = np.concatenate([near.clip(0, 1), far.clip(0, 1) - near.clip(0, 1)], axis=1)
@@ -84,24 +85,24 @@ class Annotations:
         offsets = np.concatenate([[0], np.cumsum(is_kept)])[self.offsets]
         return replace(self, offsets=offsets, boxes=inside[is_kept], labels=self.labels[is_kept]), counts
 
-    def chosen(self, pictures: Sequence[int]) -> Annotations:
-        """Keep some pictures, in the order given."""
-        rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in pictures]
+    def select(self, images: Sequence[int]) -> Annotations:
+        """Return the annotations of some images, in this order."""
+        rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in images]
         flat = np.concatenate(rows) if rows else np.zeros(0, int)
         return replace(
             self,
-            names=[self.names[i] for i in pictures],
+            names=[self.names[i] for i in images],
             offsets=np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(int),
             boxes=self.boxes[flat],
             labels=self.labels[flat],
-            shapes=None if self.shapes is None else self.shapes[list(pictures)],
+            shapes=None if self.shapes is None else self.shapes[list(images)],
         )
 
 
 def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
-    """Read instances_*.json, and join further files such as stuff_*.json.
+    """Read instances_*.json, and add the boxes of other files such as stuff_*.json.
 
-    Raises UserError for a file that cannot be read or is not in COCO's form.
+    Raises UserError for files that cannot be read or are not in COCO's format. use_group: see `CocoLayouts`.
     """
     documents = [_coco_document(path) for path in paths]
     categories = {item["id"]: item["name"] for document in documents for item in document["categories"]}
@@ -109,7 +110,7 @@ def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
     rank = {number: i for i, number in enumerate(ids)}
     images = {item["id"]: item for document in documents for item in document["images"]}
     position = {number: i for i, number in enumerate(images)}
-    pictures, boxes, labels, unknown = array("i"), array("d"), array("i"), 0
+    owners, boxes, labels, unknown = array("i"), array("d"), array("i"), 0
     for path, document in zip(paths, documents, strict=True):
         for item in document["annotations"]:
             if item["category_id"] not in rank:
@@ -117,12 +118,12 @@ def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
                 continue
             image = _coco_image(images, item, path)
             boxes.extend(_coco_box(item, image, path))
-            pictures.append(position[item["image_id"]])
+            owners.append(position[item["image_id"]])
             labels.append(rank[item["category_id"]] + len(ids) * (use_group and bool(item.get("iscrowd"))))
     names = [item["file_name"] for item in images.values()]
     shapes = np.array([[item["width"], item["height"]] for item in images.values()]).reshape(-1, 2)
     class_names = [categories[number] for number in ids]
-    return Annotations.collected(names, class_names, pictures, boxes, labels, shapes=shapes, unknown=unknown)
+    return Annotations.from_lists(names, class_names, owners, boxes, labels, shapes=shapes, unknown=unknown)
 
 
 def _coco_document(path: Path) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def read_open_images(
 ) -> Annotations:
     """Read OpenImages' boxes of the classes in classes_csv (lines `/m/011k07,Tortoise`).
 
-    Raises UserError for a file that cannot be read, lacks a column or has other than numbers as coordinates.
+    Raises UserError for files that cannot be read, lack a column, or have coordinates that are not numbers.
     """
     classes = {row[0]: row[-1] for row in _rows(classes_csv) if row and row[0] != "LabelName"}
     ids = sorted(classes)
@@ -184,7 +185,7 @@ def read_open_images(
         raise UserError(f"{boxes_csv}: has no column {lacking[0]!r}, it has {', '.join(header)}")
     column = {name: i for i, name in enumerate(header)}
     position: dict[str, int] = {}
-    pictures, boxes, labels, unknown = array("i"), array("d"), array("i"), 0
+    owners, boxes, labels, unknown = array("i"), array("d"), array("i"), 0
     for number, row in enumerate(rows, start=2):
         label = rank.get(row[column["LabelName"]]) if len(row) == len(header) else None
         if label is None:
@@ -194,12 +195,12 @@ def read_open_images(
             left, right, top, bottom = (float(row[column[name]]) for name in _CORNERS)
         except ValueError as error:
             raise UserError(f"{boxes_csv}: line {number}: {error}") from error
-        pictures.append(position.setdefault(row[column["ImageID"]], len(position)))
+        owners.append(position.setdefault(row[column["ImageID"]], len(position)))
         boxes.extend((left, top, right - left, bottom - top))
         modifier = sum(bit for name, bit in flags.items() if row[column[name]] == "1")
         labels.append(label + len(ids) * modifier)
     class_names = [classes[label] for label in ids]
-    return Annotations.collected(list(position), class_names, pictures, boxes, labels, unknown=unknown)
+    return Annotations.from_lists(list(position), class_names, owners, boxes, labels, unknown=unknown)
 
 
 def _rows(path: Path) -> Iterator[list[str]]:

@@ -29,21 +29,21 @@ class Box(NamedTuple):
     width: float
     height: float
 
-    def mirrored(self) -> Box:
-        """Flip the image, and the box with it, from left to right."""
+    def flipped(self) -> Box:
+        """Return the box in the horizontally flipped image."""
         return self._replace(left=1 - (self.left + self.width))
 
     def overlap(self, other: Box) -> float:
-        """Measure the area shared with another box."""
+        """Return the area of the intersection with another box."""
         width = min(self.left + self.width, other.left + other.width) - max(self.left, other.left)
         height = min(self.top + self.height, other.top + other.height) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
 
-    def seen_in(self, crop: Box) -> Box:
-        """Express the box in fractions of a crop.
+    def relative_to(self, crop: Box) -> Box:
+        """Return the box in fractions of a crop.
 
-        The far sides are cut at the crop, the near sides are moved to it without shortening the box: released layout
-        models were trained on boxes made so.
+        The right and lower sides are clipped to the crop; the left and upper sides are moved to it without making the
+        box smaller. The released layout models were trained on such boxes.
         """
         left = min(max((self.left - crop.left) / crop.width, 0.0), 1.0)
         top = min(max((self.top - crop.top) / crop.height, 0.0), 1.0)
@@ -57,7 +57,7 @@ FULL_IMAGE = Box(0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class LayoutObject:
-    """One annotated object: category 0..num_classes-1, where it is, and the attributes that some data sets know."""
+    """One annotated object: category 0..num_classes-1, its box, and the attributes of some data sets."""
 
     category: int
     box: Box
@@ -68,26 +68,26 @@ class LayoutObject:
 
 
 class Layout(NamedTuple):
-    """What tokens say: (class token, box or point) of each object, and the crop if it is encoded."""
+    """A decoded layout: (class token, box or point) of each object, and the crop if it is encoded."""
 
     objects: list[tuple[int, tuple[float, ...]]]
     crop: Box | None
 
 
 class Shuffler(Protocol):
-    """What draws the order of the objects: a `random.Random`, or the module `random` itself."""
+    """The generator of the order of objects: a `random.Random`, or the module `random`."""
 
     def shuffle(self, x: list) -> None:
         """Permute a list in place."""
 
 
 def visible_objects(objects: Sequence[LayoutObject], crop: Box) -> list[LayoutObject]:
-    """Keep the objects that share some area with the crop."""
+    """Return the objects that intersect the crop."""
     return [item for item in objects if item.box.overlap(crop) > 0]
 
 
 class LayoutTokenizer(ABC):
-    """Turn objects into a fixed number of tokens and back; a subclass says which points stand for a box.
+    """Encode objects as a fixed number of tokens, and decode them; a subclass encodes a box as points.
 
     `use_group` and `use_attributes` (occluded, depiction, inside) let the class token carry those flags; `encode_crop`
     keeps boxes in coordinates of the full image and appends two tokens of the crop box, else boxes are expressed in
@@ -115,7 +115,7 @@ class LayoutTokenizer(ABC):
 
     @property
     def none_token(self) -> int:
-        """Return the token that fills the places of absent objects."""
+        """Return the token of absent objects."""
         return self.vocab_size - 1
 
     @property
@@ -130,7 +130,7 @@ class LayoutTokenizer(ABC):
 
     @property
     def length(self) -> int:
-        """Return the number of tokens of every layout."""
+        """Return the number of tokens of a layout."""
         return self.max_objects * (1 + self.points_per_object) + 2 * self.encode_crop
 
     def encode_point(self, x: float, y: float) -> int:
@@ -174,12 +174,12 @@ class LayoutTokenizer(ABC):
         )
 
     @abstractmethod
-    def encode_place(self, box: Box) -> tuple[int, ...]:
-        """Return the point tokens that stand for a box."""
+    def encode_box(self, box: Box) -> tuple[int, ...]:
+        """Return the point tokens of a box."""
 
     @abstractmethod
-    def decode_place(self, tokens: Sequence[int]) -> tuple[float, ...]:
-        """Return what the point tokens of an object say."""
+    def decode_points(self, tokens: Sequence[int]) -> tuple[float, ...]:
+        """Return the box or the point that point tokens encode."""
 
     def build(
         self,
@@ -190,9 +190,8 @@ class LayoutTokenizer(ABC):
     ) -> list[int]:
         """Encode a layout as `length` tokens.
 
-        The first max_objects objects are taken, put in an order drawn from `rng` (None: left as they are), and those
-        outside the crop are dropped. `flip` says that the image was mirrored after cropping. Raises UserError for
-        tokens outside the vocabulary.
+        The first max_objects objects are shuffled by `rng` (None: keep the order), and those outside the crop dropped.
+        flip: whether the image was flipped after cropping. Raises UserError for tokens outside the vocabulary.
         """
         crop = Box(*crop) if crop else FULL_IMAGE
         chosen = list(objects[: self.max_objects])
@@ -200,19 +199,19 @@ class LayoutTokenizer(ABC):
             rng.shuffle(chosen)
         chosen = visible_objects(chosen, crop)
         frame = FULL_IMAGE if self.encode_crop else crop
-        boxes = [item.box.seen_in(frame) for item in chosen]
+        boxes = [item.box.relative_to(frame) for item in chosen]
         labels = [self.encode_class(item) for item in chosen]
         if flip:
-            boxes, crop = [box.mirrored() for box in boxes], crop.mirrored()
+            boxes, crop = [box.flipped() for box in boxes], crop.flipped()
         return self._sequence(labels, boxes, crop)
 
     def tokens(
         self, labels: Sequence[int], boxes: Sequence[Sequence[float]], crop: Sequence[float] | None = None
     ) -> list[int]:
-        """Encode objects as they come in a batch: class tokens (N,), -1 = absent, and boxes (N, 4), as `length` tokens.
+        """Encode the objects of a batch entry, class tokens (N,) with -1 = absent and boxes (N, 4), as `length` tokens.
 
-        crop (4,): None for the full image. Raises UserError for more than max_objects objects, for labels that are no
-        class of this tokenizer and for boxes outside the image.
+        crop (4,): None for the full image. Raises UserError for more than max_objects objects, unknown labels, and
+        boxes outside the image.
         """
         present = [i for i, label in enumerate(labels) if label >= 0]
         largest = max((labels[i] for i in present), default=0)
@@ -227,7 +226,7 @@ class LayoutTokenizer(ABC):
     def _sequence(self, labels: Sequence[int], boxes: Sequence[Box], crop: Box) -> list[int]:
         tokens: list[int] = []
         for label, box in zip(labels, boxes, strict=True):
-            tokens += (label, *self.encode_place(box))
+            tokens += (label, *self.encode_box(box))
         tokens += [self.none_token] * (self.max_objects - len(labels)) * (1 + self.points_per_object)
         if self.encode_crop:
             tokens += self.encode_corners(crop)
@@ -248,7 +247,7 @@ class LayoutTokenizer(ABC):
         tokens = [int(token) for token in tokens]
         step = 1 + self.points_per_object
         triples = [tokens[start : start + step] for start in range(0, self.max_objects * step, step)]
-        objects = [(first, self.decode_place(rest)) for first, *rest in triples if first != self.none_token]
+        objects = [(first, self.decode_points(rest)) for first, *rest in triples if first != self.none_token]
         return Layout(objects, self.decode_corners(*tokens[-2:]) if self.encode_crop else None)
 
 
@@ -257,11 +256,11 @@ class BoxTokenizer(LayoutTokenizer):
 
     points_per_object = 2
 
-    def encode_place(self, box: Box) -> tuple[int, ...]:
+    def encode_box(self, box: Box) -> tuple[int, ...]:
         """Return the tokens of two opposite corners."""
         return self.encode_corners(box)
 
-    def decode_place(self, tokens: Sequence[int]) -> tuple[float, ...]:
+    def decode_points(self, tokens: Sequence[int]) -> tuple[float, ...]:
         """Return the box."""
         return self.decode_corners(*tokens)
 
@@ -271,10 +270,10 @@ class CentrePointTokenizer(LayoutTokenizer):
 
     points_per_object = 1
 
-    def encode_place(self, box: Box) -> tuple[int, ...]:
+    def encode_box(self, box: Box) -> tuple[int, ...]:
         """Return the token of the centre."""
         return (self.encode_point(box.left + box.width / 2, box.top + box.height / 2),)
 
-    def decode_place(self, tokens: Sequence[int]) -> tuple[float, ...]:
+    def decode_points(self, tokens: Sequence[int]) -> tuple[float, ...]:
         """Return the centre (x, y)."""
         return self.decode_point(*tokens)

@@ -1,7 +1,7 @@
-"""Pictures with the boxes of their objects, for layout-to-image synthesis (section 4.3.1): COCO and OpenImages.
+"""Images with the boxes of their objects, for layout-to-image synthesis (section 4.3.1): COCO and OpenImages.
 
-`boxes` float32 (N, 4) are left, top, width, height in [0, 1], `box_labels` int64 (N,) number the classes; N is
-max_objects, absent objects have zeros and the label -1. x runs to the right, y downwards.
+`boxes` float32 (N, 4) are left, top, width, height in [0, 1], `box_labels` int64 (N,) the classes, with N =
+max_objects; absent objects have zeros and the label -1. x runs to the right, y downwards.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 
 from ldm.bounds import Count, Natural, NonNegative
 from ldm.data.core.base import ImageDataset
-from ldm.data.core.decoding import Picture
-from ldm.data.core.transforms import View
+from ldm.data.core.decoding import DecodedImage
+from ldm.data.core.transforms import CropParams
 from ldm.data.layout.annotations import Annotations, read_coco, read_open_images
 from ldm.data.readers.folders import existing_folder, find_files
 from ldm.errors import UserError
@@ -30,13 +30,17 @@ _log = logging.getLogger(__name__)
 
 
 class LayoutDataset(ImageDataset):
-    """Serve pictures with boxes; a subclass reads the annotations.
+    """Images with boxes, clipped to the image and to the crop; a subclass reads the annotations.
 
-    max_objects: the largest are kept; min_objects: pictures with fewer are left out; min_area: the least share of the
-    picture that a box covers, smaller and degenerate ones are dropped. Boxes are cut at the picture, and at the crop
-    that is seen; objects outside the crop are absent. whole: give boxes of the whole picture instead, mirrored with
-    it, and `crop` (4,), the box of what is seen: the released layout model was trained so. The order of the objects is
-    drawn, as there.
+    The order of the objects is random, as in the training of the released model.
+
+    Args:
+        max_objects: the largest objects in the crop are kept; absent ones fill the rest.
+        min_objects: images with fewer objects are left out.
+        min_area: the smallest fraction of the image that a box covers; smaller boxes are dropped.
+        whole: return boxes in the whole image, flipped with it, and the box of the crop under `crop` (4,); the
+            released model was trained so.
+        kwargs: the options of `ImageDataset`.
     """
 
     def __init__(
@@ -61,46 +65,46 @@ class LayoutDataset(ImageDataset):
 
     @abstractmethod
     def _files(self) -> dict[str, str]:
-        """Return the paths below root of the pictures by the names that the annotations use."""
+        """Return the paths of the images below `root` by their names in the annotations."""
 
-    def _take(self, annotations: Annotations, source: str) -> None:
-        """Keep the annotated pictures that are there."""
+    def _index_annotated(self, annotations: Annotations, source: str) -> None:
+        """Keep the images that exist, and have enough objects."""
         files = self._files()
-        annotations, counts = annotations.cleaned(self.min_area)
-        _say(f"{source}: boxes are {counts.describe()}", any(counts))
+        annotations, counts = annotations.clipped(self.min_area)
+        if any(counts):
+            _log.warning("%s: boxes are %s", source, counts.describe())
         self.class_names = annotations.class_names
         present = [i for i, name in enumerate(annotations.names) if name in files]
         absent = len(annotations.names) - len(present)
         if annotations.names and not present:
             first = annotations.names[0]
-            raise UserError(f"{source}: none of its {absent} pictures is below {self.root}, first {first}; set root")
+            raise UserError(f"{source}: none of its {absent} images is below {self.root}, first {first}; set root")
         enough = [i for i in present if annotations.num_boxes(i) >= self.min_objects]
-        _say(
-            f"{source}: {absent} pictures are not below {self.root}, {len(present) - len(enough)} have fewer than "
-            f"{self.min_objects} objects; they are left out",
-            len(enough) < len(annotations.names),
-        )
+        if len(enough) < len(annotations.names):
+            _log.warning(
+                "%s: %d images are not below %s, %d have fewer than %d objects; they are left out",
+                source, absent, self.root, len(present) - len(enough), self.min_objects,
+            )  # fmt: skip
         kept = self._index([files[annotations.names[i]] for i in enough], source)
-        self._annotations = annotations.chosen([enough[i] for i in kept])
+        self._annotations = annotations.select([enough[i] for i in kept])
 
-    def _read_image(self, file: int) -> Picture:
-        return self.transform.open(self.root / self.names[file])
-
-    def _read_seen_fields(self, file: int, image: Picture, view: View, rng: np.random.Generator) -> dict[str, Any]:
-        boxes, labels, shape = self._annotations.of(file)
+    def _read_crop_fields(
+        self, file: int, image: DecodedImage, crop: CropParams, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        boxes, labels, shape = self._annotations.of_image(file)
         if shape is not None and abs(shape[0] * image.height - shape[1] * image.width) > max(image.size):
             raise ValueError(f"it is {image.height}x{image.width}, its annotations say {shape[1]}x{shape[0]}")
-        crop = np.array([view.left, view.top, self.transform.width, self.transform.height], np.float32)
-        crop /= np.array([view.width, view.height, view.width, view.height], np.float32)
-        seen = seen_boxes(boxes, crop)
-        visible = np.flatnonzero((seen[:, 2:] > 0).all(axis=1))
-        largest = visible[np.argsort(-seen[visible, 2] * seen[visible, 3], kind="stable")][: self.max_objects]
+        region = np.array([crop.left, crop.top, self.transform.width, self.transform.height], np.float32)
+        region /= np.array([crop.width, crop.height, crop.width, crop.height], np.float32)
+        cropped = crop_boxes(boxes, region)
+        visible = np.flatnonzero((cropped[:, 2:] > 0).all(axis=1))
+        largest = visible[np.argsort(-cropped[visible, 2] * cropped[visible, 3], kind="stable")][: self.max_objects]
         largest = rng.permutation(largest)
-        shown = boxes if self.whole else seen
+        chosen = (boxes if self.whole else cropped)[largest]
         return {
-            "boxes": self._padded(mirrored(shown[largest]) if view.mirrored else shown[largest], 0.0),
+            "boxes": self._padded(flip_boxes(chosen) if crop.flip else chosen, 0.0),
             "box_labels": self._padded(labels[largest].astype(np.int64), _ABSENT),
-            **({"crop": torch.from_numpy(mirrored(crop) if view.mirrored else crop)} if self.whole else {}),
+            **({"crop": torch.from_numpy(flip_boxes(region) if crop.flip else region)} if self.whole else {}),
         }
 
     def _padded(self, values: np.ndarray, filler: float) -> torch.Tensor:
@@ -110,11 +114,11 @@ class LayoutDataset(ImageDataset):
 
 
 class CocoLayouts(LayoutDataset):
-    """Read the pictures below `root` that COCO's `instances_*.json` describes, with their boxes.
+    """Read the images below `root` that COCO's `instances_*.json` describes, with their boxes.
 
-    annotations: that file; stuff: `stuff_*.json`, whose boxes are added (without its class 'other'). Classes are
-    numbered in the order of their ids, `class_names` lists them. use_group: crowds have class + number of classes, as a
-    tokenizer with use_group expects. For the other options see `LayoutDataset` and `ImageDataset`.
+    Classes are numbered in the order of their ids; `class_names` lists them. stuff: `stuff_*.json`, whose boxes are
+    added, without its class 'other'. use_group: the label of a crowd is class + number of classes, as a tokenizer with
+    use_group expects. For the other options see `LayoutDataset` and `ImageDataset`.
     """
 
     def __init__(
@@ -129,19 +133,22 @@ class CocoLayouts(LayoutDataset):
     ) -> None:
         super().__init__(root, size, max_objects, **kwargs)
         read = read_coco([Path(path).expanduser() for path in (annotations, stuff) if path is not None], use_group)
-        self._take(read, str(annotations))
+        self._index_annotated(read, str(annotations))
 
     def _files(self) -> dict[str, str]:
         return {name: name for name in find_files(self.root)}
 
 
 class OpenImagesLayouts(LayoutDataset):
-    """Read the OpenImages pictures below `root`, ID.jpg at any depth, with their boxes.
+    """Read the OpenImages images below `root`, ID.jpg at any depth, with their boxes.
 
-    boxes_csv: e.g. oidv6-train-annotations-bbox.csv; classes_csv: e.g. class-descriptions-boxable.csv, whose lines say
-    which classes are used (a shorter file chooses some), numbered in the order of their ids. use_group and
-    use_attributes add the number of classes times 1 for groups, 2 occluded, 4 depiction, 8 inside, as a tokenizer with
-    the same options expects. For the other options see `LayoutDataset` and `ImageDataset`.
+    Args:
+        boxes_csv: e.g. oidv6-train-annotations-bbox.csv.
+        classes_csv: the classes to use, e.g. class-descriptions-boxable.csv or some of its lines; they are numbered in
+            the order of their ids.
+        use_group, use_attributes: add to a label the number of classes times 1 for groups, 2 occluded, 4 depiction, 8
+            inside, as a tokenizer with the same options expects.
+        kwargs: the options of `LayoutDataset` and `ImageDataset`.
     """
 
     def __init__(
@@ -158,27 +165,22 @@ class OpenImagesLayouts(LayoutDataset):
     ) -> None:
         super().__init__(root, size, max_objects, min_area=min_area, **kwargs)
         paths = Path(boxes_csv).expanduser(), Path(classes_csv).expanduser()
-        self._take(read_open_images(*paths, use_group, use_attributes), str(boxes_csv))
+        self._index_annotated(read_open_images(*paths, use_group, use_attributes), str(boxes_csv))
 
     def _files(self) -> dict[str, str]:
         return {PurePosixPath(name).stem: name for name in find_files(self.root)}
 
 
-def seen_boxes(boxes: np.ndarray, crop: np.ndarray) -> np.ndarray:
-    """Express boxes (N, 4) in fractions of a crop (4,), cut at it; those outside get a width or height of 0."""
+def crop_boxes(boxes: np.ndarray, crop: np.ndarray) -> np.ndarray:
+    """Return boxes (N, 4) in fractions of a crop (4,), clipped to it; those outside have a width or height of 0."""
     near = (np.maximum(boxes[:, :2], crop[:2]) - crop[:2]) / crop[2:]
     far = (np.minimum(boxes[:, :2] + boxes[:, 2:], crop[:2] + crop[2:]) - crop[:2]) / crop[2:]
     near, far = near.clip(0, 1), far.clip(0, 1)
     return np.concatenate([near, (far - near).clip(0)], axis=1).astype(np.float32)
 
 
-def mirrored(boxes: np.ndarray) -> np.ndarray:
-    """Flip boxes (..., 4) from left to right."""
+def flip_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Flip boxes (..., 4) horizontally."""
     flipped = boxes.copy()
     flipped[..., 0] = (1 - (boxes[..., 0] + boxes[..., 2])).clip(0)
     return flipped
-
-
-def _say(message: str, needed: bool) -> None:
-    if needed:
-        _log.warning("%s", message)

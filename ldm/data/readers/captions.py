@@ -1,10 +1,9 @@
-"""Folders of pictures with captions: a text file beside each picture, or one table (CSV, TSV, JSON lines) for all."""
+"""Folders of images with captions: a text file next to each image, or one table (CSV, TSV, JSON lines) for all."""
 
 from __future__ import annotations
 
 import csv
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,29 +12,32 @@ import numpy as np
 
 from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
-from ldm.data.core.decoding import Picture
-from ldm.data.readers.folders import existing_folder, find_files, find_pictures
+from ldm.data.readers.columns import LABEL, complete_rows, draw_entry, number_labels
+from ldm.data.readers.folders import existing_folder, find_files, find_images
 from ldm.errors import UserError
 
-__all__ = ["LABEL", "CaptionedFolder", "number_labels", "one_of"]
+__all__ = ["CaptionedFolder"]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
-LABEL, _CAPTION = "class_label", "caption"
-_log = logging.getLogger(__name__)
-_PROBED = 16  # rows whose files must not all be absent
+_NUM_PROBED = 16  # rows of a table, of which one file at least must exist
 Row = Mapping[str, Any]
 
 
 class CaptionedFolder(ImageDataset):
-    """Read pictures below `root` with `caption` and, if there is a column for it, `class_label`.
+    """Read the images below `root` with `caption` and, if a column is given for it, `class_label`.
 
-    captions: None for `name.txt` beside `name.jpg`; else a CSV, TSV or JSON lines file, given as such or relative to
-    `root`. columns: which column of it holds `file` (path below `root`), `caption`, and any further key of the batch,
-    e.g. {file: image, caption: text, class_label: species}. Of a list of captions (JSON lines) one is drawn per epoch.
-    Labels that are not whole numbers are numbered in alphabetical order, `class_names` lists them. For the other
-    options see `ImageDataset`. Rows that lack one of the columns are counted, named and left out. Raises UserError for
-    missing folders, tables, columns and captions.
+    Labels that are not whole numbers are numbered in alphabetical order; `class_names` lists them. Rows without a
+    value in one of the columns are dropped and counted. Raises UserError for missing folders, tables, columns and
+    captions.
+
+    Args:
+        captions: None for `name.txt` next to `name.jpg`; otherwise a CSV, TSV or JSON lines file, also relative to
+            `root`.
+        columns: the column of the table for `file` (path below `root`), `caption`, and any other key of the batch,
+            e.g. {file: image, caption: text, class_label: species}. If a caption of a JSON lines file is a list, each
+            epoch draws one of its entries.
+        kwargs: the options of `ImageDataset`.
     """
 
     def __init__(
@@ -49,22 +51,23 @@ class CaptionedFolder(ImageDataset):
         super().__init__(size, **kwargs)
         self.root = existing_folder(root)
         self.class_names: list[str] = []
-        self._rows: list[Row] = []
+        self._fields: dict[str, list[Any]] = {}
         if captions is not None:
-            names, rows = self._from_table(self._table_path(captions), dict(columns or {}))
-            self._rows = [rows[i] for i in self._index(names, str(captions))]
+            names, fields = self._from_table(self._table_path(captions), dict(columns or {}))
+            kept = self._index(names, str(captions))
+            self._fields = {key: [values[i] for i in kept] for key, values in fields.items()}
         elif columns is None:
-            self._index(self._captioned_pictures(), str(root))
+            self._index(self._captioned_images(), str(root))
         else:
             raise UserError(f"{root}: columns are those of a table; set captions to its file, or leave them out")
 
-    def _captioned_pictures(self) -> list[str]:
-        names, texts = find_pictures(self.root), set(find_files(self.root, [".txt"]))
-        bare = [name for name in names if _text_beside(name) not in texts]
-        if bare and len(bare) == len(names):  # single ones are skipped and counted when they are read
+    def _captioned_images(self) -> list[str]:
+        names, texts = find_images(self.root), set(find_files(self.root, [".txt"]))
+        bare = [name for name in names if _text_file(name) not in texts]
+        if bare and len(bare) == len(names):  # if only some are, they are skipped and counted when they are read
             raise UserError(
-                f"{self.root}: none of the {len(names)} pictures has a caption, first {bare[0]}; "
-                f"write {_text_beside(bare[0])}, or set captions to a CSV or JSON lines file"
+                f"{self.root}: none of the {len(names)} images has a caption, first {bare[0]}; "
+                f"write {_text_file(bare[0])}, or set captions to a CSV or JSON lines file"
             )
         return names
 
@@ -75,71 +78,38 @@ class CaptionedFolder(ImageDataset):
             raise UserError(f"{captions}: no such file, neither here nor in {self.root}; set captions to a table")
         return found
 
-    def _from_table(self, path: Path, columns: dict[str, str]) -> tuple[list[str], list[Row]]:
+    def _from_table(self, path: Path, columns: dict[str, str]) -> tuple[list[str], dict[str, list[Any]]]:
+        """Return the names of the files, and the values of the other keys."""
         columns = {"file": "file", "caption": "caption", **columns}
-        rows = _complete_rows(_read_rows(path), columns, path)
-        names = [str(row[columns["file"]]) for row in rows]
-        if names and not any((self.root / name).is_file() for name in names[:_PROBED]):
+        rows = _read_rows(path)
+        _check_columns(rows, columns, path)
+        table = {column: [row.get(column) for row in rows] for column in columns.values()}
+        kept = complete_rows(table, str(path), first_row=1)
+        fields = {key: [table[column][i] for i in kept] for key, column in columns.items()}
+        names = list(map(str, fields.pop("file")))
+        if names and not any((self.root / name).is_file() for name in names[:_NUM_PROBED]):
             raise UserError(f"{path}: {names[0]} is not below {self.root}; set root to the folder the paths start from")
-        fields = {key: column for key, column in columns.items() if key != "file"}
-        return names, self._with_labels([{key: row[column] for key, column in fields.items()} for row in rows])
-
-    def _with_labels(self, rows: list[Row]) -> list[Row]:
-        """Turn the class labels into numbers."""
-        if not rows or LABEL not in rows[0]:
-            return rows
-        labels, self.class_names = number_labels([row[LABEL] for row in rows])
-        return [{**row, LABEL: label} for row, label in zip(rows, labels, strict=True)]
-
-    def _read_image(self, file: int) -> Picture:
-        return self.transform.open(self.root / self.names[file])
+        if LABEL in fields:
+            fields[LABEL], self.class_names = number_labels(fields[LABEL])
+        return names, fields
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
-        if not self._rows:
-            return {"caption": (self.root / _text_beside(self.names[file])).read_text(encoding="utf-8").strip()}
-        return {key: one_of(key, value, rng) for key, value in self._rows[file].items()}
+        if not self._fields:
+            return {"caption": (self.root / _text_file(self.names[file])).read_text(encoding="utf-8").strip()}
+        return {key: draw_entry(key, values[file], rng) for key, values in self._fields.items()}
 
 
-def _text_beside(name: str) -> str:
+def _text_file(name: str) -> str:
     return PurePosixPath(name).with_suffix(".txt").as_posix()
 
 
-def number_labels(labels: Sequence[Any]) -> tuple[list[int], list[str]]:
-    """Turn labels into numbers: whole numbers as they are, others by rank; return them with the names in order."""
-    texts = [str(label).strip() for label in labels]
-    if all(text.removeprefix("-").isdigit() for text in texts):
-        return [int(text) for text in texts], []
-    names = sorted(set(texts))
-    rank = {name: i for i, name in enumerate(names)}
-    return [rank[text] for text in texts], names
-
-
-def one_of(key: str, value: Any, rng: np.random.Generator) -> Any:
-    """Return a value, of a list one of its entries; captions as texts, an empty one where a list has none."""
-    if isinstance(value, list) and value:
-        value = value[int(rng.integers(len(value)))]
-    if key != _CAPTION:
-        return value
-    return "" if value is None or isinstance(value, list) else str(value).strip()
-
-
-def _complete_rows(rows: list[Row], columns: Mapping[str, str], path: Path) -> list[Row]:
-    """Leave out rows that lack something, with a warning. Raises UserError for a column that no row has."""
+def _check_columns(rows: Sequence[Row], columns: Mapping[str, str], path: Path) -> None:
     for key, column in columns.items():
         if rows and all(row.get(column) is None for row in rows):
             raise UserError(
                 f"{path}: no row has a column {column!r}, the first has {', '.join(map(str, rows[0]))}; "
                 f"name yours in columns, e.g. columns.{key}=NAME"
             )
-    lacking = [i for i, row in enumerate(rows) if any(row.get(column) is None for column in columns.values())]
-    if lacking:
-        what = ", ".join(columns.values())
-        _log.warning(
-            "%s: %d of %d rows have nothing under one of %s and are left out, the first is row %d",
-            path, len(lacking), len(rows), what, lacking[0] + 1,
-        )  # fmt: skip
-    left_out = set(lacking)
-    return [row for i, row in enumerate(rows) if i not in left_out]
 
 
 def _read_rows(path: Path) -> list[Row]:

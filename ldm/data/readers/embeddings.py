@@ -1,7 +1,7 @@
-"""A database of embeddings, and the nearest neighbours in it (retrieval-augmented diffusion, Blattmann et al. 2022).
+"""A database of embeddings, and its nearest neighbours (retrieval-augmented diffusion, Blattmann et al. 2022).
 
-Embeddings have L2 norm 1, so that the inner product ranks like the distance. A database is one .npz file with
-`embedding` (N, D) and `path` (N,); those published with RDM, with `img_id` for the paths, can be read as well.
+Embeddings have L2 norm 1, so that inner products rank like distances. A database is one .npz file with `embedding`
+(N, D) and `path` (N,); the databases published with RDM, which have `img_id` for the paths, can be read as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK, _QUERIES = 2**18, 64  # entries and queries that are compared at a time
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """Hold embeddings float32 (N, D) of norm 1, and the paths of what they embed."""
+    """Embeddings float32 (N, D) of norm 1, and the paths of the files that they embed."""
 
     embeddings: Tensor
     paths: list[str]
@@ -37,7 +37,7 @@ class Database:
             raise UserError("some embeddings are zero; make the database again")
 
     def save(self, path: Path) -> None:
-        """Write the .npz file. UserError if the place cannot be written."""
+        """Write the .npz file. Raises UserError if that fails."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, embedding=self.embeddings.numpy(), path=np.array(self.paths))
@@ -46,7 +46,7 @@ class Database:
 
     @classmethod
     def load(cls, path: str | Path) -> Database:
-        """Read a file, or all .npz files of a folder. UserError for what is no database."""
+        """Read a file, or all .npz files of a folder. Raises UserError for other files."""
         place = Path(path).expanduser()
         files = sorted(place.glob("*.npz")) if place.is_dir() else [place]
         if not files or not all(file.is_file() for file in files):
@@ -59,9 +59,9 @@ class Database:
             raise UserError(f"{path}: {error}") from error
 
     def nearest(self, queries: Tensor, count: int, index: Index = "exact") -> tuple[Tensor, Tensor]:
-        """Find the `count` most similar entries of queries (Q, D): indices int64 and similarities, both (Q, count).
+        """Return the `count` most similar entries of queries (Q, D): int64 indices and similarities, both (Q, count).
 
-        The most similar comes first. UserError for more neighbours than there are entries, or queries of another width.
+        The most similar entry is first. Raises UserError for more neighbours than entries, or another width.
         """
         if not 1 <= count <= len(self.paths):
             raise UserError(f"retrieval: {count} neighbours asked for; the database has {len(self.paths)} entries")

@@ -1,8 +1,8 @@
 """ImageNet in the layout of ILSVRC 2012: a folder a class, named by its WordNet id, or the flat validation set.
 
-Labels are positions in the sorted list of the 1000 ids. The released class-conditional weights (cin256, cin256-v2) were
-trained with the same: the original ranks the folders that are present, which were all 1000. Its table
-`index_synset.yaml`, in which 71 ids are not of ILSVRC, only served an option that no published config sets.
+Labels are positions in the sorted list of the 1000 ids, as in the training of the released weights (cin256, cin256-v2):
+the original ranks the folders that are present, which were all 1000. Its table `index_synset.yaml`, in which 71 ids are
+not in ILSVRC, is only used by an option that no published config sets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 
 from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
-from ldm.data.core.decoding import Picture
 from ldm.data.readers.folders import existing_folder, find_files
 from ldm.data.readers.imagenet_synsets import SYNSETS
 from ldm.errors import UserError
@@ -29,15 +28,17 @@ _NUMBERED = re.compile(r"_(\d{8})$")  # ILSVRC2012_val_00000001
 
 
 class ImageNet(ImageDataset):
-    """Read pictures with `class_label` and `synset`, the WordNet id of the class.
+    """Read images with `class_label` and `synset`, the WordNet id of the class; `class_names` are the ids by label.
 
-    root: the folder of the synset folders (n01440764/...), or of the flat validation pictures; the latter need
-    `labels`: a file of lines `NAME SYNSET` (validation_synset.txt), of lines `NAME,SYNSET ...` (Kaggle's
-    LOC_val_solution.csv), or of synsets alone in the order of the pictures' numbers. label_order: "ilsvrc" counts in
-    the official list of 1000 whatever is present; "released", what the published weights expect, is the same;
-    "present" numbers the synsets that are there. `synsets`, which are the `class_names`, lists the ids by label. For
-    the other options see `ImageDataset`. Raises UserError for absent folders and labels, and for synsets that are not
-    among the 1000.
+    Raises UserError for absent folders and labels, and for synsets that are not among the 1000.
+
+    Args:
+        root: the folder of the synset folders (n01440764/...), or of the flat validation images.
+        labels: for flat images, a file of lines `NAME SYNSET` (validation_synset.txt), of lines `NAME,SYNSET ...`
+            (Kaggle's LOC_val_solution.csv), or of synsets alone in the order of the images' numbers.
+        label_order: "ilsvrc" counts in the official list of 1000, whatever is present; "released", which the published
+            weights expect, is the same; "present" numbers the synsets that are there.
+        kwargs: the options of `ImageDataset`.
     """
 
     def __init__(
@@ -78,16 +79,13 @@ class ImageNet(ImageDataset):
             )
         return synset
 
-    def _read_image(self, file: int) -> Picture:
-        return self.transform.open(self.root / self.names[file])
-
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
         label = int(self._labels[file])
         return {"class_label": label, "synset": self.synsets[label]}
 
 
 def _synsets_of(names: Sequence[str], path: Path) -> list[str]:
-    """Look up the synset of each picture in a file of labels."""
+    """Return the synset of each image by a file of labels."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -103,12 +101,12 @@ def _synsets_of(names: Sequence[str], path: Path) -> list[str]:
         table, keys = _named(lines), [_stem(name) for name in names]
     absent = [name for name, key in zip(names, keys, strict=True) if key not in table]
     if absent:
-        raise UserError(f"{path}: has no synset for {len(absent)} of {len(names)} pictures, first {absent[0]}")
+        raise UserError(f"{path}: has no synset for {len(absent)} of {len(names)} images, first {absent[0]}")
     return [table[key] for key in keys]
 
 
 def _named(lines: Sequence[str]) -> dict[str, str]:
-    """Read lines that begin with the name of a picture and go on with its synset; others (a heading) are left out."""
+    """Return the synsets by names, of the lines that begin with both; others, such as a heading, are left out."""
     parts = [re.split(r"[,\s]+", line) for line in lines]
     return {_stem(part[0]): part[1] for part in parts if len(part) > 1 and _SYNSET.fullmatch(part[1])}
 

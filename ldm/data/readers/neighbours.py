@@ -1,7 +1,7 @@
-"""Pictures with their nearest neighbours in a database of CLIP embeddings (retrieval-augmented diffusion, 2204.11824).
+"""Images with their nearest neighbours in a database of CLIP embeddings (retrieval-augmented diffusion, 2204.11824).
 
-The condition of a picture are the K embeddings of the database of `scripts/build_retrieval.py --indir ROOT` with the
-largest inner product with its own.
+The condition of an image are the K embeddings with the largest inner product with its own, from the database that
+`scripts/build_retrieval.py --indir ROOT` writes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ _log = logging.getLogger(__name__)
 
 
 class RetrievalFolder(ImageFolder):
-    """Read the pictures of a folder with `neighbours`, float32 (K, D) of norm 1, the most similar one first.
+    """Read the images of a folder with `neighbours`, float32 (K, D) of norm 1, the most similar one first.
 
-    database: the embeddings of the pictures below `root`, and of others if you like; pictures that it lacks are left
-    out, with a warning. A picture is no neighbour of itself. All neighbours are searched for once, at the start, in
-    time proportional to pictures times entries; index: see `Database.nearest`. For the other options see
-    `ImageFolder`. Raises UserError for what is no database, if it has none of the pictures, or no more than K.
+    An image is no neighbour of itself. All neighbours are searched for at the start, in time proportional to images
+    times entries. Raises UserError for files that are no database, and for one with none of the images or too few.
+
+    Args:
+        database: the embeddings of the images below `root`, and of any others. Images that are not in it are left
+            out, with a warning.
+        num_neighbours: K, less than the number of entries.
+        index: how to search, see `Database.nearest`.
+        kwargs: the options of `ImageFolder`.
     """
 
     def __init__(
@@ -46,23 +51,24 @@ class RetrievalFolder(ImageFolder):
     ) -> None:
         super().__init__(root, size, **kwargs)
         self.num_neighbours = num_neighbours
-        found = Database.load(database)
-        count = len(found.paths)
-        if not 0 < num_neighbours < count:
-            raise UserError(f"{database}: has {count} pictures; num_neighbours={num_neighbours} needs to be less")
-        rows = {os.path.abspath(path): row for row, path in enumerate(found.paths)}
+        entries = Database.load(database)
+        if not 0 < num_neighbours < len(entries.paths):
+            raise UserError(
+                f"{database}: has {len(entries.paths)} images; num_neighbours={num_neighbours} needs to be less"
+            )
+        rows = {os.path.abspath(path): row for row, path in enumerate(entries.paths)}
         self._index(self._embedded(rows.keys(), str(database)), str(root))
-        self._embeddings = found.embeddings
+        self._embeddings = entries.embeddings
         own = torch.tensor([rows[self._path_of(name)] for name in self.names])
-        self._neighbours = _others(found, own, num_neighbours, index)  # (files, K)
+        self._neighbours = _others(entries, own, num_neighbours, index)  # (files, K)
 
     def _path_of(self, name: str) -> str:
         return os.path.abspath(self.root / name)
 
     def _embedded(self, paths: Container[str], database: str) -> list[str]:
-        """List the pictures that the database has; UserError if it has none of them."""
+        """List the images that are in the database. Raises UserError if there are none."""
         absent = [name for name in self.names if self._path_of(name) not in paths]
-        what = f"{database}: lacks {len(absent)} of the {len(self.names)} pictures below {self.root}"
+        what = f"{database}: lacks {len(absent)} of the {len(self.names)} images below {self.root}"
         remedy = f"make it again by scripts/build_retrieval.py --indir {self.root}"
         if len(absent) == len(self.names):
             raise UserError(f"{what}, first {self._path_of(absent[0])}; {remedy}")
@@ -75,8 +81,8 @@ class RetrievalFolder(ImageFolder):
 
 
 def _others(database: Database, rows: Tensor, count: int, index: Index) -> Tensor:
-    """Find the nearest entries of rows (N,) of a database other than themselves: int32 (N, count)."""
+    """Return the nearest entries of rows (N,) of a database other than themselves: int32 (N, count)."""
     found, _ = database.nearest(database.embeddings[rows], count + 1, index)
-    is_itself = found == rows[:, None]  # not always there: copies of the picture may stand before it
+    is_itself = found == rows[:, None]  # it may be missing: copies of the image can come before it
     order = is_itself.int().sort(dim=1, stable=True).indices[:, :count]
     return found.gather(1, order).int()

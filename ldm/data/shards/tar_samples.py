@@ -1,7 +1,7 @@
-"""What WebDataset shards hold: files of one tar that share a name up to the first dot make one sample.
+"""The samples of WebDataset shards: the files of a tar that share a name up to the first dot are one sample.
 
-`fields` says where the keys of a batch come from: {caption: txt} the text of NAME.txt, {class_label: json.class} the
-entry `class` of NAME.json, dots lead further in; {image: left.png} names the picture where a sample has several.
+`fields` maps the keys of a batch to their sources: {caption: txt} reads the text of NAME.txt, {class_label: json.class}
+the entry `class` of NAME.json (more dots lead further in); {image: left.png} chooses among several images.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import braceexpand
 
-from ldm.data.readers.folders import EXTENSIONS
+from ldm.data.readers.folders import EXTENSIONS, find_tables
 from ldm.errors import UserError
 
 __all__ = ["ABSENT", "Fields", "Member", "expand_urls", "index_tar", "is_remote", "split_name"]
 
 _DECODED = ("json",)  # files in which a field may name an entry
+_REMEDY = "set urls to tar files, a folder of them, or a pattern"
 
 
 class Member(NamedTuple):
-    """Say where a file lies in an uncompressed tar: its first byte, and their number."""
+    """The first byte and the number of bytes of a file in an uncompressed tar."""
 
     start: int
     size: int
 
     def read(self, tar: str) -> bytes:
-        """Read the bytes from a tar; OSError if it is shorter, or for the member that stands for an absent one."""
+        """Read the bytes from a tar. Raises OSError if it is shorter, and for ABSENT."""
         if self == ABSENT:
             raise OSError("not in the shard, which is damaged, or lacks it")
         with open(tar, "rb") as stream:
@@ -46,30 +46,23 @@ ABSENT = Member(0, -1)
 
 
 def is_remote(url: str) -> bool:
-    """Return whether a shard is not a local file but something the webdataset library opens: http:, s3:, pipe: ..."""
+    """Return whether the webdataset library has to open a shard: http:, s3:, pipe: ..."""
     return ":" in url.split("/")[0] and not Path(url).exists()
 
 
 def expand_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
-    """List the shards that folders, globs and braces (`train-{0000..0003}.tar`) mean. UserError for absent ones."""
+    """List the shards that paths, folders, globs and braces (`train-{0000..0003}.tar`) mean.
+
+    Raises UserError for absent ones.
+    """
     given = [urls] if isinstance(urls, (str, Path)) else list(urls)
     shards: list[str] = []
     for pattern in given:
         for url in braceexpand.braceexpand(str(pattern)):
-            shards += [url] if is_remote(url) else _local_shards(str(Path(url).expanduser()))
+            shards += [url] if is_remote(url) else find_tables(url, "*.tar", "shard", _REMEDY)
     if not shards:
-        raise UserError(f"{urls}: no shards; set urls to tar files, a folder of them, or a pattern")
+        raise UserError(f"{urls}: no shards; {_REMEDY}")
     return shards
-
-
-def _local_shards(url: str) -> list[str]:
-    if Path(url).is_file():
-        return [url]
-    found = sorted(glob(url)) if has_magic(url) else sorted(str(path) for path in Path(url).glob("*.tar"))
-    if not found:
-        what = "a folder without *.tar files" if Path(url).is_dir() else "no such shard"
-        raise UserError(f"{url}: {what}; set urls to tar files, a folder of them, or a pattern")
-    return found
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -80,9 +73,9 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def index_tar(path: str) -> tuple[dict[str, dict[str, Member]], str | None]:
-    """List the samples of a local tar (name -> extension -> member) from its headers, and say what is wrong with it.
+    """Return the samples of a local tar, name -> extension -> member, and what is wrong with it, or None.
 
-    Of a tar that is damaged or cut off, what lies before the damage is listed.
+    Of a damaged tar the samples before the damage are returned.
     """
     samples: dict[str, dict[str, Member]] = {}
     try:
@@ -108,43 +101,43 @@ class Fields:
 
     @property
     def extensions(self) -> set[str]:
-        """Return the extensions that are read besides the picture's."""
+        """Return the extensions that are read besides that of the image."""
         return {self._split(source)[0] for source in self.sources.values()}
 
     @staticmethod
     def _split(source: str) -> tuple[str, list[str]]:
-        """Split json.a.b into the extension and the path within; other sources are extensions as they are."""
+        """Split json.a.b into the extension and the path in the file; other sources are extensions."""
         first, *path = source.split(".")
         return (first, path) if first in _DECODED else (source, [])
 
     def is_needed(self, name: str) -> bool:
-        """Return whether a member of a tar is read at all."""
+        """Return whether a member of a tar is read."""
         extension = split_name(name)[1]
         return extension in self.extensions or self.is_image(extension)
 
     def is_image(self, extension: str) -> bool:
-        """Return whether an extension can be the picture's."""
+        """Return whether a file of this extension is the image."""
         return extension == self.image if self.image else f".{extension.rpartition('.')[2]}" in EXTENSIONS
 
     def image_of(self, extensions: Sequence[str]) -> str | None:
-        """Choose the picture of a sample, or None if it has none."""
+        """Return the extension of the image of a sample, None if there is none."""
         return min((extension for extension in extensions if self.is_image(extension)), key=_plain_first, default=None)
 
     def problem(self, extensions: Sequence[str]) -> str | None:
-        """Say what a sample with these files lacks."""
+        """Return what is missing in a sample with these files, None if it is complete."""
         have = f"it has {', '.join(sorted(extensions)) or 'no file that is asked for'}"
         if self.image_of(extensions) is None:
-            return f"has no picture, {have}"
+            return f"has no image, {have}"
         for key, source in self.sources.items():
             if self._split(source)[0] not in extensions:
                 return (
                     f"has no {self._split(source)[0]} for {key!r}, {have}; "
-                    f"set fields.{key}, or fields={{}} for pictures only"
+                    f"set fields.{key}, or fields={{}} for images only"
                 )
         return None
 
     def read(self, content: Callable[[str], bytes]) -> dict[str, Any]:
-        """Read all keys but the picture. Raises ValueError for absent entries and files that are damaged."""
+        """Return all keys but the image. Raises ValueError for absent entries and damaged files."""
         values: dict[str, Any] = {}
         for key, source in self.sources.items():
             extension, path = self._split(source)

@@ -1,4 +1,4 @@
-"""What was wrong with the samples of a data set: counted over all workers, and a limit on how much is put up with."""
+"""Count unreadable samples across workers, and stop the run above `max_bad_fraction`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ import logging
 import torch
 from torch.utils.data import get_worker_info
 
-from ldm.data.core.decoding import Picture
-from ldm.data.core.transforms import ImageTransform
 from ldm.errors import UserError
 
-__all__ = ["EMPTY_CAPTION", "Tally"]
+__all__ = ["EMPTY_CAPTION", "DataErrors"]
 
-EMPTY_CAPTION = "its caption is empty; such pictures train the model without condition"
+EMPTY_CAPTION = "its caption is empty; such images train the model without condition"
 
-_PROCESSES = 128  # rows of counters: one for each worker, so that none overwrites what another one counts
-_NAMED, _TEXT_BYTES = 3, 240  # how many unreadable samples a summary names, and how much it says about each
-_JUDGED_FROM = 20  # samples; a share of fewer says nothing
+_PROCESSES = 128  # rows of counters, one for each worker, so that none overwrites the count of another
+_NUM_NAMED, _TEXT_BYTES = 3, 240  # unreadable samples that a summary names, and the bytes kept of each message
+_MIN_SAMPLES = 20  # before max_bad_fraction applies
 _log = logging.getLogger(__name__)
 
 
-class Tally:
-    """Count unreadable and enlarged pictures, empty captions and masks, in memory that the workers of a loader share.
+class DataErrors:
+    """Count unreadable, enlarged and empty samples of a data set, in memory that all workers of a loader share.
 
-    Each unreadable one is reported once, and the first of the others. Where more than `max_bad_fraction` of at least
-    20 samples read so far were unreadable, `skip` raises UserError; None allows any number.
+    Every unreadable sample is logged once; of enlarged images, and of empty captions and masks, only the first.
+    `skip` raises UserError once more than `max_bad_fraction` of at least 20 samples were unreadable; None: no limit.
     """
 
     def __init__(self, num_files: int) -> None:
@@ -34,27 +32,32 @@ class Tally:
         self._empty = torch.zeros(num_files, dtype=torch.bool).share_memory_()
         self._enlarged = torch.zeros(1, dtype=torch.bool).share_memory_()
         self._counts = torch.zeros(_PROCESSES, 2, dtype=torch.long).share_memory_()  # read, failed
-        self._texts = torch.zeros(_NAMED, _TEXT_BYTES, dtype=torch.uint8).share_memory_()
+        self._texts = torch.zeros(_NUM_NAMED, _TEXT_BYTES, dtype=torch.uint8).share_memory_()
 
     @property
     def num_unreadable(self) -> int:
-        """Return how many files were found unreadable so far."""
+        """Return the number of unreadable files so far, over all workers of this machine."""
         return int(self._unreadable.sum())
+
+    @property
+    def num_empty(self) -> int:
+        """Return the number of files with an empty caption or mask so far, over all workers of this machine."""
+        return int(self._empty.sum())
 
     def is_unreadable(self, file: int) -> bool:
         """Return whether a file was found unreadable before."""
         return bool(self._unreadable[file])
 
-    def note_read(self) -> None:
-        """Note that a file was read."""
+    def count_read(self) -> None:
+        """Count one sample that was read."""
         self._counts[_process(), 0] += 1
 
     def skip(self, file: int, name: str, error: Exception) -> None:
-        """Note an unreadable file. Raises UserError if there are too many."""
+        """Count an unreadable file. Raises UserError if there are too many."""
         problem = " ".join(str(error).split()) or repr(error)
         if not self._unreadable[file]:
             number = self.num_unreadable
-            if number < _NAMED:
+            if number < _NUM_NAMED:
                 text = f"{name}: {problem}".encode()[:_TEXT_BYTES]
                 self._texts[number, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
             self._unreadable[file] = True
@@ -62,41 +65,36 @@ class Tally:
         self._counts[_process(), 1] += 1
         read, failed = self._counts.sum(0).tolist()
         total, limit = read + failed, self.max_bad_fraction
-        if limit is not None and total >= _JUDGED_FROM and failed > limit * total:
+        if limit is not None and total >= _MIN_SAMPLES and failed > limit * total:
             raise UserError(
                 f"data: {failed} of the first {total} samples cannot be read, more than max_bad_fraction={limit:g} "
                 f"allows; first {'; '.join(self.first())}; repair or remove them, or raise data.params.max_bad_fraction"
             )
 
     def first(self) -> list[str]:
-        """Name the first unreadable files, with what is wrong with them."""
+        """List the first unreadable files with their errors."""
         texts = [bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "replace") for row in self._texts]
         return [text for text in texts if text]
 
     def summary(self) -> str:
-        """Say in one line how many were unreadable, and which first."""
+        """Return the counts and the first names in one line."""
         read, failed = self._counts.sum(0).tolist()
         names = "; ".join(self.first())
         return f"{self.num_unreadable} unreadable so far ({failed} of {read + failed} times), first {names}"
 
-    @property
-    def num_empty(self) -> int:
-        """Return how many files were found to have an empty text or mask so far."""
-        return int(self._empty.sum())
-
     def note_empty(self, file: int, name: str, problem: str = EMPTY_CAPTION) -> None:
-        """Note that a text or a mask is empty; the first is named."""
+        """Count a file with an empty caption or mask."""
         if not self._empty[file]:
             if not self._empty.any():
                 _log.warning("%s: %s", name, problem)
             self._empty[file] = True
 
-    def enlarge(self, name: str, image: Picture, transform: ImageTransform) -> None:
-        """Note that a picture is smaller than the size asked for."""
+    def note_enlarged(self, name: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+        """Log the first image that is smaller than wanted; both are (height, width)."""
         if not self._enlarged[0]:
             self._enlarged[0] = True
-            have, want = f"{image.height}x{image.width}", f"{transform.height}x{transform.width}"
-            _log.warning("%s is %s, smaller than the size %s: such pictures are enlarged", name, have, want)
+            have, want = "x".join(map(str, size)), "x".join(map(str, wanted))
+            _log.warning("%s is %s, smaller than the size %s: such images are enlarged", name, have, want)
 
 
 def _process() -> int:

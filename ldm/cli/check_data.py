@@ -1,0 +1,77 @@
+"""Command line of the data check: the data sets of a config are read, compared with its model, and drawn."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.data import Dataset
+
+from ldm import compat
+from ldm.cli.common import main_guard, progress
+from ldm.config import instantiate
+from ldm.config.overrides import split_overrides
+from ldm.doctor.check_data import check_dataset, num_to_read
+from ldm.errors import UserError
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the data sets of a config; exit status 1 if something is wrong with them."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    overrides, words = split_overrides(words)
+    options = _parser().parse_args(words)
+    if options.num < 0:
+        raise UserError(f"--num {options.num}: use 1 or more, or 0 for all")
+    config = OmegaConf.to_container(compat.load(options.base, overrides), resolve=True)
+    if "data" not in config:
+        raise UserError(f"{', '.join(options.base)}: there is no section data")
+    data, model = instantiate(config["data"], "data"), _model(config.get("model"))
+    problems: list[str] = []
+    for name in ("train", "validation", "test"):
+        dataset = getattr(data, name, None)
+        if dataset is not None:
+            problems += _check(dataset, name, options.num, Path(options.outdir), model)
+    if problems:
+        raise UserError(f"{len(problems)} problem{'s' * (len(problems) > 1)}, see above; first {problems[0]}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Check the data sets of a config, and draw what the network will see.",
+        epilog="Any further dotted.key=value overrides the configs, e.g. data.params.train.params.root=PHOTOS.",
+    )
+    add = parser.add_argument
+    add("-b", "--base", nargs="+", required=True, metavar="YAML", help="config files, merged left to right")
+    add("-n", "--num", type=int, default=256, help="items to read of each set, evenly spread; 0 for all (default 256)")
+    add("-l", "--outdir", default="outputs/check_data", help="where the sheets of items go")
+    return parser
+
+
+def _model(node: Mapping[str, Any] | None) -> nn.Module | None:
+    """Build the model of a config without memory, and without its weights."""
+    if node is None:
+        return None
+    with torch.device("meta"):
+        return instantiate({key: node[key] for key in ("target", "params") if key in node}, "model")
+
+
+def _check(dataset: Dataset, name: str, num: int, outdir: Path, model: nn.Module | None) -> list[str]:
+    """Print the report on a data set, write its sheet, and return its problems."""
+    with progress(num_to_read(dataset, num), name) as bar:
+        try:
+            report = check_dataset(dataset, num, model, bar.update)
+        except UserError as error:
+            raise UserError(f"data.params.{name}: {error}") from error
+    outdir.mkdir(parents=True, exist_ok=True)
+    report.sheet.save(outdir / f"{name}.png")
+    problems = [f"{name}: {problem}" for problem in report.problems]
+    lines = [f"{name}: {report.lines[0]}", *report.lines[1:], *(f"  PROBLEM {problem}" for problem in problems)]
+    sys.stdout.write("\n".join([*lines, f"  see {outdir / name}.png"]) + "\n")
+    return problems
