@@ -13,6 +13,7 @@ from task_data import make_task_data
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import ldm.data
+import ldm.toy
 from ldm.data.core.latents import CachedLatents
 from ldm.data.core.loader import collate
 from ldm.data.core.module import DataModule
@@ -27,6 +28,7 @@ from ldm.toy.shapes import Shapes
 from ldm.toy.thumbnails import ThumbnailNeighbours
 
 COUNT, SIZE = 6, 16
+KEEP_FILES_OPEN = (LSUN, IndexedShards, Shards)  # what forked workers must not share
 AUGMENTED = {"crop": "random", "flip": 0.5, "resize": "none"}
 
 
@@ -83,7 +85,8 @@ def make(cls, folder):
 
 def found():
     classes = set()
-    for info in pkgutil.iter_modules(ldm.data.__path__, "ldm.data."):
+    rooms = (ldm.data, ldm.toy)
+    for info in [info for room in rooms for info in pkgutil.walk_packages(room.__path__, f"{room.__name__}.")]:
         module = importlib.import_module(info.name)
         for _, cls in inspect.getmembers(module, inspect.isclass):
             if issubclass(cls, Dataset) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
@@ -147,8 +150,18 @@ def test_batches(dataset):
     assert batch.get("class_label", torch.zeros(4, dtype=torch.int64)).dtype == torch.int64
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_data_module_reads_every_item_once(dataset, num_workers):
+def test_data_module_reads_every_item_once(dataset):
+    assert_read_once(dataset, 0)
+
+
+@pytest.mark.parametrize(
+    "cls", [cls if cls in KEEP_FILES_OPEN else pytest.param(cls, marks=pytest.mark.slow) for cls in found()]
+)
+def test_workers_read_every_item_once(cls, tmp_path):
+    assert_read_once(make(cls, tmp_path), 2)
+
+
+def assert_read_once(dataset, num_workers):
     module = DataModule(2, train=dataset, validation=dataset, num_workers=num_workers)
     batches = list(module.validation_loader())
     main = "moments" if isinstance(dataset, CachedLatents) else "image"
