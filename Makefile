@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo tasks test lint clean
+.PHONY: demo tasks test test-slow lint clean
 
 # The stamps are rebuilt when the dependencies change; everything else is installed in editable form.
 $(VENV)/demo.stamp: setup.py constraints.txt
@@ -24,8 +24,15 @@ demo: $(VENV)/demo.stamp
 tasks: $(VENV)/demo.stamp
 	$(BIN)/python scripts/tasks.py $(if $(PHOTOS),--photos $(PHOTOS))
 
+# One thread a process: the models of the tests are too small to share. A file's tests share what they trained.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The variants that `test` leaves out.
+test-slow: $(VENV)/dev.stamp
+	$(PYTEST) -m slow
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

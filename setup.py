@@ -33,7 +33,8 @@ setup(
         "eval": ["torchmetrics>=1.4", "torch-fidelity>=0.4"],
         "superres": ["opencv-python-headless>=4.9", "scipy>=1.11"],
         "dev": [
-            "pytest>=8",
+            "pytest>=8.1",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "build>=1.2",
             "setuptools>=70.1",

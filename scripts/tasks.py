@@ -15,8 +15,8 @@ import logging
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,12 +88,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     _log.info("see %s", folder / "report.html")
 
 
+class InThisProcess(Executor):
+    """Does everything as it is submitted."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future:
+        """Return the finished future."""
+        future: Future = Future()
+        future.set_result(function(*args))
+        return future
+
+
 @contextmanager
-def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def processes(jobs: int) -> Iterator[Executor]:
     """Share the cores out among processes that train at the same time; a failure, SIGTERM or Ctrl-C stops them all.
 
     Trainings that are stopped have saved where they stand.
     """
+    if jobs == 0:
+        yield InThisProcess()
+        return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (max(1, torch.get_num_threads() // jobs),))
     try:
@@ -153,7 +166,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ddim_steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--jobs", type=int, help="trainings at a time (default: 2 on a CPU, else 1)")
+    parser.add_argument("--jobs", type=int, help="trainings at a time (default: 2 on a CPU, else 1); 0: in this process")
     parser.epilog = "Any further dotted.key=value overrides the configs of all trainings."
     options = parse_with_overrides(parser, argv)
     unknown = set(options.tasks or ()) - set(NAMES)

@@ -35,9 +35,7 @@ def ffhq(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def cin(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """Return the U-Net of cin256-v2 (401M parameters, cross-attention, one head) and its inputs."""
-    network = UNet(
-        3, 3, 192, attention_factors=(8, 4, 2), channel_mult=(1, 2, 3, 5), num_heads=1, context_dim=512
-    )
+    network = UNet(3, 3, 192, attention_factors=(8, 4, 2), channel_mult=(1, 2, 3, 5), num_heads=1, context_dim=512)
     return network, (torch.randn(batch, 3, 64, 64), torch.full((batch,), 500), torch.randn(batch, 1, 512))
 
 

@@ -30,6 +30,7 @@ from ldm.toy.shapes import Shapes
 from ldm.toy.thumbnails import ThumbnailNeighbours
 
 COUNT, SIZE = 6, 16
+KEEP_FILES_OPEN = (LSUN, IndexedShards, Shards)  # what forked workers must not share
 AUGMENTED = {"crop": "random", "flip": 0.5, "resize": "none"}
 
 

@@ -16,6 +16,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", CASES)
 def test_a_missing_package_is_named_with_its_extra(tmp_path, package):
     code = f"import sys; sys.modules[{package!r}] = None\nfrom pathlib import Path; root = Path({str(tmp_path)!r})\n"

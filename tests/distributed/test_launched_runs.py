@@ -15,8 +15,8 @@ import yaml
 from tiny import identity_config, latent_diffusion_config, node, run_config, text_config, unet_config
 
 ROOT = Path(__file__).parents[2]
-# Slow, and not for every change: gloo's own thread has been seen to crash under FSDP (once in some forty trainings).
-pytestmark = pytest.mark.slow
+# Not for every change: gloo's own thread has been seen to crash under FSDP (once in some forty trainings).
+pytestmark = pytest.mark.proof
 HERE = Path(__file__).parent
 STRATEGIES = ("ddp", "zero1", "fsdp")
 

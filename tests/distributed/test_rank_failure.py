@@ -51,7 +51,7 @@ def train(workplace: Path, logs: Path, kind: str, rank: int) -> subprocess.Compl
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(("kind", "rank"), [("raise", 1), ("SIGKILL", 1), ("raise", 0), ("SIGKILL", 0)])
 def test_a_rank_that_dies_takes_the_job_down(workplace: Path, tmp_path: Path, kind: str, rank: int) -> None:
     start = time.monotonic()
@@ -62,7 +62,7 @@ def test_a_rank_that_dies_takes_the_job_down(workplace: Path, tmp_path: Path, ki
     assert not list(tmp_path.glob("*/checkpoints/*.ckpt"))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_request_to_one_rank_saves_and_stops_all(workplace: Path, tmp_path: Path, rank: int) -> None:
     done = train(workplace, tmp_path, signal.SIGUSR1.name, rank)

@@ -47,7 +47,7 @@ def captions(folder: Path, world: int, name: str, *words: str) -> list[list[str]
     return [json.loads((folder / name / f"rank-{rank}.json").read_text())["captions"] for rank in range(world)]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("samples_per_epoch", [8, None])
 def test_two_processes_see_what_one_sees(tmp_path: Path, samples_per_epoch: int | None) -> None:
     write_config(tmp_path, samples_per_epoch)

@@ -99,7 +99,7 @@ def test_a_study_that_cannot_be_judged_here_is_refused(study, capsys):
     assert "scenenet: no weights at absent.safetensors" in refused(study, capsys, "--devices", "cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_killed_study_goes_on_to_the_same_jobs(study):
     out = study.parent / "out"
     command = [sys.executable, str(ROOT / "scripts" / "ablate.py"), str(study), "--out", str(out), "--devices", "cpu"]

@@ -8,23 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import ROOT, fails, script
 
-ROOT = Path(__file__).parents[2]
 FEW = tuple(f"lightning.trainer.{key}" for key in ("max_steps=2", "val_check_interval=2", "log_every_n_steps=1"))
 FEW_SCENES = ("data.params.train.params.num_samples=64", "data.params.validation.params.num_samples=16")
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, f"scripts/{script}.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run(name: str, *arguments: str | Path) -> None:
+    script(name).main(list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     quick = ("--num-captions", "4", "--ddim_steps", "2")
-    done = run("demo", "--outdir", folder, *quick, *FEW, *FEW_SCENES)
-    assert done.returncode == 0, done.stderr
+    run("demo", "--outdir", folder, *quick, *FEW, *FEW_SCENES)
     return folder
 
 
@@ -42,8 +40,7 @@ def test_tasks_measure_what_the_demo_trained_and_train_the_rest(demo, tmp_path):
     given = ("--run", f"autoencoder_shapes={runs['autoencoder_shapes']}", "--run", f"text={runs['txt2img_shapes']}")
     quick = ("--num-samples", "8", "--ddim_steps", "2", "--batch-size", "8")
     chosen = (*given, "--tasks", "text,layout,semantic")
-    done = run("tasks", *FEW, *FEW_SCENES, "--outdir", tmp_path / "out", *quick, *chosen)
-    assert done.returncode == 0, done.stderr
+    run("tasks", "--jobs", "0", *FEW, *FEW_SCENES, "--outdir", tmp_path / "out", *quick, *chosen)
     figures = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
     assert list(figures) == ["text", "layout", "semantic"]
     assert all({"right", "shuffled"} <= set(value) for task in figures.values() for value in task["figures"].values())
@@ -58,17 +55,15 @@ def test_tasks_on_photos(tmp_path):
             pixels = rng.integers(0, 255, (9, 9, 3), np.uint8)
             Image.fromarray(pixels).resize((140, 140)).save(tmp_path / split / f"{i}.jpg")
     quick = ("--num-samples", "8", "--ddim_steps", "2", "--batch-size", "8", "data.params.batch_size=4")
-    photos = ("--photos", tmp_path, "--tasks", "superres,inpainting")
-    done = run("tasks", *FEW, *quick, "--outdir", tmp_path / "out", *photos)
+    photos = ("--photos", str(tmp_path), "--tasks", "superres,inpainting")
+    command = [sys.executable, "scripts/tasks.py", *FEW, *quick, "--outdir", str(tmp_path / "out"), *photos]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
     assert figures["inpainting"]["figures"]["largest change of a known pixel"]["right"] == 0
     assert figures["superres"]["figures"]["PSNR, dB, of bicubic enlarging"]["reference"] > 15
 
 
-def test_tasks_on_photos_without_photos_are_one_clear_line(tmp_path):
-    done = run("tasks", "--outdir", tmp_path, "--tasks", "superres")
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines() == [
-        "error: --tasks superres: give --photos DIR, a folder with train/ and val/"
-    ]
+def test_tasks_on_photos_without_photos_are_one_clear_line(tmp_path, capsys):
+    error = fails(capsys, script("tasks").main, "--outdir", tmp_path, "--tasks", "superres")
+    assert "--tasks superres" in error and "--photos" in error

@@ -7,17 +7,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_runs import CLASSES, ROOT, fails, load, noise, record, run, save, script, trained_on, write_runs
+from tiny_runs import CLASSES, ROOT, fails, load, noise, record, run, save, script, trained_on
 
 from ldm.config import instantiate
 
 NAMES = ("inpaint", "superres", "semantic2img", "layout2img", "reconstruct")
 inpaint, superres, semantic2img, layout2img, reconstruct = (script(name).main for name in NAMES)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return write_runs(tmp_path_factory.mktemp("runs"))
 
 
 def test_semantic_maps(runs, tmp_path):

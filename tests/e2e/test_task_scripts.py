@@ -18,7 +18,6 @@ from tiny_runs import (
     script,
     trained_on,
     write_run,
-    write_runs,
 )
 
 from ldm.cli.inputs import Source
@@ -26,11 +25,6 @@ from ldm.conditioning.images import FirstStageConditioner
 
 INPAINT = script("inpaint")
 inpaint, superres = INPAINT.main, script("superres").main
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return write_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def reports(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_both_stages_one_after_the_other(workplace: Path) -> None:
     printed = run(workplace, "--base", "kl.yaml", "-t", "--max_steps", "3", "-l", "first", "--precision", "bf16-mixed")
     assert "learning rate: 0.001" in printed
@@ -90,7 +90,7 @@ def test_both_stages_one_after_the_other(workplace: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", ["kl", "text"])
 def test_two_processes_end_equal_on_different_data_and_draws(workplace: Path, name: str) -> None:
     folder = workplace / f"ranks-{name}"

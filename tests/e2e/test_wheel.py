@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 IMPORT_EVERYTHING = """
@@ -15,6 +17,7 @@ print(len(names), ldm.__file__)
 """
 
 
+@pytest.mark.slow
 def test_wheel_installs_and_imports_from_another_directory(tmp_path):
     wheels, site = tmp_path / "wheels", tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

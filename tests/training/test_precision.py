@@ -88,7 +88,7 @@ class Curve(pl.Callback):
             self.values.append(float(trainer.callback_metrics[self.name]))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("make", "metric", "band"),
     [(lambda: autoencoder_training(disc_start=6, ema_decay=0.9), "train/rec_loss", 0.05),

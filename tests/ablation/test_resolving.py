@@ -14,7 +14,7 @@ from ldm.ablation.resolving import Resolved, resolve
 from ldm.ablation.study import Point, Recipe, read
 from ldm.errors import UserError
 
-STUDIES = Path(__file__).resolve().parents[3] / "configs" / "ablation"
+STUDIES = Path(__file__).resolve().parents[2] / "configs" / "ablation"
 PROGRAMS = Programs(Path("main.py"), Path("scripts/evaluate.py"))
 FACTORS = (1, 2, 4, 8, 16, 32)
 SIZES = {  # counted from the hyperparameters of Tables 13 and 14, with 16 channels at f = 32

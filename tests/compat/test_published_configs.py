@@ -15,7 +15,7 @@ from ldm import compat
 from ldm.compat import load
 from ldm.config import ConfigError, instantiate
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 PUBLISHED = sorted(path.stem for path in (REFERENCE / "published_configs").glob("*.json"))
 
 VQ_F4, VQ_F4_NOATTN, VQ_F8, KL_F8, KL_F16 = 55_322_782, 53_219_486, 67_717_295, 83_653_863, 69_610_963
