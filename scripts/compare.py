@@ -1,4 +1,4 @@
-"""Put the figures of two evaluations side by side, or say why they cannot be compared.
+"""Compare the values of two evaluations, or say why they cannot be compared.
 
 python scripts/compare.py outputs/eval/a/evaluation.json outputs/eval/b/evaluation.json
 """
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("second", type=Path)
     options = parser.parse_args(argv)
     found = compare(read_result(options.first), read_result(options.second))
-    for name, (first, second) in found.figures.items():
+    for name, (first, second) in found.values.items():
         _log.info("%-32s %12.6g %12.6g %+12.3g", name, first, second, second - first)
     for line in found.settings:
         _log.info("differs: %s", line)

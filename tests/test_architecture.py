@@ -32,15 +32,15 @@ ARROWS = {
 LIBRARY = set(ARROWS)
 ARROWS["models"] = LIBRARY | {"training", "doctor"}
 ARROWS["training"] = LIBRARY | {"models", "evaluation", "toy", "cli", "doctor"}
-ARROWS["evaluation"] = LIBRARY | {"models", "toy", "cli"}
-ARROWS["toy"] = LIBRARY | {"models", "evaluation", "training", "cli"}
+ARROWS["evaluation"] = LIBRARY | {"models"}
+ARROWS["toy"] = LIBRARY | {"models", "evaluation", "training"}
 ARROWS["doctor"] = LIBRARY | {"models", "training", "evaluation", "toy", "cli"}
 ARROWS["ablation"] = LIBRARY | {"models", "training", "evaluation", "toy", "doctor", "cli"}
 EVERYTHING = set(ARROWS) | {"cli"}
 ARROWS["cli"] = EVERYTHING
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_utilities", "lightning_fabric"}
-USES_LIGHTNING = {"training", "cli", "models", "doctor", "ablation", "evaluation", "toy"}
+USES_LIGHTNING = {"training", "cli", "models", "doctor", "ablation", "toy"}
 WITHOUT_TORCH = {"errors", "compat"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

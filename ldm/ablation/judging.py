@@ -15,9 +15,9 @@ from ldm.cli import evaluate
 from ldm.cli.common import choose_sampler
 from ldm.diffusion.process import Process
 from ldm.errors import UserError
-from ldm.evaluation.build import make_judges
+from ldm.evaluation.build import make_metric_suite
 from ldm.evaluation.distribution_metrics import moments
-from ldm.evaluation.evaluation import Judges
+from ldm.evaluation.metric_suite import MetricSuite
 from ldm.evaluation.report import pyplot
 from ldm.weights import load as checkpoint
 
@@ -64,8 +64,8 @@ def check_ready(study: Study) -> None:
             _ = extractor.hash  # of the weights
 
 
-def _judges(judgement: Judgement, name: str) -> Judges:
-    return make_judges(getattr(judgement, name), judgement.extractor, torch.device("cpu"), keep=0)
+def _judges(judgement: Judgement, name: str) -> MetricSuite:
+    return make_metric_suite(getattr(judgement, name), judgement.extractor, torch.device("cpu"), keep=0)
 
 
 def _understood(words: Sequence[str]) -> argparse.Namespace:

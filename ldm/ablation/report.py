@@ -100,7 +100,7 @@ def _progress(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path
     costs = [cost for cost in _COSTS if cost in rows[0]]
     panels = [_panel(plan, means, cost, figure) for figure in figures for cost in costs]
     plot_panels(panels, folder / "progress.png", columns=len(costs))
-    return Section("Progress of training (Figures 6, 17)", pictures=[folder / "progress.png"])
+    return Section("Progress of training (Figures 6, 17)", images=[folder / "progress.png"])
 
 
 def _panel(plan: StudyPlan, rows: Sequence[Row], x: str, y: str, without: str = "") -> Panel:
@@ -137,14 +137,14 @@ def _axes(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path) ->
             path = folder / f"axis_{axis}.png"
             panels = [_panel(plan, means, axis, figure, without=axis) for figure in figures]
             plot_panels(panels, path, columns=3)
-            sections.append(Section(f"Against {axis}", pictures=[path]))
+            sections.append(Section(f"Against {axis}", images=[path]))
     return sections
 
 
 def _pictures(plan: StudyPlan, workspace: Workspace) -> list[Section]:
     """Show samples of the first seed, and what the first stages make of validation pictures."""
     return [
-        Section(f"{entry.resolved.trial}: {what}", pictures=[picture])
+        Section(f"{entry.resolved.trial}: {what}", images=[picture])
         for entry in plan.entries
         if entry.resolved.trial.seed == plan.study.seeds[0]
         for what, picture in _sheets(plan, entry, workspace)

@@ -1,49 +1,44 @@
-"""From what the command line of an evaluation names to objects: metrics, extractor, data sets, ranks."""
+"""Metrics and extractors by the names of a command line or a YAML file: NAME, NAME:option=value, or a dotted target.
+
+Each room that offers some has a module of `PROVIDERS` with two tables, METRICS and EXTRACTORS: name -> dotted target.
+They are imported when a name is looked up, so that this room depends on none of them.
+"""
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
-from ldm import compat, config
-from ldm.cli.common import choose_device
-from ldm.cli.inputs import list_images, read_image
-from ldm.config.overrides import apply_overrides, parse_override
-from ldm.config.plain import resolve
+from ldm.config.overrides import parse_override
 from ldm.config.targets import did_you_mean, find_target, parameters_of
 from ldm.config.types import mismatch
-from ldm.data.core.decoding import UNREADABLE
-from ldm.data.core.pixels import from_bytes
-from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
-from ldm.evaluation.distribution_metrics import SET_METRICS, SetMetric
-from ldm.evaluation.evaluation import Judges
-from ldm.evaluation.extractors import Clip, Dino, Extractor, Inception, SceneNet
-from ldm.evaluation.image_metrics import PICTURE_METRICS
-from ldm.evaluation.image_sets import PictureSet
+from ldm.evaluation.distribution_metrics import DistributionMetric
+from ldm.evaluation.image_metrics import FunctionMetric, Metric
+from ldm.evaluation.metric_suite import MetricSuite
 
-EXTRACTORS = {"inception": Inception, "dino": Dino, "clip": Clip, "scenenet": SceneNet}
-_LONGEST_WAIT = timedelta(days=7)  # of a rank for the others, whose parts or search may take hours longer
+PROVIDERS = ("ldm.evaluation.names", "ldm.toy.names")
 
 
-def made(spec: str, known: Mapping[str, Any], flag: str, **offered: Any) -> Any:
+def known_names(table: str) -> dict[str, str]:
+    """Return the table METRICS or EXTRACTORS of all providers: name -> dotted target."""
+    return {name: target for room in PROVIDERS for name, target in getattr(import_module(room), table).items()}
+
+
+def build_from_spec(spec: str, known: Mapping[str, str], flag: str, **offered: Any) -> Any:
     """Make what `name`, `name:key=value,key=value`, or a dotted target with the same options names.
 
-    offered: values that are passed on where there is such a parameter. A function is given as it is. UserError for
-    unknown names, parameters and values.
+    offered: values that are passed on where there is such a parameter. What is no class is returned as it is. UserError
+    for unknown names, parameters and values.
     """
     name, _, rest = spec.partition(":")
     if name not in known and "." not in name:
         hint = did_you_mean(name, known)
         raise UserError(f"{flag} {name}: unknown{hint or '; known are ' + ', '.join(known)}; or write a dotted target")
-    target = known[name] if name in known else find_target(name, flag)
+    target = find_target(known.get(name, name), flag)
     given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
     if not isinstance(target, type):
         if given:
@@ -73,82 +68,19 @@ def _value(text: str, key: str, annotation: Any, place: str) -> Any:
     return value
 
 
-def make_judges(specs: Sequence[str], extractor: str | None, device: torch.device, keep: int) -> Judges:
-    """Make the metrics, and the extractor if one of them needs it. UserError for unknown ones, and for one twice."""
-    sets, pictures = {}, {}
+def make_metric_suite(specs: Sequence[str], extractor: str | None, device: torch.device, keep: int) -> MetricSuite:
+    """Make metrics, and the extractor if one of them needs it. UserError for unknown ones, and for one named twice."""
+    sets: dict[str, DistributionMetric] = {}
+    images: dict[str, Any] = {}
     for spec in specs:
-        metric = made(spec, {**SET_METRICS, **PICTURE_METRICS}, "--metrics", device=device)
-        place, name = (sets, spec.partition(":")[0]) if isinstance(metric, SetMetric) else (pictures, spec)
-        if name in place:
+        metric = build_from_spec(spec, known_names("METRICS"), "--metrics", device=device)
+        table, name = (sets, metric.name) if isinstance(metric, DistributionMetric) else (images, spec)
+        if name in table:
             raise UserError(f"--metrics {spec}: {name} is asked for twice; name it once")
         if not callable(metric):
-            raise UserError(f"--metrics {spec}: is no metric; it cannot be called with pictures and their batch")
-        place[name] = metric
-    made_one: Extractor | None = None
-    if sets:
-        if extractor is None:
-            raise UserError(f"--extractor: {', '.join(sets)} need one of {', '.join(EXTRACTORS)}")
-        made_one = made(extractor, EXTRACTORS, "--extractor").to(device)
-    return Judges(sets, made_one, pictures, keep)
-
-
-def with_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply `data.key=value` to a config. UserError for what is not of this form."""
-    wrong = [word for word in overrides if not word.startswith("data.") or "=" not in word]
-    if wrong:
-        raise UserError(f"{wrong[0]}: is not understood; overrides are data.key=value")
-    return resolve(apply_overrides(content, overrides), throw_on_missing=False)
-
-
-def data_set(content: Mapping[str, Any], split: str) -> Dataset:
-    """Make the data set of a split that a config names. UserError if there is none."""
-    data = compat.translate_node({key: (content.get("data") or {}).get(key) for key in ("target", "params")}, "data")
-    node = (data.get("params") or {}).get(split)
-    if not isinstance(node, dict):
-        raise UserError(f"data.params.{split}: the config has none; use --reference FOLDER or FILE.npz")
-    config.validate(node, f"data.params.{split}")
-    return config.instantiate(node, f"data.params.{split}")
-
-
-def folder_set(folder: str, limit: int | None = None) -> PictureSet:
-    """Return the pictures of a folder as they are."""
-    return PictureSet(_AsTheyAre(folder), folder, limit)
-
-
-def scaled_folder_set(
-    folder: str, size: tuple[int, int], limit: int | None = None, value_range: Sequence[float] | None = None
-) -> PictureSet:
-    """Return the pictures of a folder scaled and cut to a size, as data sets do by default."""
-    pictures = ImageFolder(folder, size=list(size), value_range=value_range)
-    return PictureSet(pictures, f"{folder}, its centres at {size[0]}x{size[1]}", limit)
-
-
-class _AsTheyAre(Dataset):
-    """Read the pictures below a folder without scaling any."""
-
-    def __init__(self, folder: str) -> None:
-        self.sources = list_images(folder, "--images")
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.sources[index].path
-        try:
-            return {"image": from_bytes(read_image(path, 3))}
-        except UNREADABLE as error:
-            raise UserError(f"{path}: cannot be read ({error}); repair or remove it, then start again") from error
-
-
-def join_ranks(options: argparse.Namespace) -> torch.device:
-    """Choose the device; under torchrun also meet the other processes, each with its own accelerator."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)  # files are exchanged, not tensors
-    if options.device == "auto" and torch.accelerator.is_available():
-        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
-    return choose_device(options.device)
-
-
-def default_cache(out: Path) -> Path:
-    """Return the folder where features of references are kept: beside the results, so that these share them."""
-    return out.parent / "references"
+            raise UserError(f"--metrics {spec}: is no metric; it cannot be called with images and their batch")
+        table[name] = metric if isinstance(metric, Metric) else FunctionMetric(metric)
+    if sets and extractor is None:
+        raise UserError(f"--extractor: {', '.join(sets)} need one of {', '.join(known_names('EXTRACTORS'))}")
+    made = build_from_spec(extractor, known_names("EXTRACTORS"), "--extractor").to(device) if sets else None
+    return MetricSuite(sets, made, images, keep)

@@ -1,7 +1,7 @@
 """What samples are conditioned on in an evaluation: chosen by name, a function of the sample's position alone.
 
-How classes are drawn changes FID (5.08 and 4.32 of one model, see pitfalls of the literature), so the name is part of
-every result: `data` (as the validation set has them), `balanced` (each class as often), `uniform` (drawn at random).
+How classes are drawn changes FID, by 5.08 to 4.32 for one model of the literature, so the name is part of every
+result: `data` (those of the validation set), `balanced` (each class as often), `uniform` (drawn at random).
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
-from ldm.evaluation.image_sets import PictureSet
+from ldm.evaluation.image_sets import ImageSet
 
 
 class Conditions(Protocol):
-    """Return the batch that samples are conditioned on and judged by; `name` says how it is chosen.
+    """Batches by position, which samples are conditioned on and measured with.
 
-    sha256: of what it is chosen from, None for nothing.
+    name: how they are chosen; sha256: of what they are chosen from, None for nothing.
     """
 
     name: str
@@ -44,23 +44,23 @@ class Unconditional:
 
 @dataclass(frozen=True, eq=False)
 class DataConditions:
-    """Take the items of a data set in turn, with everything that they have."""
+    """Take the items of a data set in turn, with all their entries."""
 
-    pictures: PictureSet
+    images: ImageSet
 
     @property
     def name(self) -> str:
-        """Name the data set and how many of its items are used."""
-        return f"data ({self.pictures.name}, {len(self.pictures)} items)"
+        """Return the data set's name and the number of items used."""
+        return f"data ({self.images.name}, {len(self.images)} items)"
 
     @property
     def sha256(self) -> str:
-        """Hash everything that these items have."""
-        return self.pictures.data_digest()
+        """Return the hash of all entries of these items."""
+        return self.images.data_digest()
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Collate the items of these positions."""
-        return self.pictures.batch(positions)
+        return self.images.batch(positions)
 
 
 @dataclass(frozen=True)
@@ -69,37 +69,27 @@ class BalancedClasses:
 
     key: str
     labels: tuple[int, ...]
-    name: str = "balanced"
+    name: ClassVar[str] = "balanced"
 
     @property
     def sha256(self) -> str:
-        """Hash key and labels."""
-        return _of_labels(self.key, self.labels)
+        """Return the hash of key and labels."""
+        return hashlib.sha256(repr((self.key, self.labels)).encode()).hexdigest()
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Return labels (B,)."""
-        return {self.key: torch.tensor([self.labels[p % len(self.labels)] for p in positions])}
+        """Return labels (B,) under the key."""
+        return {self.key: torch.tensor([self.labels[self._index(position)] for position in positions])}
+
+    def _index(self, position: int) -> int:
+        return position % len(self.labels)
 
 
 @dataclass(frozen=True)
-class UniformClasses:
+class UniformClasses(BalancedClasses):
     """Draw each label at random, from (seed, position)."""
 
-    key: str
-    labels: tuple[int, ...]
     seed: int = 0
-    name: str = "uniform"
+    name: ClassVar[str] = "uniform"
 
-    @property
-    def sha256(self) -> str:
-        """Hash key and labels."""
-        return _of_labels(self.key, self.labels)
-
-    def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Return labels (B,)."""
-        draws = [np.random.default_rng([self.seed, p]).integers(len(self.labels)) for p in positions]
-        return {self.key: torch.tensor([self.labels[draw] for draw in draws])}
-
-
-def _of_labels(key: str, labels: tuple[int, ...]) -> str:
-    return hashlib.sha256(repr((key, labels)).encode()).hexdigest()
+    def _index(self, position: int) -> int:
+        return int(np.random.default_rng([self.seed, position]).integers(len(self.labels)))

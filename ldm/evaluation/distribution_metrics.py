@@ -1,10 +1,10 @@
-"""Distances between sets of pictures, from their features: Fréchet (FID), kernel (KID), inception score, precision.
+"""Distances between sets of images, from their features: Fréchet (FID), kernel (KID), inception score, precision.
 
-    Fréchet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))        Heusel et al. 2017; on a map's features: sFID
+    Fréchet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))        Heusel et al. 2017; of spatial features: sFID
     kernel     unbiased MMD^2 with (x.y / d + 1)^3                Binkowski et al. 2018
     inception  exp E KL(p(y|x) || p(y))                           Salimans et al. 2016
-    precision  share of samples within the 3rd-neighbour balls of real pictures; recall: the other way round
-               (Kynkäänniemi et al. 2019)
+    precision  fraction of samples inside the 3rd-neighbour balls of real images; recall: of real images inside those
+               of samples (Kynkäänniemi et al. 2019)
 
 All are computed by torch-fidelity's own functions. Features are float32 (N, d) on the CPU.
 """
@@ -12,8 +12,7 @@ All are computed by torch-fidelity's own functions. Features are float32 (N, d) 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
@@ -41,7 +40,7 @@ def moments(features: Tensor) -> Moments:
 
 
 def frechet_distance(samples: Moments, reference: Moments) -> float:
-    """Return the Fréchet distance of the Gaussians with these moments. UserError for features of another width."""
+    """Return the Fréchet distance of two Gaussians. UserError for features of different width."""
     if samples.mean.shape != reference.mean.shape:
         widths = f"{len(samples.mean)} and {len(reference.mean)}"
         raise UserError(f"frechet: features of {widths} numbers; the reference was made with another extractor")
@@ -49,41 +48,18 @@ def frechet_distance(samples: Moments, reference: Moments) -> float:
     return _fidelity("metric_fid").fid_statistics_to_metric(*pair, False)["frechet_inception_distance"]
 
 
-def kernel_distance(samples: Tensor, reference: Tensor, subsets: int = 100, size: int = 1000) -> tuple[float, float]:
-    """Return mean and deviation of the kernel distance over random subsets of `size`, of features (N, d) and (M, d)."""
-    options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": _SEED, "verbose": False}
-    found = _fidelity("metric_kid").kid_features_to_metric(samples, reference, **options)
-    return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
-
-
-def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """Return mean and deviation over `splits` parts of the exponential of the mean divergence, of logits (N, K)."""
-    found = _fidelity("metric_isc").isc_features_to_metric(logits, splits, True, _SEED)
-    return found["inception_score_mean"], found["inception_score_std"]
-
-
-def precision_recall(samples: Tensor, reference: Tensor, neighbourhood: int = 3) -> tuple[float, float]:
-    """Return precision and recall of features (N, d) and (M, d)."""
-    options = {"prc_neighborhood": neighbourhood, "save_cpu_ram": True, "verbose": False}
-    found = _fidelity("metric_prc").prc_features_to_metric(samples, reference, **options)
-    return found["precision"], found["recall"]
-
-
 def _fidelity(module: str) -> Any:
     try:
         return import_module(f"torch_fidelity.{module}")
     except ModuleNotFoundError as error:
-        raise UserError("figures of features need torch-fidelity; pip install 'latent-diffusion[eval]'") from error
-
-
-# ------------------------------------------------------------------------------------------------- as asked for by name
+        raise UserError("metrics of features need torch-fidelity; pip install 'latent-diffusion[eval]'") from error
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """What samples are held against: moments, and where they are known all features (M, d) of `count` pictures.
+class ReferenceStatistics:
+    """What samples are compared with: moments, and where they are known the features (M, d) of all `count` images.
 
-    made_by: name and hash of the extractor, where it is known.
+    made_by: name and hash of the extractor, where known.
     """
 
     count: int | None
@@ -93,79 +69,87 @@ class Reference:
     made_by: str | None = None
 
     @classmethod
-    def of(cls, features: Features, made_by: str | None = None) -> Reference:
-        """Take the moments of features, and keep the features."""
+    def of(cls, features: Features, made_by: str | None = None) -> ReferenceStatistics:
+        """Return moments of features together with the features."""
         spatial = None if features.spatial is None else moments(features.spatial)
         return cls(len(features.pooled), moments(features.pooled), spatial, features.pooled, made_by)
 
-    def all_features(self, metric: str) -> Tensor:
-        """Return the features themselves. UserError where only their moments were imported."""
-        if self.features is None:
-            raise UserError(f"{metric}: needs the features of the reference, this file has moments only; "
-                            "leave it out, or use a data set or a folder as --reference")  # fmt: skip
-        return self.features
 
+class DistributionMetric(ABC):
+    """A metric of a whole set of samples.
 
-class SetMetric(ABC):
-    """A figure of a whole set of samples."""
+    part: field of `Features` that it reads; needs_reference: whether samples are compared with real ones;
+    needs_features: whether their moments are too little; minimum: number of samples, and of real images.
+    """
 
+    name: ClassVar[str]
+    part: ClassVar[str] = "pooled"
     needs_reference: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
 
     @property
     def minimum(self) -> int:
-        """Say how many samples, and pictures of a reference, it needs."""
+        """Return the number of samples, and of images of a reference, that it needs."""
         return 2
 
-    def check(self, seen: Features, reference: Reference | None = None) -> None:
-        """Raise UserError for what an extractor, by the features of any pictures, or a reference lacks."""
-        if reference is not None:
-            _check_width(seen.pooled, reference.pooled)
+    def settings(self) -> dict[str, Any]:
+        """Return the options that values depend on."""
+        return asdict(self)
+
+    def check(self, features: Features, reference: ReferenceStatistics | None = None) -> None:
+        """Raise UserError for what an extractor, known by the features of any images, or a reference lacks."""
+        advice = "leave it out, or use inception or scenenet"
+        ours = getattr(features, self.part)
+        if ours is None:
+            raise UserError(f"{self.name}: the extractor has no {self.part}; {advice}")
+        if reference is None or not self.needs_reference:
+            return
+        theirs = getattr(reference, self.part)
+        if theirs is None:
+            raise UserError(f"{self.name}: the reference has no {self.part} features; {advice}")
+        if ours.shape[1] != len(theirs.mean):
+            raise UserError(
+                f"--reference: was made with another extractor, of {len(theirs.mean)} numbers an image; "
+                f"this one gives {ours.shape[1]}"
+            )
+        if self.needs_features and reference.features is None:
+            raise UserError(f"{self.name}: needs the features of the reference, this file has moments only; "
+                            "leave it out, or use a data set or a folder as --reference")  # fmt: skip
+
+    def __call__(self, samples: Features, reference: ReferenceStatistics | None) -> Values:
+        """Return values by name, without the extractor's; UserError as in `check`."""
+        self.check(samples, reference)
+        return self._values(samples, reference)
 
     @abstractmethod
-    def __call__(self, samples: Features, reference: Reference | None) -> Values:
-        """Return figures by name, without the extractor's."""
-
-
-def _check_width(features: Tensor, reference: Moments) -> None:
-    if features.shape[1] != len(reference.mean):
-        raise UserError(
-            f"--reference: was made with another extractor, of {len(reference.mean)} numbers a picture; "
-            f"this one gives {features.shape[1]}"
-        )
+    def _values(self, samples: Features, reference: ReferenceStatistics | None) -> Values: ...
 
 
 @dataclass(frozen=True)
-class Frechet(SetMetric):
+class Frechet(DistributionMetric):
     """Fréchet distance; FID with Inception."""
 
-    def __call__(self, samples: Features, reference: Reference) -> Values:
-        """Compare the moments."""
-        return {"frechet": frechet_distance(moments(samples.pooled), reference.pooled)}
+    name: ClassVar[str] = "frechet"
+
+    def _values(self, samples: Features, reference: ReferenceStatistics) -> Values:
+        ours, theirs = moments(getattr(samples, self.part)), getattr(reference, self.part)
+        return {self.name: frechet_distance(ours, theirs)}
 
 
 @dataclass(frozen=True)
-class SpatialFrechet(SetMetric):
-    """Fréchet distance of features that know places; sFID with Inception."""
+class SpatialFrechet(Frechet):
+    """Fréchet distance of spatial features; sFID with Inception."""
 
-    def check(self, seen: Features, reference: Reference | None = None) -> None:
-        """Raise UserError where places are not known."""
-        super().check(seen, reference)
-        if seen.spatial is None or (reference is not None and reference.spatial is None):
-            raise UserError("spatial_frechet: extractor or reference have no features of places; leave it out, or use "
-                            "inception or scenenet")  # fmt: skip
-        if reference is not None:
-            _check_width(seen.spatial, reference.spatial)
-
-    def __call__(self, samples: Features, reference: Reference) -> Values:
-        """Compare the moments."""
-        self.check(samples, reference)
-        return {"spatial_frechet": frechet_distance(moments(samples.spatial), reference.spatial)}
+    name: ClassVar[str] = "spatial_frechet"
+    part: ClassVar[str] = "spatial"
 
 
 @dataclass(frozen=True)
-class Kernel(SetMetric):
+class Kernel(DistributionMetric):
     """Kernel distance, mean and deviation over `subsets` random subsets of `size`; KID with Inception and 1000."""
 
+    name: ClassVar[str] = "kernel"
+    needs_features: ClassVar[bool] = True
     subsets: int = 100
     size: int = 1000
 
@@ -174,71 +158,50 @@ class Kernel(SetMetric):
         """Return the size of a subset."""
         return self.size
 
-    def check(self, seen: Features, reference: Reference | None = None) -> None:
-        """Raise UserError for a reference of moments alone."""
-        super().check(seen, reference)
-        if reference is not None:
-            reference.all_features("kernel")
-
-    def __call__(self, samples: Features, reference: Reference) -> Values:
-        """Compare subsets of both."""
-        real = reference.all_features("kernel")
-        mean, deviation = kernel_distance(samples.pooled, real, self.subsets, self.size)
-        return {"kernel": mean, "kernel_std": deviation}
+    def _values(self, samples: Features, reference: ReferenceStatistics) -> Values:
+        options = {"kid_subsets": self.subsets, "kid_subset_size": self.size, "rng_seed": _SEED, "verbose": False}
+        found = _fidelity("metric_kid").kid_features_to_metric(samples.pooled, reference.features, **options)
+        return {"kernel": found["kernel_inception_distance_mean"], "kernel_std": found["kernel_inception_distance_std"]}
 
 
 @dataclass(frozen=True)
-class InceptionScore(SetMetric):
-    """Inception score, mean and deviation over `splits` parts; of the samples alone."""
+class InceptionScore(DistributionMetric):
+    """Inception score of the samples alone, mean and deviation over `splits` parts."""
 
-    splits: int = 10
+    name: ClassVar[str] = "inception_score"
+    part: ClassVar[str] = "logits"
     needs_reference: ClassVar[bool] = False
+    splits: int = 10
 
     @property
     def minimum(self) -> int:
-        """Return as many as there are parts."""
+        """Return the number of parts."""
         return self.splits
 
-    def check(self, seen: Features, reference: Reference | None = None) -> None:
-        """Raise UserError for an extractor without classes."""
-        if seen.logits is None:
-            raise UserError("inception_score: the extractor has no classes; leave it out, or use inception or scenenet")
-
-    def __call__(self, samples: Features, reference: Reference | None) -> Values:
-        """Score the logits."""
-        self.check(samples)
-        mean, deviation = inception_score(samples.logits, self.splits)
-        return {"inception_score": mean, "inception_score_std": deviation}
+    def _values(self, samples: Features, reference: ReferenceStatistics | None) -> Values:
+        found = _fidelity("metric_isc").isc_features_to_metric(samples.logits, self.splits, True, _SEED)
+        return {self.name: found["inception_score_mean"], f"{self.name}_std": found["inception_score_std"]}
 
 
 @dataclass(frozen=True)
-class PrecisionRecall(SetMetric):
-    """Precision and recall by balls around the pictures that reach to the k-th neighbour."""
+class PrecisionRecall(DistributionMetric):
+    """Precision and recall by balls around the images that reach to the k-th neighbour."""
 
+    name: ClassVar[str] = "precision_recall"
+    needs_features: ClassVar[bool] = True
     neighbourhood: int = 3
 
     @property
     def minimum(self) -> int:
-        """Return k neighbours and the picture itself."""
+        """Return k neighbours and the image itself."""
         return self.neighbourhood + 1
 
-    def check(self, seen: Features, reference: Reference | None = None) -> None:
-        """Raise UserError for a reference of moments alone."""
-        super().check(seen, reference)
-        if reference is not None:
-            reference.all_features("precision_recall")
-
-    def __call__(self, samples: Features, reference: Reference) -> Values:
-        """Compare the two sets."""
-        real = reference.all_features("precision_recall")
-        precision, recall = precision_recall(samples.pooled, real, self.neighbourhood)
-        return {"precision": precision, "recall": recall}
+    def _values(self, samples: Features, reference: ReferenceStatistics) -> Values:
+        options = {"prc_neighborhood": self.neighbourhood, "save_cpu_ram": True, "verbose": False}
+        found = _fidelity("metric_prc").prc_features_to_metric(samples.pooled, reference.features, **options)
+        return {"precision": found["precision"], "recall": found["recall"]}
 
 
-SET_METRICS: dict[str, Callable[[], SetMetric]] = {
-    "frechet": Frechet,
-    "spatial_frechet": SpatialFrechet,
-    "kernel": Kernel,
-    "inception_score": InceptionScore,
-    "precision_recall": PrecisionRecall,
+DISTRIBUTION_METRICS: dict[str, type[DistributionMetric]] = {
+    metric.name: metric for metric in (Frechet, SpatialFrechet, Kernel, InceptionScore, PrecisionRecall)
 }

@@ -1,7 +1,7 @@
-"""From pictures to features in which sets of pictures are compared: Inception, DINOv2, CLIP, and a small one of ours.
+"""From images to features in which sets of images are compared: Inception, DINOv2, CLIP.
 
 An extractor takes bytes, uint8 (B, 3, H, W), so that what is measured is what a file would hold. Its name goes into
-the name of every figure, its hash (of the weights) into every result. Only figures of Inception, with torch-fidelity's
+the name of every value, its hash (of the weights) into every result. Only values of Inception, with torch-fidelity's
 weights and resizing, may be called FID, KID or IS. Nothing is downloaded.
 """
 
@@ -17,15 +17,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.errors import UserError
-from ldm.toy.scene_network import SIDE, SceneNetwork
 
 _log = logging.getLogger(__name__)
-SCENE_WEIGHTS = Path(__file__).parent / "weights" / "scenenet.safetensors"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 DINO_SIZES = {"s": "dinov2-small", "b": "dinov2-base", "l": "dinov2-large", "g": "dinov2-giant"}
@@ -34,7 +31,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0
 
 
 class Features(NamedTuple):
-    """Features (B, d); where the extractor has them, logits of classes (B, K), and a piece of a map, flat (B, s)."""
+    """Features (B, d); where the extractor has them, logits of classes (B, K), and flat spatial features (B, s)."""
 
     pooled: Tensor
     logits: Tensor | None = None
@@ -42,7 +39,7 @@ class Features(NamedTuple):
 
 
 class Extractor(Protocol):
-    """What figures of features need: a name without brackets, how pictures are resized, a hash, and the features."""
+    """A network whose features are compared: its name (no brackets), how it resizes images, a hash of its weights."""
 
     name: str
     resize: str
@@ -55,7 +52,7 @@ class Extractor(Protocol):
         """Move to a device and return itself."""
 
     def __call__(self, images: Tensor) -> Features:
-        """Look at pictures, uint8 (B, 3, H, W); float32 features on the CPU."""
+        """Return float32 features on the CPU of images, uint8 (B, 3, H, W)."""
 
 
 def weights_hash(*networks: nn.Module) -> str:
@@ -67,8 +64,8 @@ def weights_hash(*networks: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Network:
-    """Hold the network of an extractor, made at the first use."""
+class NetworkExtractor:
+    """An extractor whose network is built at the first use."""
 
     name: str
     resize: str
@@ -96,44 +93,16 @@ class _Network:
             self.network.to(self.device)
         return self
 
-    def _bytes(self, images: Tensor) -> Tensor:
+    def _checked(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise TypeError(f"{self.name}: needs pictures uint8 (B, 3, H, W), not {images.dtype} {images.ndim}-d")
+            raise TypeError(f"{self.name}: needs images uint8 (B, 3, H, W), not {images.dtype} {images.ndim}-d")
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         if images.shape[1] != 3:
-            raise UserError(f"{self.name}: pictures of {images.shape[1]} channels; features are of 1 (grey) or 3")
+            raise UserError(f"{self.name}: images of {images.shape[1]} channels; features are of 1 (grey) or 3")
         return images.to(self.device)
 
 
-class SceneNet(_Network):
-    """Features of the network that ships with the project (`ldm.toy.scene_network`), for toys and tests."""
-
-    name = "scenenet"
-    resize = f"antialiased bilinear to {SIDE}x{SIDE}"
-
-    def __init__(self, weights: str | Path = SCENE_WEIGHTS) -> None:
-        super().__init__()
-        self.weights = Path(weights)
-
-    def _build(self) -> nn.Module:
-        if not self.weights.is_file():
-            raise UserError(f"scenenet: no weights at {self.weights}; make them with scripts/train_scene_network.py")
-        network = SceneNetwork()
-        network.load_state_dict(load_file(self.weights))
-        return network
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        """Look at pictures, uint8 (B, 3, H, W)."""
-        x = self._bytes(images).float() / 127.5 - 1
-        if x.shape[2:] != (SIDE, SIDE):
-            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-        seen = self.network(x)
-        coarse = F.avg_pool2d(seen.map[:, :24], 2)  # (B, 24, 4, 4)
-        return Features(seen.features.cpu(), seen.logits.cpu(), coarse.flatten(1).cpu())
-
-
-class Inception(_Network):
+class Inception(NetworkExtractor):
     """Features of Inception v3 as ported by torch-fidelity: 2048 pooled, 1008 logits, 7x17x17 for sFID.
 
     weights: the file that torch-fidelity publishes, by default in torch's hub cache.
@@ -148,7 +117,7 @@ class Inception(_Network):
 
     @cached_property
     def name(self) -> str:
-        """Give "inception" for torch-fidelity's weights alone, whose figures are FID, KID and IS."""
+        """Return "inception" for torch-fidelity's weights, whose values are FID, KID, IS; for others add their hash."""
         if not self.weights.is_file():
             raise UserError(f"inception: no weights at {self.weights}; fetch {INCEPTION_URL} to there, or give a path")
         with self.weights.open("rb") as file:
@@ -172,21 +141,21 @@ class Inception(_Network):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
-        """Look at pictures, uint8 (B, 3, H, W)."""
-        pooled, logits = self.network(self._bytes(images))
+        """Return features of images, uint8 (B, 3, H, W)."""
+        pooled, logits = self.network(self._checked(images))
         spatial = rearrange(self._spatial.pop(), "b c h w -> b (h w c)")
         return Features(pooled.cpu(), logits.cpu(), spatial.cpu())
 
 
 def _check_tensors_only(path: Path) -> None:
-    """Refuse a file that does more than hold tensors, before torch-fidelity unpickles it without looking."""
+    """Raise UserError for a file of more than tensors, before torch-fidelity unpickles it unchecked."""
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: is truncated, or holds more than weights; fetch {INCEPTION_URL} again") from error
 
 
-class Dino(_Network):
+class Dino(NetworkExtractor):
     """Features of DINOv2 (its class token), from a local folder or the local Hugging Face cache."""
 
     resize = f"antialiased bicubic to {_DINO_SIDE}x{_DINO_SIDE}"
@@ -205,14 +174,14 @@ class Dino(_Network):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
-        """Look at pictures, uint8 (B, 3, H, W)."""
-        x = self._bytes(images).float() / 255
+        """Return features of images, uint8 (B, 3, H, W)."""
+        x = self._checked(images).float() / 255
         x = F.interpolate(x, (_DINO_SIDE, _DINO_SIDE), mode="bicubic", antialias=True, align_corners=False)
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (_MEAN, _STD))
         return Features(self.network(pixel_values=(x.clamp(0, 1) - mean) / std).pooler_output.float().cpu())
 
 
-class Clip(_Network):
+class Clip(NetworkExtractor):
     """Embeddings of CLIP's image model, of norm 1; the same weights score texts."""
 
     name = "clip"
@@ -231,5 +200,5 @@ class Clip(_Network):
         return super().to(device)
 
     def __call__(self, images: Tensor) -> Features:
-        """Look at pictures, uint8 (B, 3, H, W)."""
-        return Features(self.embedder.embed_images(list(self._bytes(images).float() / 127.5 - 1)).cpu())
+        """Return features of images, uint8 (B, 3, H, W)."""
+        return Features(self.embedder.embed_images(list(self._checked(images).float() / 127.5 - 1)).cpu())

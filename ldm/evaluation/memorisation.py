@@ -1,9 +1,9 @@
-"""Does a model repeat its training set? The nearest training pictures of samples, beside those of held-out pictures.
+"""Whether a model repeats its training set: nearest training images of samples, compared with those of held-out images.
 
-    ratio = median over samples of their distance to the training set / the same of held-out pictures
+    ratio = median over samples of their distance to the training set / the same of held-out images
 
 Both search the same training set, so that its size does not matter. About 1: samples are as far from it as new
-pictures are. Far below 1: they are copies. Distances are Euclidean, of pixels and of features.
+images are. Far below 1: they are copies. Distances are Euclidean, of pixels and of features.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.evaluation.extractors import Extractor
-from ldm.evaluation.image_sets import PictureSet
+from ldm.evaluation.image_sets import ImageSet
 
 _BATCH = 256
 Space = Callable[[Tensor], Tensor]
@@ -24,27 +24,27 @@ Space = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """In one space: distances of samples (K,) and held-out pictures (M,), the nearest of the samples (K, C, H, W)."""
+    """In one space: distances of samples (K,) and of held-out images (M,); the samples' neighbours (K, C, H, W)."""
 
     distances: Tensor
     held_out: Tensor
-    pictures: Tensor
+    images: Tensor
 
     @property
     def ratio(self) -> float:
-        """Return the median distance of samples over that of held-out pictures; 1 where both are 0."""
+        """Return the median distance of samples over that of held-out images; 1 where both are 0."""
         ours, theirs = self.distances.median().item(), self.held_out.median().item()
         return ours / theirs if theirs else float(ours == theirs) or float("inf")
 
 
 def nearest_neighbours(
     samples: Tensor,
-    train: PictureSet,
-    held_out: PictureSet,
+    train: ImageSet,
+    held_out: ImageSet,
     extractor: Extractor,
-    on_pictures: Callable[[int], None] = lambda count: None,
+    on_images: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Nearest]:
-    """Search the training set for samples (K, C, H, W) of bytes: `pixels` and the extractor's name -> nearest."""
+    """Search the training set for samples, bytes (K, C, H, W): `pixels` and the extractor's name -> nearest."""
     spaces: dict[str, Space] = {
         "pixels": lambda images: from_bytes(images).flatten(1),
         extractor.name: lambda images: extractor(images).pooled,
@@ -63,6 +63,6 @@ def nearest_neighbours(
             best[name] = torch.where(is_nearer, distance, best[name])
             ours = is_nearer[: len(samples)]
             found[name][ours] = images[where[: len(samples)][ours]]
-        on_pictures(len(images))
+        on_images(len(images))
     count = len(samples)
     return {name: Nearest(best[name][:count], best[name][count:], found[name]) for name in spaces}

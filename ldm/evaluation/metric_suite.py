@@ -1,9 +1,9 @@
-"""What is measured, and whether it can be: what a figure lacks is told before anything is drawn."""
+"""The metrics of one evaluation, and whether they can be computed: checked before anything is sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.evaluation.distribution_metrics import SetMetric
+from ldm.evaluation.distribution_metrics import DistributionMetric, Values
 from ldm.evaluation.extractors import Extractor, Features
-from ldm.evaluation.image_metrics import Weighted
+from ldm.evaluation.image_metrics import ImageMetric
 from ldm.evaluation.image_sets import ROUNDING
-from ldm.evaluation.references import Referenced, maker
+from ldm.evaluation.references import ReferenceSet, made_by
 
-PictureMetric = Callable[[Tensor, Mapping[str, Any]], Tensor]
-_SIDE = 64  # of the black picture that extractors are tried on
+_SIDE = 64  # of the black image that extractors are tried on
 
 
 class _Entries(dict[str, Any]):
@@ -29,39 +28,38 @@ class _Entries(dict[str, Any]):
         self.metric = metric
 
     def __missing__(self, key: str) -> Any:
-        problem = f"{self.metric}: needs '{key}' beside each picture, there is {', '.join(self) or 'nothing'}"
+        problem = f"{self.metric}: needs '{key}' of each image's batch, there is {', '.join(self) or 'nothing'}"
         raise UserError(f"{problem}; leave it out of --metrics")
 
 
 @dataclass(frozen=True, eq=False)
-class Judges:
-    """Say what is measured: figures of sets, by features of `extractor`, and of single pictures, by their names.
+class MetricSuite:
+    """Metrics of one evaluation by name: `sets` compare features of `extractor`, `images` score each image.
 
-    `pictures`: images (B, C, H, W) in [-1, 1] and their batch -> one value each; mean and deviation are given. The
-    first `keep` pictures are kept to be looked at.
+    The first `keep` images are kept to be looked at.
     """
 
-    sets: Mapping[str, SetMetric] = field(default_factory=dict)
+    sets: Mapping[str, DistributionMetric] = field(default_factory=dict)
     extractor: Extractor | None = None
-    pictures: Mapping[str, PictureMetric] = field(default_factory=dict)
+    images: Mapping[str, ImageMetric] = field(default_factory=dict)
     keep: int = 64
 
     @property
     def needs_reference(self) -> bool:
-        """Return whether any figure is a comparison of sets."""
+        """Return whether any metric compares sets."""
         return any(metric.needs_reference for metric in self.sets.values())
 
     def check(self, count: int) -> None:
-        """Raise UserError, before anything is read or drawn, for what `check_count` refuses.
+        """Raise UserError as `check_count` does, and for an extractor without weights or without what a metric needs.
 
-        Also for an extractor without weights, or without what a figure needs.
+        Nothing of data and model is needed for it.
         """
         self.check_count(count)
         self._check_features(None)
 
     def check_count(self, count: int) -> None:
-        """Raise UserError if so many samples are too few, or nothing is asked; no weights are needed to tell."""
-        if not self.sets and not self.pictures:
+        """Raise UserError for no metrics, no extractor, or fewer samples than a metric needs; needs no weights."""
+        if not self.sets and not self.images:
             raise UserError("evaluation: no metrics; name some")
         for name, metric in self.sets.items():
             if self.extractor is None:
@@ -69,65 +67,66 @@ class Judges:
             if count < metric.minimum:
                 raise UserError(f"{name}: needs {metric.minimum} samples or more, there are {count}")
 
-    def check_reference(self, reference: Referenced | None) -> None:
-        """Raise UserError for a reference that is absent, has too few pictures, or lacks what a figure needs."""
+    def check_reference(self, reference: ReferenceSet | None) -> None:
+        """Raise UserError for a reference that is absent, has too few images, or lacks what a metric needs."""
         for name, metric in self.sets.items():
             if not metric.needs_reference:
                 continue
             if reference is None:
                 raise UserError(f"{name}: needs a reference; name a data set, a folder or an .npz file")
-            number = reference.reference.count
+            number = reference.statistics.count
             if number is not None and number < metric.minimum:
-                raise UserError(f"{name}: needs {metric.minimum} pictures of reference or more, there are {number}")
+                raise UserError(f"{name}: needs {metric.minimum} images of reference or more, there are {number}")
         if reference is not None and self.extractor is not None:
-            made_by = reference.reference.made_by
-            if made_by not in (None, maker(self.extractor)):
-                raise UserError(f"--reference: was made by the extractor {made_by}, not by {maker(self.extractor)}")
+            maker = reference.statistics.made_by
+            if maker not in (None, made_by(self.extractor)):
+                raise UserError(f"--reference: was made by the extractor {maker}, not by {made_by(self.extractor)}")
             self._check_features(reference)
 
-    def check_pictures(self, batch: Mapping[str, Any], shape: tuple[int, ...]) -> None:
-        """Raise UserError if a figure of pictures cannot be had of one of `shape` (C, H, W) with the batch of one."""
-        for name, metric in self.pictures.items():
+    def check_batch(self, batch: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+        """Raise UserError for an image metric that fails on a black image of `shape` (C, H, W) and a batch of one."""
+        for name, metric in self.images.items():
             try:
                 values = metric(torch.full((1, *shape), -1.0), _Entries(name, batch))
             except TypeError as error:
-                raise UserError(f"{name}: cannot be called with pictures and their batch ({error})") from error
+                raise UserError(f"{name}: cannot be called with images and their batch ({error})") from error
             if not isinstance(values, Tensor) or values.shape != (1,):
-                raise UserError(f"{name}: does not give one value for each picture")
+                raise UserError(f"{name}: does not return one value for each image")
 
-    def figures(self, images: Tensor, batch: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        """Return each figure of pictures by its name, (B,)."""
-        for name, metric in self.pictures.items():
+    def score_images(self, images: Tensor, batch: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        """Yield each image metric's name and values (B,) of images (B, C, H, W) in [-1, 1]."""
+        for name, metric in self.images.items():
             yield name, metric(images, _Entries(name, batch)).float()
 
-    def record(self) -> dict[str, Any]:
-        """Describe what is measured, as far as figures depend on it."""
-        seen: dict[str, Any] = {"pixels": ROUNDING}
+    def compare_sets(self, features: Features, reference: ReferenceSet | None) -> Values:
+        """Return the values of all sets, their names followed by the extractor's in brackets."""
+        statistics = None if reference is None else reference.statistics
+        found = [metric(features, statistics) for metric in self.sets.values()]
+        return {f"{name}[{self.extractor.name}]": value for values in found for name, value in values.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Return all of the suite that values depend on."""
+        settings: dict[str, Any] = {"pixels": ROUNDING}
         if self.extractor is not None:
-            seen["extractor"] = {
-                "name": self.extractor.name, "sha256": self.extractor.hash, "resize": self.extractor.resize
-            }  # fmt: skip
-        seen["metrics"] = {name: asdict(metric) for name, metric in self.sets.items()} | self.record_of_pictures()
-        return seen
+            extractor = self.extractor
+            settings["extractor"] = {"name": extractor.name, "sha256": extractor.hash, "resize": extractor.resize}
+        sets = {name: metric.settings() for name, metric in self.sets.items()}
+        return settings | {"metrics": sets | self.image_settings()}
 
-    def record_of_pictures(self) -> dict[str, Any]:
-        """Describe figures of pictures; what else they depend on is part of the name."""
-        return {
-            name: {"sha256": metric.hash} if isinstance(metric, Weighted) else {}
-            for name, metric in self.pictures.items()
-        }
+    def image_settings(self) -> dict[str, Any]:
+        """Return the settings of the image metrics; their options are part of their names."""
+        return {name: metric.settings() for name, metric in self.images.items()}
 
-    def _check_features(self, reference: Referenced | None) -> None:
+    def _check_features(self, reference: ReferenceSet | None) -> None:
         problems = []
         for metric in self.sets.values():
-            compared = reference.reference if reference is not None and metric.needs_reference else None
             try:
-                metric.check(self._black, compared)
+                metric.check(self._features_of_black, None if reference is None else reference.statistics)
             except UserError as error:
                 problems.append(str(error))
         if problems:
             raise UserError("; ".join(dict.fromkeys(problems)))
 
     @cached_property
-    def _black(self) -> Features:
+    def _features_of_black(self) -> Features:
         return self.extractor(torch.zeros(1, 3, _SIDE, _SIDE, dtype=torch.uint8))

@@ -24,20 +24,20 @@ img { max-width: 100%; image-rendering: pixelated; } code { background: #f3f3f3;
 
 @dataclass(frozen=True)
 class Section:
-    """One heading of a report with its text, an optional table (first row = header) and pictures (PNG files)."""
+    """One heading of a report with its text, an optional table (first row = header) and images (PNG files)."""
 
     title: str
     text: str = ""
     table: Sequence[Sequence[str]] = ()
-    pictures: Sequence[Path] = ()
+    images: Sequence[Path] = ()
 
     def html(self) -> str:
-        """Return the section as HTML; pictures are embedded."""
+        """Return the section as HTML; images are embedded."""
         parts = [f"<h2>{html.escape(self.title)}</h2>"]
         parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in self.text.split("\n\n") if paragraph]
         if self.table:
             parts.append("<table>" + "".join(map(_table_row, self.table, _cell_tags(len(self.table)))) + "</table>")
-        parts += [f'<p><img src="data:image/png;base64,{_base64(picture)}" alt=""></p>' for picture in self.pictures]
+        parts += [f'<p><img src="data:image/png;base64,{_base64(image)}" alt=""></p>' for image in self.images]
         return "\n".join(parts)
 
 
@@ -74,8 +74,8 @@ def plot_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
     plt.close(figure)
 
 
-def picture_sheet(images: Tensor, titles: Sequence[str], path: Path, columns: int) -> None:
-    """Draw images (N, 3, H, W) in [-1, 1] side by side, each under its title."""
+def image_sheet(images: Tensor, titles: Sequence[str], path: Path, columns: int) -> None:
+    """Draw images (N, 3, H, W) in [-1, 1] in rows, each below its title."""
     plt = pyplot()
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.7 * rows), squeeze=False)
@@ -95,7 +95,7 @@ def pyplot() -> ModuleType:
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
-        raise UserError("pictures of a report need matplotlib: pip install 'latent-diffusion[demo]'") from error
+        raise UserError("images of a report need matplotlib: pip install 'latent-diffusion[demo]'") from error
     return plt
 
 
@@ -107,5 +107,5 @@ def _cell_tags(num_rows: int) -> list[str]:
     return ["th"] + ["td"] * (num_rows - 1)
 
 
-def _base64(picture: Path) -> str:
-    return base64.b64encode(picture.read_bytes()).decode()
+def _base64(image: Path) -> str:
+    return base64.b64encode(image.read_bytes()).decode()

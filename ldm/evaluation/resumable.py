@@ -1,15 +1,15 @@
-"""Long work in parts: shared out among ranks, each part kept in a file, so that none is done twice after a stop.
+"""Long work in parts: divided among ranks, each part kept in a file, so that none is done twice after a stop.
 
-    FOLDER/settings.json         what the work is; a folder that holds other work is refused
+    FOLDER/settings.json         what the work is; a folder of other work is refused
     FOLDER/parts/000000.safetensors
-All ranks must see the same folder. A part is a function of its positions alone, so their number changes nothing.
+All ranks must see the same folder. A part is a function of its positions alone: the number of ranks changes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from ldm.errors import UserError
 Columns = dict[str, Tensor]
 
 
-class Parts:
-    """Divide positions 0..count - 1 into parts of `size`.
+class ResumableMap:
+    """A function of positions 0..count - 1, computed in parts of `size` positions.
 
-    UserError if the folder holds work with other settings, naming what differs, or cannot be written.
+    UserError if the folder cannot be written, or is of other settings, naming those that differ.
     """
 
     def __init__(self, folder: Path, count: int, size: int, settings: Mapping[str, Any]) -> None:
@@ -35,46 +35,46 @@ class Parts:
         self.size = self._claim(json.loads(json.dumps({**settings, "part_size": size})))
 
     def run(self, compute: Callable[[range], Columns]) -> Columns:
-        """Do what is not done, wait for the other ranks, and give the columns of all positions, in order.
+        """Compute the absent parts, wait for the other ranks, and return the columns of all positions, in order.
 
         compute: positions -> tensors by name, whose first side counts the positions or some of them.
         """
         rank, world = distributed.rank(), distributed.world_size()
         paths = []
-        for number, positions in enumerate(self._ranges()):
-            path = self.folder / "parts" / f"{number:06}.safetensors"
-            paths.append(path)
-            if number % world == rank and _read(path) is None:
-                _write(path, compute(positions))
+        for number, first in enumerate(range(0, self.count, self.size)):
+            paths.append(self.folder / "parts" / f"{number:06}.safetensors")
+            if number % world == rank and not _is_complete(paths[-1]):
+                columns = compute(range(first, min(first + self.size, self.count)))
+                columns = {name: tensor.cpu().contiguous() for name, tensor in columns.items()}
+                _replace(paths[-1], lambda path, columns=columns: save_file(columns, path))
         wait_for_all()
-        done = [load_file(path) for path in paths]
-        return {name: torch.cat([part[name] for part in done]) for name in done[0]}
-
-    def _ranges(self) -> Iterator[range]:
-        for first in range(0, self.count, self.size):
-            yield range(first, min(first + self.size, self.count))
+        parts = [load_file(path) for path in paths]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _claim(self, settings: dict[str, Any]) -> int:
-        """Note what is done here, or find it noted; return the size of the parts, that of the beginning."""
+        """Write the settings, or compare them with those written before; return the size of the parts as begun."""
         path = self.folder / "settings.json"
         if distributed.rank() == 0 and not path.is_file():
-            try:
-                (self.folder / "parts").mkdir(parents=True, exist_ok=True)
-                _replace(path, json.dumps(settings, indent=2).encode())
-            except OSError as error:
-                raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
+            text = json.dumps(settings, indent=2)
+            _replace(path, lambda temporary: temporary.write_text(text))
         wait_for_all()
         try:
-            noted = json.loads(path.read_text(encoding="utf-8"))
+            written = with_current_names(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise UserError(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
-        different = differences({**noted, "part_size": 0}, {**settings, "part_size": 0})
+        different = differences({**written, "part_size": 0}, {**settings, "part_size": 0})
         if different:
             raise UserError(
                 f"{self.folder}: holds another evaluation, nothing was changed; it differs in "
                 f"{'; '.join(different)}; choose another folder"
             )
-        return noted["part_size"]
+        return written["part_size"]
+
+
+def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings or a result with the names of today; images were called pictures before."""
+    renamed = {"images" if key == "pictures" else key: value for key, value in settings.items()}
+    return {**renamed, "kind": "images"} if renamed.get("kind") == "pictures" else renamed
 
 
 def differences(first: Any, second: Any, place: str = "") -> list[str]:
@@ -83,10 +83,10 @@ def differences(first: Any, second: Any, place: str = "") -> list[str]:
         keys = [*first, *(key for key in second if key not in first)]
         inner = ((first.get(key), second.get(key), f"{place}.{key}" if place else str(key)) for key in keys)
         return [line for entry in inner for line in differences(*entry)]
-    return [] if first == second else [f"{place}: {_short(first)}, {_short(second)}"]
+    return [] if first == second else [f"{place}: {_shortened(first)}, {_shortened(second)}"]
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:24]}...{text[-24:]}"
 
@@ -97,24 +97,19 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
-def _read(path: Path) -> Columns | None:
-    """Return what a part holds, None where it is absent or was cut off."""
+def _is_complete(path: Path) -> bool:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        return None
+        return bool(load_file(path))
+    except (OSError, SafetensorError):  # absent or cut off
+        return False
 
 
-def _write(path: Path, columns: Columns) -> None:
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all. UserError if it cannot be written."""
     temporary = path.with_suffix(f".tmp{os.getpid()}")
     try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in columns.items()}, temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

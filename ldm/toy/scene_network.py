@@ -1,11 +1,10 @@
 """The small feature network that ships with the project, and its training on generated scenes.
 
-It is to the toys what Inception is to ImageNet: a fixed view of a picture in which distributions can be compared. Four
-convolutional stages see a picture of 32x32; 64 features are read from its last two maps, layout included. From these
-features alone it learns which of the 18 kinds of thing a scene (`ldm.toy.shapes`) shows, how large and where they
-are, and which of four defects, how strongly, was put on the picture (blur, noise, coarse blocks, tint), so that
-the features change with content and with the faults that first stages and samplers make. They mean little on
-pictures that are not like scenes.
+It is to the toys what Inception is to ImageNet: fixed features in which distributions of images can be compared. Four
+convolutional stages process an image of 32x32; 64 features are computed from the last two maps, layout included. From
+these features alone it learns which of the 18 kinds of thing a scene (`ldm.toy.shapes`) shows, their sizes and
+positions, and the strength of one of four defects (blur, noise, coarse blocks, tint), so that the features change with
+content and with the defects that first stages and samplers cause. They mean little for images that are no scenes.
 
     python scripts/train_scene_network.py        # writes ldm/toy/weights/scenenet.safetensors
 """
@@ -30,7 +29,7 @@ _WIDTHS = (24, 48, 72, 96)
 _PLACE = 4  # centre and extents of a thing's box
 
 
-class Seen(NamedTuple):
+class SceneFeatures(NamedTuple):
     """Features (B, 64), logits of the kind of thing (B, 18), a map between them (B, 72, 8, 8)."""
 
     features: Tensor
@@ -39,7 +38,7 @@ class Seen(NamedTuple):
 
 
 class SceneNetwork(nn.Module):
-    """Map pictures (B, 3, 32, 32) in [-1, 1] to what is seen in them."""
+    """Network from images (B, 3, 32, 32) in [-1, 1] to features and logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,25 +54,25 @@ class SceneNetwork(nn.Module):
         self.place = nn.Linear(NUM_FEATURES, NUM_KINDS * _PLACE)
         self.defect = nn.Linear(NUM_FEATURES, len(DEFECTS))
 
-    def forward(self, x: Tensor) -> Seen:
-        """Look at pictures."""
+    def forward(self, x: Tensor) -> SceneFeatures:
+        """Return features of images."""
         maps, colours = [], F.adaptive_avg_pool2d(x, 4).flatten(1)  # the stages' normalisation hides mean colours
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
         parts = [squeeze(h).flatten(1) for squeeze, h in zip(self.squeeze, maps[-2:], strict=True)]
         features = self.features(torch.cat([colours, *parts], dim=1))  # (B, 64)
-        return Seen(features, self.kind(F.silu(features)), maps[-2])
+        return SceneFeatures(features, self.kind(F.silu(features)), maps[-2])
 
     def loss(self, x: Tensor, kinds: Tensor, places: Tensor, defects: Tensor) -> Tensor:
-        """Return the loss of pictures with what they show.
+        """Return the loss of images with what they show.
 
         kinds (B, 18), 1 where there is such a thing; places (B, 18, 4); defects (B, 4), their strengths in [0, 1].
         """
-        seen = self(x)
-        h = F.silu(seen.features)
+        found = self(x)
+        h = F.silu(found.features)
         wanted = kinds / kinds.sum(1, keepdim=True)
-        kind = F.cross_entropy(seen.logits, wanted)
+        kind = F.cross_entropy(found.logits, wanted)
         off = (self.place(h).unflatten(1, (NUM_KINDS, _PLACE)) - places).abs().mean(2)  # (B, 18)
         place = (off * kinds).sum() / kinds.sum()
         return kind + 4 * place + 2 * F.mse_loss(self.defect(h), defects)
@@ -106,7 +105,7 @@ DEFECTS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (_blurred, _noisy, _bl
 
 
 def with_defects(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Put one defect of random strength on half of the pictures: (pictures, strengths (B, 4))."""
+    """Return images, half of them with one defect of random strength, and the strengths (B, 4)."""
     which = torch.randint(len(DEFECTS), (len(x),), generator=generator)
     strength = torch.rand(len(x), generator=generator) * (torch.rand(len(x), generator=generator) < 0.5)
     noise = torch.randn(x.shape, generator=generator)
@@ -116,7 +115,7 @@ def with_defects(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def train_scene_network(num_steps: int, num_scenes: int, seed: int = 0) -> tuple[SceneNetwork, Iterator[float]]:
-    """Return a network and the losses of its training, 64 scenes a step; it is trained as far as they are taken."""
+    """Return a network and an iterator of losses, 64 scenes a step; each loss taken is one step of training."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         network = SceneNetwork()
@@ -149,3 +148,12 @@ def _steps(
         optimizer.step()
         schedule.step()
         yield loss.item()
+
+
+@torch.no_grad()
+def accuracy(network: SceneNetwork) -> float:
+    """Return for how many of 1000 validation scenes the largest logit is a thing of the scene."""
+    scenes = Shapes(1000, SIDE, (1, 3), split="validation", fields=("box_labels",))
+    batch = collate([scenes[i] for i in range(len(scenes))])
+    guesses = network.eval()(batch["image"]).logits.argmax(1)
+    return (batch["box_labels"] == guesses[:, None]).any(1).float().mean().item()

@@ -1,222 +1,232 @@
-"""What each conditional task promises, as figures: one table for the toy twins of the paper's tasks.
-
-Every measure takes pictures (B, 3, H, W) in [-1, 1] and a batch of B items, and gives one value per picture, so that
-the same pictures can be held against their own conditions and against those of others ("shuffled"): a measure that
-cannot tell these apart shows nothing.
-"""
+"""Train a toy of every conditional task of the paper, and measure whether its samples follow the conditions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+import json
+import logging
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from ldm.models.back_projection import back_project
-from ldm.toy import agreement
-from ldm.toy.scene_detector import caption_is_drawn
-from ldm.toy.shapes import PALETTE
-from ldm.toy.thumbnails import thumbnail_embeddings
+from ldm import config
+from ldm.data.core.loader import collate
+from ldm.errors import UserError
+from ldm.evaluation.report import Section, image_sheet, write_page
+from ldm.models.loading import LoadedModel
+from ldm.toy.digit_classifier import digit_classifier
+from ldm.toy.digits import Digits
+from ldm.toy.runs import CONFIGS, Progress, Sampling, load_run, sample_all
+from ldm.toy.task_table import Figures, Task, condition_images, digit_task, photo_tasks, scene_tasks
+from ldm.training.stages import stopped_by_sigterm, train_config
 
-Batch = Mapping[str, Any]
-Measure = Callable[[Tensor, Batch], Tensor]
-Figures = dict[str, float]
+_log = logging.getLogger(__name__)
+FIRST_STAGES = {
+    **dict.fromkeys(("text", "layout", "semantic", "retrieval"), "autoencoder_shapes"),
+    **dict.fromkeys(("class", "superres", "inpainting"), "autoencoder_photos"),
+}
+NAMES = tuple(FIRST_STAGES)
+NEED_PHOTOS = {name for name, stage in FIRST_STAGES.items() if stage == "autoencoder_photos"}
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Task:
-    """Say what a toy model is conditioned on, and how its pictures are judged.
+class Settings:
+    """How tasks are trained and measured.
 
-    config: a name below configs/demo; keys: what the model is given of a batch; scale: of classifier-free guidance;
-    measures: judged with right and with shuffled conditions; references: what is reached without the model;
-    keeps_known: pixels outside the hole (`mask` > 0) are those of the given picture.
+    folder: where runs, images and page go; photos: folder with train/ and val/; num_samples: validation items that a
+    task is measured by; overrides: of all trainings.
     """
 
+    folder: Path
+    device: torch.device
+    progress: Progress
+    photos: str | None = None
+    num_samples: int = 200
+    sampling: Sampling = Sampling()
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a task: values of its metrics by name, a sheet of images, the number of samples, the time."""
+
+    name: str
     title: str
     config: str
-    keys: tuple[str, ...]
-    measures: Mapping[str, Measure]
-    references: Mapping[str, Callable[[Batch], Tensor]] = field(default_factory=dict)
-    scale: float = 1.0
-    keeps_known: bool = False
-
-    def finished(self, images: Tensor, batch: Batch) -> Tensor:
-        """Put what is known of the pictures back into them."""
-        if not self.keeps_known:
-            return images
-        return torch.where(batch["mask"] > 0, images, batch["image"])
-
-    def figures(self, images: Tensor, batch: Batch) -> dict[str, Figures]:
-        """Judge finished pictures: name -> mean with the right and the shuffled conditions, or of the reference."""
-        others = shuffled(batch)
-        table = {}
-        for name, measure in self.measures.items():
-            right, wrong = (measure(images, part).float().mean().item() for part in (batch, others))
-            table[name] = {"right": right, "shuffled": wrong}
-        for name, reference in self.references.items():
-            table[name] = {"reference": reference(batch).float().mean().item()}
-        return table
+    run: str
+    num_samples: int
+    figures: dict[str, Figures]
+    sheet: Path
+    minutes: float
 
 
-def shuffled(batch: Batch) -> dict[str, Any]:
-    """Return every item the entries of the one half a batch away."""
-    size = len(next(iter(batch.values())))
-    order = torch.arange(size).roll(size // 2)
-    return {
-        key: value[order] if isinstance(value, Tensor) else [value[i] for i in order.tolist()]
-        for key, value in batch.items()
-    }
+def chosen_names(wanted: Sequence[str] | None, photos: str | None) -> list[str]:
+    """Return the tasks to do, all possible ones by default. UserError for unknown ones, and without photos needed."""
+    if wanted is None:
+        if not photos:
+            _log.info("without --photos DIR: leaving out %s", ", ".join(sorted(NEED_PHOTOS)))
+        return [name for name in NAMES if photos or name not in NEED_PHOTOS]
+    if unknown := sorted(set(wanted) - set(NAMES)):
+        raise UserError(f"--tasks {','.join(unknown)}: unknown; choose from {','.join(NAMES)}")
+    lacking = NEED_PHOTOS.intersection(wanted)
+    if lacking and not photos:
+        raise UserError(f"--tasks {','.join(sorted(lacking))}: give --photos DIR, a folder with train/ and val/")
+    return list(wanted)
 
 
-def captions_drawn(images: Tensor, batch: Batch) -> Tensor:
-    """Return which pictures show exactly what their captions say, (B,)."""
-    return torch.tensor([caption_is_drawn(x, text) for x, text in zip(images, batch["caption"], strict=True)])
+def run_tasks(names: Sequence[str], runs: Mapping[str, str], jobs: int, settings: Settings) -> None:
+    """Train the tasks and first stages that have no run yet, `jobs` at a time, measure the tasks, and write the page.
+
+    runs: finished runs by the name of the task or first stage.
+    """
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    runs = dict(runs)
+    stages = sorted({FIRST_STAGES[name] for name in names if name not in runs} - set(runs))
+    done: dict[str, Outcome] = {}
+    with _processes(jobs) as pool:
+        ready = [name for name in names if FIRST_STAGES[name] not in stages or name in runs]
+        pending = {pool.submit(_train_first_stage, stage, settings): stage for stage in stages}
+        while pending or ready:
+            pending |= {pool.submit(_do_task, name, runs, settings): name for name in ready}
+            future = next(as_completed(pending))
+            finished, ready = pending.pop(future), []
+            if finished in stages:
+                runs[finished] = future.result()
+                ready = [name for name in names if FIRST_STAGES[name] == finished and name not in runs]
+            else:
+                done[finished] = future.result()
+                _write_results(settings.folder, [done[name] for name in names if name in done])
+    _log.info("see %s", settings.folder / "report.html")
 
 
-def similarity_to_neighbours(images: Tensor, batch: Batch) -> Tensor:
-    """Return the mean correlation of each picture's thumbnail with its `neighbours`, (B,)."""
-    neighbours = batch["neighbours"]  # (B, K, D)
-    side = math.isqrt(neighbours.shape[2] // images.shape[1])
-    return torch.einsum("bd,bkd->bk", thumbnail_embeddings(images, side), neighbours).mean(1)
+@contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Divide the cores among processes that train at the same time; a failure, SIGTERM or Ctrl-C stops them all.
+
+    Trainings that are stopped save a checkpoint first.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (max(1, torch.get_num_threads() // jobs),))
+    try:
+        with stopped_by_sigterm():
+            yield pool
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def recognised_by(classifier: nn.Module) -> Measure:
-    """Return the measure that tells which pictures a classifier takes for their `class_label`."""
-
-    def measure(images: Tensor, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return classifier(images).argmax(1) == batch["class_label"]
-
-    return measure
+def _train_first_stage(stage: str, settings: Settings) -> str:
+    """Train an autoencoder that several tasks use, and return its run folder."""
+    _prefix_logs(stage)
+    overrides = [*_photo_overrides(stage, settings.photos), *settings.overrides]
+    return str(train_config(CONFIGS / f"{stage}.yaml", settings.folder / "logs", overrides, f"the first stage {stage}"))
 
 
-def scene_tasks() -> dict[str, Task]:
-    """List the tasks on generated scenes."""
-    return {
-        "text": Task(
-            "text to image", "txt2img_shapes", ("caption",),
-            {"captions drawn right in every part": captions_drawn}, scale=3.0,
-        ),
-        "layout": Task(
-            "layout to image", "layout_shapes", ("boxes", "box_labels"),
-            {"IoU of asked and detected boxes": lambda x, b: agreement.layout_iou(x, b["boxes"], b["box_labels"])},
-            scale=2.0,
-        ),
-        "semantic": Task(
-            "semantic map to image", "semantic_shapes", ("segmentation",),
-            {
-                "pixels of the asked class": lambda x, b: agreement.map_agreement(x, b["segmentation"]),
-                "IoU of the shapes' pixels": lambda x, b: agreement.map_iou(x, b["segmentation"]),
-            },
-        ),
-        "retrieval": Task(
-            "retrieval-augmented", "retrieval_shapes", ("neighbours",),
-            {"similarity to the neighbours": similarity_to_neighbours},
-            {"similarity of real scenes": lambda batch: similarity_to_neighbours(batch["image"], batch)},
-            scale=2.0,
-        ),
-    }  # fmt: skip
+def _do_task(name: str, runs: Mapping[str, str], settings: Settings) -> Outcome:
+    """Train a task, unless a finished run is given, and measure it."""
+    _prefix_logs(name)
+    start, task = time.monotonic(), _task(name)
+    run = Path(runs[name]) if name in runs else _train(task, runs[FIRST_STAGES[name]], settings)
+    count, figures, sheet = _measure(name, task, run, settings)
+    minutes = (time.monotonic() - start) / 60
+    return Outcome(name, task.title, task.config, str(run), count, figures, sheet, minutes)
 
 
-def digit_task(classifier: nn.Module) -> Task:
-    """Describe class to image on digits, judged by a classifier of its own."""
-    recognised = recognised_by(classifier)
-    return Task(
-        "class to image", "class_digits", ("class_label",),
-        {"recognised by an independent classifier": recognised},
-        {"real digits recognised": lambda batch: recognised(batch["image"], batch)},
-        scale=2.0,
-    )  # fmt: skip
+def _prefix_logs(name: str) -> None:
+    """Put a name before each message of this process, as several log at the same time."""
+    logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("ldm").setLevel(logging.INFO)
 
 
-def photo_tasks(factor: int = 4) -> dict[str, Task]:
-    """List the tasks on crops of photos."""
-
-    def relative_sharpness(images: Tensor, batch: Batch) -> Tensor:
-        return agreement.sharpness(images) / agreement.sharpness(batch["image"])
-
-    def held(measure: Measure) -> Measure:
-        return lambda images, batch: measure(back_project(images, batch["low_res"]), batch)
-
-    measures: dict[str, Measure] = {
-        "PSNR, dB": lambda x, b: agreement.psnr(x, b["image"]),
-        "consistency with the small picture, dB": lambda x, b: agreement.psnr(
-            agreement.shrunk(x, factor), b["low_res"]
-        ),
-        "sharpness, 1 is real": relative_sharpness,
-    }
-    return {
-        "superres": Task(
-            f"super-resolution x{factor}", "superres_photos", ("low_res",),
-            measures | {f"{name}, held to the small picture": held(measure) for name, measure in measures.items()},
-            {
-                f"{name}, of bicubic enlarging": partial(_of_enlarged, measure, factor)
-                for name, measure in measures.items()
-            },
-        ),
-        "inpainting": Task(
-            "inpainting", "inpainting_photos", ("masked_image", "mask"),
-            {
-                "PSNR in the hole, dB": lambda x, b: agreement.psnr(x, b["image"], b["mask"]),
-                "largest change of a known pixel": _change_outside,
-            },
-            {
-                "PSNR of a smooth fill, dB": lambda b: agreement.psnr(
-                    agreement.smoothly_filled(b["image"], b["mask"]), b["image"], b["mask"]
-                ),
-            },
-            keeps_known=True,
-        ),
-    }  # fmt: skip
+def _task(name: str) -> Task:
+    """Return a task by its name; the classifier of digits is trained first."""
+    if name != "class":
+        return (scene_tasks() | photo_tasks())[name]
+    _log.info("training the classifier that recognises the digits")
+    items = collate([item for item in Digits(size=32, split="train")])
+    return digit_task(digit_classifier(items["image"], items["class_label"]))
 
 
-def _of_enlarged(measure: Measure, factor: int, batch: Batch) -> Tensor:
-    return measure(agreement.enlarged(batch["low_res"], factor), batch)
+def _train(task: Task, first_stage: str, settings: Settings) -> Path:
+    weights = f"model.params.autoencoder.checkpoint={first_stage}"
+    overrides = [weights, *_photo_overrides(task.config, settings.photos), *settings.overrides]
+    return train_config(CONFIGS / f"{task.config}.yaml", settings.folder / "logs", overrides, task.title)
 
 
-def _change_outside(images: Tensor, batch: Batch) -> Tensor:
-    return ((images - batch["image"]).abs() * (batch["mask"] <= 0)).amax((1, 2, 3))
+def _photo_overrides(name: str, photos: str | None) -> list[str]:
+    """Return the overrides with the folders of photos, for the configs that read photos."""
+    if not name.endswith("_photos"):
+        return []
+    inner = "params" if name.startswith("autoencoder") else "params.dataset.params"
+    folders = {"train": "train", "validation": "val"}
+    return [f"data.params.{split}.{inner}.root={photos}/{folder}" for split, folder in folders.items()]
 
 
-def condition_pictures(task: Task, batch: Batch) -> Tensor | None:
-    """Draw the conditions as pictures (B, 3, H, W) of the size of the images, None where they are words."""
-    size = batch["image"].shape[2:]
-    if "segmentation" in task.keys:
-        colours = torch.tensor([[0.95, 0.95, 0.95], [0.85, 0.2, 0.2], [0.2, 0.5, 0.9], [0.2, 0.7, 0.3]])
-        return colours[batch["segmentation"]].movedim(-1, 1) * 2 - 1
-    if "boxes" in task.keys:
-        pairs = zip(batch["boxes"].tolist(), batch["box_labels"].tolist(), strict=True)
-        return torch.stack([_outlined(boxes, labels, tuple(size)) for boxes, labels in pairs])
-    if "neighbours" in task.keys:
-        return _nearest_thumbnails(batch["neighbours"], tuple(size))
-    if "low_res" in task.keys:
-        return F.interpolate(batch["low_res"], size=tuple(size))
-    if "masked_image" in task.keys:
-        return batch["masked_image"]
-    return None
+def _measure(name: str, task: Task, run: Path, settings: Settings) -> tuple[int, dict[str, Figures], Path]:
+    """Sample with the conditions of validation items; return their number, the values and a sheet of images."""
+    loaded = load_run(run, settings.device)
+    batch = _validation_items(loaded, settings.num_samples)
+    conditions, size = {key: batch[key] for key in task.keys}, tuple(batch["image"].shape[2:])
+    sampling = replace(settings.sampling, scale=task.scale)
+    images = task.finished(sample_all(loaded.model, conditions, size, sampling, settings.progress), batch)
+    words = batch.get("caption") or [str(int(label)) for label in batch.get("class_label", [])]
+    drawn = condition_images(task, batch)
+    shown = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_SHOWN].tolist()  # not by eye
+    rows = [images[shown], batch["image"][shown]]
+    titles = [f"sample: {words[i]}" if drawn is None else "sample" for i in shown] + ["real"] * len(shown)
+    if drawn is not None:
+        rows, titles = [drawn[shown], *rows], ["condition"] * len(shown) + titles
+    sheet = settings.folder / f"{name}.png"
+    image_sheet(torch.cat(rows), titles, sheet, columns=len(shown))
+    return len(images), task.figures(images, batch), sheet
 
 
-def _nearest_thumbnails(neighbours: Tensor, size: tuple[int, int]) -> Tensor:
-    """Show the first neighbour's thumbnail (without its mean colour, on grey) of each picture."""
-    side = math.isqrt(neighbours.shape[2] // 3)
-    small = neighbours[:, 0].unflatten(1, (3, side, side))  # (B, 3, side, side)
-    return F.interpolate(small / small.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-6), size=size)
+def _validation_items(loaded: LoadedModel, count: int) -> dict[str, Any]:
+    """Return validation items of the data that a model was trained with, evenly spaced, as one batch; at most all."""
+    dataset = config.instantiate(loaded.content["data"]["params"]["validation"], "data.params.validation")
+    if len(dataset) < count:
+        _log.warning("--num-samples %d: the validation set has %d items; all are used", count, len(dataset))
+    count = min(count, len(dataset))
+    return collate([dataset[i * len(dataset) // count] for i in range(count)])  # some data sets are sorted by class
 
 
-def _outlined(boxes: list[list[float]], labels: list[int], size: tuple[int, int]) -> Tensor:
-    """Outline boxes on white, each in the colour that its label says."""
-    canvas, (height, width) = torch.ones(3, *size), size
-    for (left, top, box_width, box_height), label in zip(boxes, labels, strict=True):
-        if label < 0:
-            continue
-        x0, y0 = int(left * width), int(top * height)
-        x1, y1 = min(int((left + box_width) * width), width - 1), min(int((top + box_height) * height), height - 1)
-        colour = torch.tensor(list(PALETTE.values())[label % len(PALETTE)])[:, None] * 2 - 1
-        canvas[:, y0 : y1 + 1, [x0, x1]] = colour[..., None]
-        canvas[:, [y0, y1], x0 : x1 + 1] = colour[..., None]
-    return canvas
+def _write_results(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write the page and the values of the tasks done so far."""
+    sections = [overview(outcomes), *map(section, outcomes)]
+    write_page(folder / "report.html", "Every task of the paper, as a toy", sections)
+    written = ("figures", "minutes", "run", "num_samples")
+    content = {outcome.name: {key: getattr(outcome, key) for key in written} for outcome in outcomes}
+    (folder / "figures.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def section(outcome: Outcome) -> Section:
+    """Return the section of one task."""
+    rows = [("measure", "right conditions", "shuffled conditions")]
+    rows += [_row(*entry) for entry in outcome.figures.items()]
+    text = f"configs/demo/{outcome.config}.yaml, {outcome.minutes:.1f} minutes"
+    return Section(outcome.title, text, rows, [outcome.sheet])
+
+
+def overview(outcomes: Sequence[Outcome]) -> Section:
+    """Return the table of all tasks."""
+    rows: list[tuple[str, ...]] = [("task", "measure", "right conditions", "shuffled conditions")]
+    for outcome in outcomes:
+        rows += [(outcome.title, *_row(*entry)) for entry in outcome.figures.items()]
+    text = "Shuffled: the same images, compared with the conditions of other images. A reference has one value."
+    return Section("Metrics", text, rows)
+
+
+def _row(name: str, figures: Figures) -> tuple[str, str, str]:
+    shown = {key: f"{value:.3g}" for key, value in figures.items()}
+    return name, shown.get("right", shown.get("reference", "")), shown.get("shuffled", "")

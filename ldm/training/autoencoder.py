@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -26,6 +25,7 @@ from ldm.autoencoder.losses import AdversarialLoss
 from ldm.autoencoder.regularizers import Info, VectorQuantizer
 from ldm.bounds import Count, Fraction, NonNegative
 from ldm.errors import UserError
+from ldm.evaluation.image_metrics import psnr
 from ldm.models.autoencoder import Autoencoder
 from ldm.training.codebook import CodebookUpkeep, CodeCounts
 from ldm.training.ema import ExponentialMovingAverage
@@ -214,7 +214,7 @@ class AutoencoderTraining(TrainingModule):
 
     def _log_losses(self, x: Tensor, draws: Draws, split: str, suffix: str) -> None:
         _, logs, reconstruction = self.losses(x, draws, split, suffix)
-        logs["psnr"] = psnr(reconstruction, x)
+        logs["psnr"] = psnr(reconstruction, x).mean()
         self.log_means({f"{split}/{name}{suffix}": value for name, value in logs.items()}, len(x))
 
     # --- checkpoints: what belongs to the codebook is no weight -------------------------------------------------------
@@ -234,12 +234,6 @@ class AutoencoderTraining(TrainingModule):
             self._counts["train"].start(state["counts"])
             if self.codebook is not None:
                 self.codebook.load_state_dict(state["upkeep"])
-
-
-def psnr(reconstruction: Tensor, x: Tensor) -> Tensor:
-    """Return the mean PSNR in dB over images (B, C, H, W) in [-1, 1]; clamps the reconstruction."""
-    error = (reconstruction.float().clamp(-1, 1) - x.float()).square().flatten(1).mean(1)  # (B,)
-    return (10 * torch.log10(4 / error.clamp(min=1e-10))).mean()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Figures of a few samples during training, so that "is it still improving" has an answer.
+"""Metrics of a few samples during training, which show whether it still improves.
 
     lightning.callbacks.sample_metrics:
       target: ldm.training.sample_metrics.SampleMetrics
@@ -20,11 +20,11 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.data.shards.streams import StreamDecoder
 from ldm.errors import UserError
-from ldm.evaluation import build as parts
+from ldm.evaluation import MetricSuite, Samples, evaluate_samples
+from ldm.evaluation.build import make_metric_suite
 from ldm.evaluation.conditions import Conditions, DataConditions, Unconditional
 from ldm.evaluation.distribution_metrics import Values
-from ldm.evaluation.evaluation import Judges, Samples, evaluate_latent_diffusion
-from ldm.evaluation.image_sets import PictureSet
+from ldm.evaluation.image_sets import ImageSet
 from ldm.evaluation.references import data_reference
 from ldm.evaluation.resumable import wait_for_all
 from ldm.sampling.ddim import DDIM
@@ -34,11 +34,11 @@ from ldm.training.strategies import whole_weights
 
 
 class SampleMetrics(pl.Callback):
-    """Every `every_n_steps` optimiser steps draw `count` samples with the averaged weights and log figures of them.
+    """Every `every_n_steps` optimiser steps draw `count` samples with the averaged weights and log their metrics.
 
-    Conditions and reference are those of the validation set, metrics and extractor named as for scripts/evaluate.py;
-    `samples/NAME[EXTRACTOR]` is what they are logged as. The ranks share the samples, which are the same every time but
-    for the weights; training is not touched by it. Raises UserError where there is no validation set to compare with.
+    Conditions and reference come from the validation set, metrics and extractor are named as for scripts/evaluate.py;
+    values are logged as `samples/NAME[EXTRACTOR]`. The samples are divided among the ranks and have the same seeds each
+    time; training does not depend on them. UserError without a validation set.
     """
 
     def __init__(
@@ -58,63 +58,63 @@ class SampleMetrics(pl.Callback):
         self.every_n_steps, self.count = every_n_steps, count
         self.metrics, self.extractor = tuple(metrics), extractor
         self.sampler, self.guidance_scale, self.batch_size = DDIM(steps), guidance_scale, batch_size
-        self._seen_step = 0
-        self._judges: Judges | None = None
+        self._last_step = 0
+        self._metrics: MetricSuite | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Build the judges, so that what they lack is told before the first step."""
-        self._seen_step = trainer.global_step
+        """Build the metrics; UserError, before the first step, for what they lack."""
+        self._last_step = trainer.global_step
         if not isinstance(pl_module, DiffusionTraining):
             raise UserError(f"sample_metrics: {type(pl_module).__name__} draws no samples; leave the callback out")
         if not trainer.val_dataloaders:
             raise UserError("sample_metrics: needs a validation set; give data.params.validation")
         self.directory = trainer.strategy.broadcast(self.directory)  # started apart, ranks name their run folders apart
-        self._judges = parts.make_judges(self.metrics, self.extractor, pl_module.device, keep=0)
-        self._judges.check(self.count)
-        pictures = self._pictures(trainer)
-        for name, metric in self._judges.sets.items():
-            if metric.needs_reference and len(pictures) < metric.minimum:
-                found = f"there are {len(pictures)} of the {self.count} that `count` asks for"
-                raise UserError(f"sample_metrics: {name}: needs {metric.minimum} validation pictures or more, {found}")
-        self._judges.check_pictures(_conditions(pl_module, pictures)(range(1)), pictures.shape)
+        self._metrics = make_metric_suite(self.metrics, self.extractor, pl_module.device, keep=0)
+        self._metrics.check(self.count)
+        images = self._validation_images(trainer)
+        for name, metric in self._metrics.sets.items():
+            if metric.needs_reference and len(images) < metric.minimum:
+                found = f"there are {len(images)} of the {self.count} that `count` asks for"
+                raise UserError(f"sample_metrics: {name}: needs {metric.minimum} validation images or more, {found}")
+        self._metrics.check_batch(_conditions(pl_module, images)(range(1)), images.shape)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: DiffusionTraining, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure when it is due, once per optimiser step."""
+        """Measure every `every_n_steps` optimiser steps."""
         step = trainer.global_step
-        if step == self._seen_step or step % self.every_n_steps:
+        if step == self._last_step or step % self.every_n_steps:
             return
-        self._seen_step = step
+        self._last_step = step
         with whole_weights(trainer), torch.no_grad(), evaluating(pl_module), pl_module.ema_scope():
-            values = self._measure(pl_module, self._pictures(trainer), step)
+            values = self._measure(pl_module, self._validation_images(trainer), step)
         _log(trainer, {f"samples/{name}": value for name, value in values.items()})
 
-    def _pictures(self, trainer: pl.Trainer) -> PictureSet:
-        """Return the validation pictures; how many may be unreadable is for the training to say."""
+    def _validation_images(self, trainer: pl.Trainer) -> ImageSet:
+        """Return the validation images; the training limits how many may be unreadable."""
         dataset = trainer.val_dataloaders.dataset
         dataset = dataset.stream if isinstance(dataset, StreamDecoder) else dataset
-        return PictureSet(dataset, "data.params.validation", self.count, replaces=True)
+        return ImageSet(dataset, "data.params.validation", self.count, replaces=True)
 
-    def _measure(self, module: DiffusionTraining, pictures: PictureSet, step: int) -> Values:
-        judges = self._judges
+    def _measure(self, module: DiffusionTraining, images: ImageSet, step: int) -> Values:
+        metrics = self._metrics
         reference = None
-        if judges.needs_reference:
-            reference = data_reference(pictures, judges.extractor, self.directory / "references")
-            judges.check_reference(reference)
-        conditions, size = _conditions(module, pictures), pictures.shape[1:]
+        if metrics.needs_reference:
+            reference = data_reference(images, metrics.extractor, self.directory / "references")
+            metrics.check_reference(reference)
+        conditions, size = _conditions(module, images), images.shape[1:]
         samples = Samples(
             self.count, size, self.sampler, conditions, scale=self.guidance_scale, batch_size=self.batch_size
         )
         folder = self.directory / f"step={step:09}"
-        result = evaluate_latent_diffusion(module.model, samples, judges, reference, folder, {"step": step})
+        result = evaluate_samples(module.model, samples, metrics, reference, folder, {"step": step})
         wait_for_all()
         _remove(folder)
         return result.values
 
 
-def _conditions(module: DiffusionTraining, pictures: PictureSet) -> Conditions:
-    return Unconditional() if module.model.cond_stage_model is None else DataConditions(pictures)
+def _conditions(module: DiffusionTraining, images: ImageSet) -> Conditions:
+    return Unconditional() if module.model.cond_stage_model is None else DataConditions(images)
 
 
 @rank_zero_only

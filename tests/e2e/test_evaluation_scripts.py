@@ -1,6 +1,5 @@
 """scripts/evaluate.py and compare.py on tiny random models: each kind of thing to measure, two ranks, mistakes."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -14,9 +13,9 @@ from tiny import autoencoder_training_config, node
 from tiny_runs import ROOT, diffusion_config, fails, first_stage_config, noise, save, script, write_run
 
 from ldm.cli.evaluate import _conditions as conditions_of
-from ldm.cli.evaluate import parse
+from ldm.cli.evaluate import join_ranks, parse
 from ldm.conditioning.labels import ClassConditioner
-from ldm.evaluation.build import join_ranks, scaled_folder_set
+from ldm.evaluation.image_sets import scaled_folder_images
 
 pytest.importorskip("torch_fidelity")
 evaluate, compare = script("evaluate").main, script("compare").main
@@ -106,12 +105,12 @@ def test_a_folder_of_pictures_and_a_comparison(runs, tmp_path, capsys, caplog):
     assert abs(result(tmp_path / "a.out")[0]["values"]["frechet[scenenet]"]) < 1e-3
     caplog.clear()
     compare(results)
-    assert "frechet[scenenet]" in caplog.text and "differs: pictures" in caplog.text
+    assert "frechet[scenenet]" in caplog.text and "differs: images" in caplog.text
     alone = ["--images", tmp_path / "a", "--metrics", "inception_score:splits=2", "--device", "cpu"]
     evaluate(list(map(str, [*alone, "--out", tmp_path / "alone"])))  # needs no reference
     save(tmp_path / "b" / "6.png", noise(16, 18))
     words = ["--images", tmp_path / "b", "--reference", tmp_path / "a", "--metrics", "frechet", "--out", tmp_path / "c"]
-    assert "pictures of several sizes" in fails(capsys, evaluate, *words)
+    assert "images of several sizes" in fails(capsys, evaluate, *words)
     evaluate(arguments(runs["none"], tmp_path / "d", "--n", 6, "--metrics", "frechet"))
     assert "cannot be compared" in fails(capsys, compare, results[0], tmp_path / "d" / "evaluation.json")
     assert "cannot be read" in fails(capsys, compare, results[0], runs["none"] / "configs" / "config.yaml")
@@ -131,7 +130,7 @@ def test_ranks_wait_longer_than_half_an_hour_for_each_other(monkeypatch):
     asked = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **options: asked.update(options))
-    join_ranks(argparse.Namespace(device="cpu"))
+    join_ranks("cpu")
     assert asked["timeout"] >= timedelta(days=1)
 
 
@@ -154,9 +153,9 @@ def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
         (("--metrics", "precision_recall:neighbourhood=2.5"), "neighbourhood: 2.5 is not a whole number"),
         (("--metrics", "kernel:size=5", "kernel:size=6"), "--metrics kernel:size=6: kernel is asked for twice"),
         (("--metrics", "pathlib.Path"), "is no metric"),
-        (("--metrics", "ldm.toy.agreement.psnr", "--n", 12), "cannot be called with pictures and their batch"),
-        (("--metrics", "psnr", "--n", 12), "psnr: needs 'image' beside each picture, there is nothing"),
-        (("--metrics", "psnr", "--neighbours"), "--neighbours: are also sought by features"),
+        (("--metrics", "ldm.evaluation.image_metrics.psnr", "--n", 12), "cannot be called with images and their batch"),
+        (("--metrics", "psnr", "--n", 12), "psnr: needs 'image'"),
+        (("--metrics", "psnr", "--neighbours"), "--neighbours: are searched by features too"),
         (("--metrics", "psnr", "--export-reference", "a.npz"), "--export-reference: no metric needs a reference"),
         (("--export-reference", "a.npz", "--reference", __file__), "is such a file already"),
         (("--conditions", "balanced", "--scale", 2), "--scale 2: is not used for a model without conditions"),
@@ -177,4 +176,4 @@ def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
 
 def test_a_folder_as_reference_is_read_in_the_range_of_the_training_data(tmp_path):
     save(tmp_path / "a.png", np.full((8, 8), 4095, np.uint16))
-    assert scaled_folder_set(str(tmp_path), (8, 8), value_range=[0, 4095]).batch([0])["image"].min() == 1
+    assert scaled_folder_images(str(tmp_path), (8, 8), value_range=[0, 4095]).batch([0])["image"].min() == 1

@@ -1,7 +1,8 @@
 import torch
 
+from ldm.evaluation.image_metrics import psnr
 from ldm.models.back_projection import back_project
-from ldm.toy.agreement import enlarged, psnr, sharpness, shrunk
+from ldm.toy.metrics import enlarged, sharpness, shrunk
 
 
 def test_pictures_are_held_to_small_ones_and_keep_their_detail():

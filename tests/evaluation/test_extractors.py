@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from ldm.data.core.loader import collate
 from ldm.data.core.pixels import to_bytes
 from ldm.errors import UserError
-from ldm.evaluation.distribution_metrics import Frechet, Reference
-from ldm.evaluation.extractors import SCENE_WEIGHTS, Clip, Dino, Inception, SceneNet
+from ldm.evaluation.distribution_metrics import Frechet, ReferenceStatistics
+from ldm.evaluation.extractors import Clip, Dino, Inception
 from ldm.toy import scene_network
+from ldm.toy.scene_extractor import SCENE_WEIGHTS, SceneNet
 from ldm.toy.shapes import Shapes
 
 
@@ -33,7 +34,7 @@ def test_the_shipped_weights_are_small_and_know_the_things_of_unseen_scenes():
 def test_the_distance_grows_with_a_defect(defect):
     pytest.importorskip("torch_fidelity")
     torch.manual_seed(0)
-    reference = Reference.of(SceneNet()(to_bytes(scenes(200, seed=1)["image"])))
+    reference = ReferenceStatistics.of(SceneNet()(to_bytes(scenes(200, seed=1)["image"])))
     x = scenes(200, seed=2)["image"]
     faulty = defect(x, torch.randn_like(x))
     mixed = [torch.lerp(x, faulty, share).clamp(-1, 1) for share in (0.0, 0.5, 1.0)]
@@ -51,9 +52,9 @@ def test_other_sizes_are_resized_grey_is_shown_and_other_channels_refused():
     large = F.interpolate(images, scale_factor=3)
     torch.testing.assert_close(SceneNet()(large).pooled, SceneNet()(images).pooled, atol=0.6, rtol=0.1)
     assert SceneNet()(images[:, :1]).pooled.shape == (4, 64)
-    with pytest.raises(UserError, match="scenenet: pictures of 5 channels"):
+    with pytest.raises(UserError, match="scenenet: images of 5 channels"):
         SceneNet()(torch.zeros(1, 5, 32, 32, dtype=torch.uint8))
-    with pytest.raises(TypeError, match="needs pictures uint8"):
+    with pytest.raises(TypeError, match="needs images uint8"):
         SceneNet()(torch.zeros(1, 3, 32, 32))
 
 

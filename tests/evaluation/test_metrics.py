@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.evaluation.ssim import ssim
+from ldm.evaluation.image_metrics import ssim
 
 
 def test_equal_pictures_have_one_and_grey_pictures_the_closed_form():

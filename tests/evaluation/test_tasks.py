@@ -6,7 +6,7 @@ import torch
 from ldm.data.core.loader import collate
 from ldm.toy.digit_classifier import digit_classifier
 from ldm.toy.shapes import Shapes
-from ldm.toy.tasks import condition_pictures, digit_task, photo_tasks, scene_tasks, shuffled
+from ldm.toy.task_table import condition_images, digit_task, photo_tasks, scene_tasks, shuffled
 from ldm.toy.thumbnails import ThumbnailNeighbours
 
 
@@ -33,9 +33,9 @@ def test_shuffling_moves_every_entry(scenes):
 
 def test_the_condition_is_shown_as_a_picture_unless_it_is_words(scenes):
     tasks = scene_tasks()
-    assert condition_pictures(tasks["text"], scenes) is None
+    assert condition_images(tasks["text"], scenes) is None
     for name in ("layout", "semantic", "retrieval"):
-        assert condition_pictures(tasks[name], scenes).shape == scenes["image"].shape
+        assert condition_images(tasks[name], scenes).shape == scenes["image"].shape
 
 
 def test_photos_are_judged_beside_what_needs_no_model():

@@ -7,7 +7,8 @@ from tiny import SIZE, autoencoder, autoencoder_training
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.training.autoencoder import AutoencoderTraining, psnr
+from ldm.evaluation.image_metrics import psnr
+from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.lightning_fixes.checkpoints import Checkpoints
 from ldm.training.randomness import Draws
 

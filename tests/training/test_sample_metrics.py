@@ -10,7 +10,6 @@ from fitting import loader
 from tiny import autoencoder_training, class_diffusion
 from torch.utils.data import IterableDataset
 
-from ldm.data.shards.streams import StreamDecoder
 from ldm.errors import UserError
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.sample_metrics import SampleMetrics
@@ -45,8 +44,8 @@ class Stream(IterableDataset):
 
 
 def test_streams_are_read_past_the_decoder_of_their_loader(tmp_path: Path) -> None:
-    trainer = SimpleNamespace(val_dataloaders=SimpleNamespace(dataset=StreamDecoder(Stream(), evaluation=True)))
-    assert len(SampleMetrics(tmp_path / "images", count=6)._pictures(trainer)) == 2
+    trainer = SimpleNamespace(val_dataloaders=SimpleNamespace(dataset=Decoder(Stream(), evaluation=True)))
+    assert len(SampleMetrics(tmp_path / "images", count=6)._validation_images(trainer)) == 2
 
 
 def test_what_cannot_be_measured_is_told_before_the_first_step(tmp_path: Path) -> None:
@@ -58,8 +57,8 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(tmp_path: Path) -
         fit(class_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", metrics=["fid"])])
     for options, message in (
         ({"extractor": f"scenenet:weights={tmp_path / 'none.safetensors'}"}, "scenenet: no weights at"),
-        ({"metrics": ["kernel:size=7"]}, "kernel: needs 7 validation pictures or more, there are 6"),
-        ({"metrics": ["layout_iou"]}, "layout_iou: needs 'boxes' beside each picture"),
+        ({"metrics": ["kernel:size=7"]}, "kernel: needs 7 validation images or more, there are 6"),
+        ({"metrics": ["layout_iou"]}, "layout_iou: needs 'boxes'"),
     ):
         with pytest.raises(UserError, match=message):
             fit(class_diffusion(), tmp_path, [SampleMetrics(tmp_path / "images", **options)])

@@ -1,7 +1,7 @@
-"""How well pictures follow what was asked of them: boxes, maps of shapes, small pictures, holes.
+"""Metrics of how images (B, 3, H, W) in [-1, 1] follow their conditions: captions, boxes, maps of shapes, holes.
 
-Each function compares pictures with conditions of the same number and returns one value per picture, so that the same
-pictures can be held against the right conditions and against those of others. Pictures are (B, 3, H, W) in [-1, 1].
+Metrics of images and their batch return one value an image, (B,); named on a command line they can be measured of any
+samples (`ldm.toy.names`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from torch import Tensor
 
 from ldm.data.image_pairs import super_resolution
 from ldm.data.layout.boxes import Box
+from ldm.evaluation.image_metrics import Batch
 from ldm.toy.captions import COLOURS, SHAPES
-from ldm.toy.scene_detector import detect, segment
+from ldm.toy.scene_detector import caption_is_drawn, detect, segment
 
 
-def layout_iou(images: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean intersection over union of the asked boxes with the detected things of the same kind, (B,).
+def captions_drawn(images: Tensor, batch: Batch) -> Tensor:
+    """Return whether each image shows exactly what its `caption` says, bool (B,)."""
+    return torch.tensor([caption_is_drawn(x, text) for x, text in zip(images, batch["caption"], strict=True)])
 
-    boxes (B, N, 4) left, top, width, height in [0, 1]; labels (B, N) as `Shapes` numbers shape and colour, -1 for no
-    box. A box whose thing was not found counts 0; a thing in the picture is counted for one box at most.
+
+def layout_iou(images: Tensor, batch: Batch) -> Tensor:
+    """Return the mean intersection over union of the wanted boxes with the detected objects of the same kind, (B,).
+
+    Of the batch: `boxes` (B, N, 4) left, top, width, height in [0, 1]; `box_labels` (B, N) as `Shapes` numbers shape
+    and colour, -1 for no box. A box without an object counts 0; an object counts for one box at most.
     """
-    return torch.stack([_layout_iou(*case) for case in zip(images, boxes, labels, strict=True)])
+    cases = zip(images, batch["boxes"], batch["box_labels"], strict=True)
+    return torch.stack([_layout_iou(*case) for case in cases])
 
 
 def _layout_iou(image: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
@@ -49,21 +56,21 @@ def _iou(first: Box, second: Box) -> float:
     return shared / (first.width * first.height + second.width * second.height - shared)
 
 
-def map_agreement(images: Tensor, maps: Tensor) -> Tensor:
-    """Return the share of pixels whose detected class is the map's, (B,).
+def map_accuracy(images: Tensor, batch: Batch) -> Tensor:
+    """Return the fraction of pixels whose detected class is that of `segmentation`, (B,).
 
-    maps int64 (B, H, W): 0 the background, then SHAPES.
+    Of the batch: `segmentation` int64 (B, H, W), 0 for the background, then SHAPES.
     """
-    pairs = zip(images, maps, strict=True)
+    pairs = zip(images, batch["segmentation"], strict=True)
     return torch.stack([(segment(image) == wanted).float().mean() for image, wanted in pairs])
 
 
-def map_iou(images: Tensor, maps: Tensor) -> Tensor:
-    """Return the intersection over union of the shapes' pixels, background left out, mean over the map's shapes, (B,).
+def map_iou(images: Tensor, batch: Batch) -> Tensor:
+    """Return the intersection over union of each shape's pixels, the mean over the shapes of the map, (B,).
 
-    maps as for `map_agreement`; each shows a shape at least.
+    `segmentation` as for `map_accuracy`; each map has one shape at least.
     """
-    return torch.stack([_map_iou(segment(x), wanted) for x, wanted in zip(images, maps, strict=True)])
+    return torch.stack([_map_iou(segment(x), wanted) for x, wanted in zip(images, batch["segmentation"], strict=True)])
 
 
 def _map_iou(found: Tensor, wanted: Tensor) -> Tensor:
@@ -72,21 +79,13 @@ def _map_iou(found: Tensor, wanted: Tensor) -> Tensor:
     return torch.stack([(one & other).sum() / (one | other).sum() for one, other in pairs]).mean()
 
 
-def psnr(images: Tensor, targets: Tensor, where: Tensor | None = None) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB, (B,), of pixels in [-1, 1]; `where` (B, 1, H, W) > 0: only there."""
-    weight = torch.ones_like(images[:, :1]) if where is None else (where > 0).float()
-    squares = (images.clamp(-1, 1) - targets).square().mean(1, keepdim=True)  # (B, 1, H, W)
-    error = (squares * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
-    return 10 * torch.log10(4 / error.clamp_min(1e-10))
-
-
 def shrunk(images: Tensor, factor: int) -> Tensor:
-    """Shrink pictures as `LowRes` does without degradation: (B, C, H/factor, W/factor)."""
+    """Shrink images as `LowRes` does without degradation: (B, C, H/factor, W/factor)."""
     return torch.stack([super_resolution.downsample(image.clamp(-1, 1), factor) for image in images])
 
 
 def enlarged(images: Tensor, factor: int) -> Tensor:
-    """Enlarge pictures by bicubic interpolation: (B, C, H factor, W factor) in [-1, 1]."""
+    """Enlarge images by bicubic interpolation: (B, C, H factor, W factor) in [-1, 1]."""
     return F.interpolate(images, scale_factor=factor, mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
@@ -97,7 +96,7 @@ def sharpness(images: Tensor) -> Tensor:
 
 
 def smoothly_filled(images: Tensor, mask: Tensor, num_iterations: int = 500) -> Tensor:
-    """Fill holes, mask (B, 1, H, W) > 0, by the harmonic function of their edges: what can be had without a model.
+    """Fill holes, mask (B, 1, H, W) > 0, by the harmonic function of their edges: a baseline without a model.
 
     Solved by repeated averaging over the four neighbours, from the mean of the known pixels.
     """

@@ -1,0 +1,50 @@
+"""Features of the small network that ships with the project, for generated scenes and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.evaluation.extractors import Features, NetworkExtractor
+from ldm.toy.scene_network import SIDE, SceneNetwork
+
+SCENE_WEIGHTS = Path(__file__).parent / "weights" / "scenenet.safetensors"
+
+
+class SceneNet(NetworkExtractor):
+    """Features of `ldm.toy.scene_network.SceneNetwork`: 64 pooled, 18 logits, 24x4x4 spatial."""
+
+    name = "scenenet"
+    resize = f"antialiased bilinear to {SIDE}x{SIDE}"
+
+    def __init__(self, weights: str | Path = SCENE_WEIGHTS) -> None:
+        super().__init__()
+        self.weights = Path(weights)
+
+    def _build(self) -> nn.Module:
+        if not self.weights.is_file():
+            raise UserError(f"scenenet: no weights at {self.weights}; make them with scripts/train_scene_network.py")
+        network = SceneNetwork()
+        network.load_state_dict(load_file(self.weights))
+        return network
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Return features of images, uint8 (B, 3, H, W)."""
+        x = self._checked(images).float() / 127.5 - 1
+        if x.shape[2:] != (SIDE, SIDE):
+            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        found = self.network(x)
+        coarse = F.avg_pool2d(found.map[:, :24], 2)  # (B, 24, 4, 4)
+        return Features(found.features.cpu(), found.logits.cpu(), coarse.flatten(1).cpu())
+
+
+def save_weights(network: SceneNetwork, path: Path) -> None:
+    """Write weights in half precision, whose rounding is part of the definition of the features."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}, path)
