@@ -27,7 +27,7 @@ ARROWS = {
 }
 LIBRARY = set(ARROWS)
 ARROWS["models"] = LIBRARY | {"training", "doctor"}
-ARROWS["training"] = LIBRARY | {"models", "evaluation", "toy", "cli", "doctor"}
+ARROWS["training"] = LIBRARY | {"models", "evaluation", "toy", "doctor"}
 ARROWS["evaluation"] = LIBRARY | {"models", "toy", "cli"}
 ARROWS["toy"] = LIBRARY | {"models", "evaluation", "training", "cli"}
 ARROWS["doctor"] = LIBRARY | {"models", "training", "evaluation", "toy", "cli"}

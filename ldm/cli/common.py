@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ldm.diffusion.grids import SPACINGS
+from ldm.cli.entry import main_guard as main_guard
+from ldm.diffusion.grids import SPACINGS, Spacing
 from ldm.diffusion.process import Schedule
 from ldm.errors import UserError
 from ldm.sampling.base import Sampler
@@ -24,47 +20,9 @@ from ldm.sampling.ddpm import DDPM
 from ldm.sampling.dpm_solver import DPMSolver
 from ldm.sampling.plms import PLMS
 
-Main = Callable[[Sequence[str] | None], None]
 SAMPLERS = ("ddim", "plms", "ddpm", "dpm_solver")
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 AS_TRAINED = 0  # --tile without a number
-
-
-def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
-    """Turn a UserError into one line on stderr with exit status 1, and Ctrl-C into 130; set up logging.
-
-    The function that is returned returns 0 when `main` ends well, and raises SystemExit otherwise.
-    """
-
-    @wraps(main)
-    def guarded(argv: Sequence[str] | None = None) -> int:
-        configure_logging()
-        try:
-            main(argv)
-        except UserError as error:
-            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-            sys.exit(1)
-        except KeyboardInterrupt:
-            sys.exit(130)
-        return 0
-
-    return guarded
-
-
-def configure_logging() -> None:
-    """Write our messages to stderr: all of the first rank, warnings of the others. Lightning's hints are left out."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("ldm").setLevel(logging.INFO if is_first_rank() else logging.WARNING)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is the first of its run, by what a launcher or Lightning put into the environment."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in ranks if rank is not None), 0)) == 0
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,19 +123,26 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def choose_sampler(options: argparse.Namespace) -> Sampler:
-    """Make the sampler that the arguments describe. UserError for an eta that it cannot use."""
-    steps, spacing, eta = options.ddim_steps, SPACINGS[options.spacing], options.ddim_eta
+    """Return the sampler that the arguments describe. UserError for an eta that it cannot use."""
+    eta, spacing = options.ddim_eta, SPACINGS[options.spacing]
+    return make_sampler(options.sampler, options.ddim_steps, eta, options.default_eta, spacing)
+
+
+def make_sampler(
+    name: str, steps: int, eta: float | None = None, default_eta: float = 0.0, spacing: Spacing = SPACINGS["uniform"]
+) -> Sampler:
+    """Return a sampler by its name. UserError for an eta that it cannot use."""
     if eta is not None and eta < 0:
         raise UserError(f"--ddim_eta {eta:g}: use 0 (no noise) or more")
-    if eta and options.sampler != "ddim":
-        raise UserError(f"--ddim_eta {eta:g}: {options.sampler} has no eta; leave it out, or use --sampler ddim")
+    if eta and name != "ddim":
+        raise UserError(f"--ddim_eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
     made: dict[str, Sampler] = {
-        "ddim": DDIM(steps, options.default_eta if eta is None else eta, spacing),
+        "ddim": DDIM(steps, default_eta if eta is None else eta, spacing),
         "plms": PLMS(steps, spacing),
         "ddpm": DDPM(),
         "dpm_solver": DPMSolver(steps, spacing),
     }
-    return made[options.sampler]
+    return made[name]
 
 
 def count_steps(sampler: Sampler, schedule: Schedule) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ldm.cli.common import main_guard
+from ldm.cli.entry import main_guard
 from ldm.errors import UserError
 from ldm.models.loading import find_files
 from ldm.weights import load as checkpoint

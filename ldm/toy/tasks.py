@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.models.back_projection import held_to
+from ldm.models.back_projection import back_project
 from ldm.toy import agreement
 from ldm.toy.scene_detector import caption_is_drawn
 from ldm.toy.shapes import PALETTE
@@ -141,7 +141,7 @@ def photo_tasks(factor: int = 4) -> dict[str, Task]:
         return agreement.sharpness(images) / agreement.sharpness(batch["image"])
 
     def held(measure: Measure) -> Measure:
-        return lambda images, batch: measure(held_to(images, batch["low_res"]), batch)
+        return lambda images, batch: measure(back_project(images, batch["low_res"]), batch)
 
     measures: dict[str, Measure] = {
         "PSNR, dB": lambda x, b: agreement.psnr(x, b["image"]),
