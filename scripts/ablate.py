@@ -1,4 +1,4 @@
-"""Run an ablation study: train, judge and report many models that differ in named axes.
+"""Run an ablation study: train, evaluate and report many models that differ in named axes.
 
     python scripts/ablate.py configs/ablation/toy_f.yaml                     all of it; run again to go on
     python scripts/ablate.py configs/ablation/imagenet_f.yaml --dry-run      what would be trained
@@ -11,29 +11,23 @@ Everything goes to outputs/ablation/<study>/: run folders, evaluations, and for 
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ldm.ablation import tables
-from ldm.ablation.judging import check_ready
-from ldm.ablation.plan import Programs, StudyPlan, plan
+from ldm.ablation.devices import device_slots, share_cores
+from ldm.ablation.evaluate import check_ready
+from ldm.ablation.plan import StudyPlan, plan
 from ldm.ablation.report import write_report
-from ldm.ablation.resolving import resolve
+from ldm.ablation.resolve import resolve
 from ldm.ablation.runner import Runner
-from ldm.ablation.study import Study, read
-from ldm.ablation.workspace import Place, Workspace
-from ldm.cli.arguments import parse_with_overrides
-from ldm.cli.common import main_guard
-from ldm.errors import UserError
+from ldm.ablation.study import read
+from ldm.ablation.workspace import Workspace
+from ldm.cli.entry import main_guard
 
 _log = logging.getLogger("ldm.ablate")
-ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = Programs(train=ROOT / "main.py", evaluate=ROOT / "scripts" / "evaluate.py")
 
 
 @main_guard
@@ -43,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = read(options.study).changed(options.overrides)
     if options.seeds:
         study = replace(study, seeds=tuple(options.seeds))
-    whole = plan(study, resolve(study), PROGRAMS)
+    whole = plan(study, resolve(study))
     if options.dry_run:
         show(whole)
         return
@@ -52,16 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         _log.info("see %s", write_report(whole, workspace))
         return
     mine = whole if options.task is None else whole.part(options.task, options.of)
-    places = choose_places(options, study)
+    slots = device_slots(options.devices, options.workers, study.workers)
     check_ready(study)
     try:
-        Runner(workspace, places, environment(len(places))).run(mine.jobs)
+        Runner(workspace, slots, share_cores(len(slots))).run(mine.jobs)
     finally:
         _log.info("see %s", write_report(whole, workspace))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY", help="a YAML of configs/ablation")
@@ -73,32 +67,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--of", type=int, help="... so many")
     add("--dry-run", action="store_true", help="check the study, say what would be trained, and stop")
     add("--report", action="store_true", help="only write the report of what is finished")
-    parser.epilog = "For all trainings of a kind: latent.data.params.train.params.root=DIR, first_stage.KEY=VALUE"
-    options = parse_with_overrides(parser, argv)
+    text = "for all trials: latent.data.params.train.params.root=DIR, first_stage.KEY=VALUE, sample.scale=3"
+    add("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+    options = parser.parse_intermixed_args(argv)
     if (options.task is None) != (options.of is None):
         parser.error("--task and --of belong together")
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers {options.workers}: use 1 or more")
     return options
-
-
-def choose_places(options: argparse.Namespace, study: Study) -> list[Place]:
-    """Say where jobs run, and how many at a time."""
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if options.devices == "cpu" or (options.devices == "auto" and kind is None):
-        return [Place(("--accelerator", "cpu"), "cpu")] * (options.workers or study.workers)
-    numbers = ["0"] if options.devices == "auto" else options.devices.split(",")
-    there = [] if kind is None else list(map(str, range(torch.accelerator.device_count())))
-    if not set(numbers) <= set(there):
-        hint = "write auto, cpu, or numbers of them as 0,1"
-        raise UserError(f"--devices {options.devices}: this machine has {len(there)} GPUs; {hint}")
-    return [Place(("--gpus", f"{number},"), f"{kind.type}:{number}") for number in numbers] * (options.workers or 1)
-
-
-def environment(num_jobs: int) -> dict[str, str]:
-    """Share the cores of this machine out among the jobs."""
-    threads = max((os.cpu_count() or 1) // num_jobs, 1)
-    return {"OMP_NUM_THREADS": str(threads)}
 
 
 def show(whole: StudyPlan) -> None:

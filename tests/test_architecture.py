@@ -30,8 +30,8 @@ ARROWS = {
     "sampling": {"diffusion"},
 }
 LIBRARY = set(ARROWS)
-ARROWS["models"] = LIBRARY | {"training", "doctor"}
-ARROWS["training"] = LIBRARY | {"models", "evaluation", "toy", "cli", "doctor"}
+ARROWS["models"] = LIBRARY
+ARROWS["training"] = LIBRARY | {"models", "evaluation", "doctor"}
 ARROWS["evaluation"] = LIBRARY | {"models"}
 ARROWS["toy"] = LIBRARY | {"models", "evaluation", "training"}
 ARROWS["doctor"] = LIBRARY | {"models", "training", "evaluation", "toy", "cli"}

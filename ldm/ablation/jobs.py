@@ -1,78 +1,77 @@
-"""The jobs of a study: trainings by main.py and judgements by scripts/evaluate.py."""
+"""The two kinds of jobs of a study: trainings and evaluations, and the functions that a worker calls for them."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from ldm.ablation.outcomes import RESULT
-from ldm.ablation.resolving import Content
+from ldm.ablation.evaluate import Evaluator
+from ldm.ablation.resolve import Content
 from ldm.ablation.study import Budget
-from ldm.ablation.workspace import Place, Workspace
+from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.errors import UserError
-from ldm.training.stages import steps_made
+from ldm.training.plan import RunOptions
+from ldm.training.run import INTERRUPTIONS, train
+from ldm.training.run_folder import new_run, resume_run
 
 
 @dataclass(frozen=True)
 class Training:
-    """Train a config: a first stage, or with `budget` a latent model on `first_stage`, the name of such a training.
+    """Train a first stage, or with `budget` a latent model.
 
-    `pace` names the short training that tells how many steps fit into the minutes of the budget.
+    Args:
+        first_stage: name of the training whose weights are used; `checkpoint`: or a file with them.
+        speed: name of the short training by which the minutes of the budget become steps.
     """
 
-    program: Path
     name: str
     content: Content
     seed: int
     first_stage: str | None = None
     checkpoint: str | None = None
     budget: Budget | None = None
-    pace: str | None = None
+    speed: str | None = None
+    function = "ldm.ablation.jobs.run_training"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Name first stage and short training."""
-        return tuple(name for name in (self.first_stage, self.pace) if name is not None)
+        """Return first stage and short training."""
+        return tuple(name for name in (self.first_stage, self.speed) if name is not None)
 
-    def command(self, workspace: Workspace, place: Place) -> list[str]:
+    def arguments(self, workspace: Workspace, slot: DeviceSlot) -> dict[str, Any]:
         """Go on with the run of this name, or begin it."""
         run = workspace.run(self.name)
-        if run is not None:
-            return [str(self.program), "-t", "--resume", str(run), *place.training]
-        config = workspace.config(self.name)
-        config.write_text(yaml.safe_dump(self._resolved(workspace), sort_keys=False), encoding="utf-8")
-        words = ["--base", str(config), "-t", "--logdir", str(workspace.folder / "runs"), "--name", self.name]
-        return [str(self.program), *words, "--seed", str(self.seed), *place.training]
+        return {
+            "config": self.config(workspace),
+            "seed": self.seed,
+            "name": self.name,
+            "folder": str(workspace.folder / "runs"),
+            "resume": None if run is None else str(run),
+            "options": dict(slot.options),
+        }
 
-    def _resolved(self, workspace: Workspace) -> Content:
-        content = json.loads(json.dumps(self.content))  # a deep copy that is surely plain
-        weights = self.checkpoint
+    def config(self, workspace: Workspace) -> Content:
+        """Return the config with the weights of the first stage and the length of the training."""
+        content, weights = deepcopy(self.content), self.checkpoint
         if self.first_stage is not None:
             weights = str(workspace.finished_run(self.first_stage))
         if weights is not None:
             content["model"]["params"]["autoencoder"]["checkpoint"] = weights
         if self.budget is not None:
-            batch = content["data"]["params"]["batch_size"]
-            batch *= content.get("lightning", {}).get("trainer", {}).get("accumulate_grad_batches", 1)
-            _set_length(content, self.budget.points, self._steps_of_a_part(workspace, batch))
+            _set_length(content, self.budget.points, self._steps_of_a_part(workspace))
         return content
 
-    def _steps_of_a_part(self, workspace: Workspace, batch: int) -> int:
+    def _steps_of_a_part(self, workspace: Workspace) -> int:
         amount = self.budget.amount
-        if self.pace is not None:
-            amount = amount * 60 / workspace.pace(self.pace)
+        if self.speed is not None:
+            amount = amount * 60 / workspace.result(self.speed)["seconds_per_step"]
         elif self.budget.kind == "samples":
-            amount = amount / batch
+            trainer = self.content.get("lightning", {}).get("trainer", {})
+            amount /= self.content["data"]["params"]["batch_size"] * trainer.get("accumulate_grad_batches", 1)
         return max(int(amount / self.budget.points), 1)
-
-    def check(self, workspace: Workspace) -> None:
-        """Raise UserError if the run was asked to stop before its last step."""
-        made, wanted = steps_made(workspace.finished_run(self.name))
-        if wanted is not None and made < wanted:
-            raise UserError(f"was stopped at step {made} of {wanted}")
 
 
 def _set_length(content: Content, points: int, steps: int) -> None:
@@ -86,35 +85,65 @@ def _set_length(content: Content, points: int, steps: int) -> None:
     checkpoints["keep_every_n_steps"] = steps
 
 
+def run_training(
+    config: Content, seed: int, name: str, folder: str, resume: str | None, options: Mapping[str, str]
+) -> dict[str, Any]:
+    """Train to the end; see `ldm.training.run.train`. UserError if the training was stopped before."""
+    run = new_run(folder, name) if resume is None else resume_run(Path(resume))
+    try:
+        result = train(config, run, seed, RunOptions(**options))
+    except INTERRUPTIONS as stop:
+        raise UserError(f"{name}: was stopped: {stop}") from stop
+    wanted = config["lightning"]["trainer"].get("max_steps", -1)
+    if result.global_step < wanted:
+        raise UserError(f"{name}: was stopped at step {result.global_step} of {wanted}")
+    return {"steps": result.global_step, "seconds_per_step": result.seconds_per_step}
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Judge the checkpoint of a step of a training (None: the last) with the words of scripts/evaluate.py."""
+    """Evaluate a training: samples of `steps` (None: its first stage) at a part of its length (None: the end)."""
 
-    program: Path
     name: str
     training: str
-    words: tuple[str, ...]
+    metrics: tuple[str, ...]
+    extractor: str
+    count: int
+    steps: int | None = None
+    sample: Mapping[str, Any] | None = None
     part: tuple[int, int] | None = None
+    function = "ldm.ablation.jobs.run_evaluation"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Name the training."""
+        """Return the training."""
         return (self.training,)
 
     def step(self, workspace: Workspace) -> int:
-        """Tell the step whose checkpoint is judged."""
-        total = workspace.steps(self.training)
+        """Return the training step whose checkpoint is evaluated."""
+        total = workspace.result(self.training)["steps"]
         return total if self.part is None else total * self.part[0] // self.part[1]
 
-    def command(self, workspace: Workspace, place: Place) -> list[str]:
-        """Evaluate."""
+    def arguments(self, workspace: Workspace, slot: DeviceSlot) -> dict[str, Any]:
+        """Return the checkpoint with what is measured."""
         run = workspace.finished_run(self.training)
         if self.part is not None:
             run = workspace.checkpoint(self.training, self.step(workspace))
-        out = str(workspace.place("evaluations", self.name))
-        return [str(self.program), "--run", str(run), "--out", out, "--device", place.device, *self.words]
+        return {
+            "run": str(run),
+            "folder": str(workspace.path("evaluations", self.name)),
+            "metrics": list(self.metrics),
+            "extractor": self.extractor,
+            "count": self.count,
+            "steps": self.steps,
+            "sample": dict(self.sample or {}),
+            "device": slot.device,
+        }
 
-    def check(self, workspace: Workspace) -> None:
-        """Raise UserError if there is no result."""
-        if not (workspace.place("evaluations", self.name) / RESULT).is_file():
-            raise UserError(f"left no {RESULT}")
+
+def run_evaluation(
+    run: str, folder: str, steps: int | None, sample: Mapping[str, Any], **evaluator: Any
+) -> dict[str, Any]:
+    """Evaluate samples, or with `steps` None the first stage; see `Evaluator`, which takes the other arguments."""
+    evaluator = Evaluator(folder=Path(folder), **evaluator)
+    return evaluator.first_stage(Path(run)) if steps is None else evaluator.samples(Path(run), steps, sample)

@@ -1,66 +1,63 @@
-"""The jobs of a study in the order in which they may be run, and what the report needs to find of them."""
+"""The jobs of a study in the order in which they may be run, and which of them belong to which trial."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 from ldm.ablation.jobs import Evaluation, Training
-from ldm.ablation.judging import metric_words, sample_words
-from ldm.ablation.resolving import Content, FirstStage, Resolved
-from ldm.ablation.study import Budget, Judgement, Study
-from ldm.ablation.workspace import PACE_STEPS, Job
+from ldm.ablation.resolve import Content, Resolved, digest
+from ldm.ablation.study import Budget, EvaluationSpec, Study
+from ldm.ablation.workspace import Job
 from ldm.errors import UserError
 
 FIRST_STAGE_SEED = 23  # first stages are trained once, whatever the seeds of the study
-_PACE = Budget("steps", PACE_STEPS, points=2)
+_SPEED_STEPS = 120
 
 
 @dataclass(frozen=True)
-class Programs:
-    """Name the scripts that do the work."""
-
-    train: Path
-    evaluate: Path
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Name the jobs of one trial: its trainings, its judgements on the way and, by number of steps, at the end."""
+class TrialJobs:
+    """The trainings of a trial, and its evaluations: on the way and, by number of sampling steps, at the end."""
 
     resolved: Resolved
     training: Training
-    pace: Training | None
+    speed: Training | None
     first_stage: Evaluation | None
     curve: tuple[Evaluation, ...]
     final: dict[int, Evaluation]
 
     @property
-    def jobs(self) -> list[Job]:
-        """List the jobs that are this trial's own."""
-        own = [self.pace, self.training, self.first_stage, *self.curve, *self.final.values()]
-        return [job for job in own if job is not None]
+    def trainings(self) -> list[Training]:
+        """Return the short training, if there is one, and the one that is evaluated."""
+        return [job for job in (self.speed, self.training) if job is not None]
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Return all evaluations."""
+        return [job for job in (self.first_stage, *self.curve, *self.final.values()) if job is not None]
+
+    @property
+    def group(self) -> str:
+        """Return what trials have in common that must be run by the same task of an array."""
+        return self.training.first_stage or self.training.name
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """Hold the trials with their jobs, and the trainings of first stages that they share."""
+    """All trials with their jobs, and the trainings of first stages that they share."""
 
     study: Study
-    entries: tuple[Entry, ...]
+    trials: tuple[TrialJobs, ...]
     first_stages: tuple[Training, ...]
 
     @property
     def jobs(self) -> list[Job]:
-        """List every job once, what is needed first before what needs it."""
-        own = [job for entry in self.entries for job in entry.jobs]
-        kinds = {Training: 0, Evaluation: 1}
-        ordered = [*self.first_stages, *sorted(own, key=lambda job: kinds[type(job)])]
+        """Return every job once, what is needed first before what needs it."""
+        trainings = [job for trial in self.trials for job in trial.trainings]
+        evaluations = [job for trial in self.trials for job in trial.evaluations]
         unique: dict[str, Job] = {}
-        for job in ordered:
+        for job in (*self.first_stages, *trainings, *evaluations):
             unique.setdefault(job.name, job)  # what several trials share waits for the first of them
         return list(unique.values())
 
@@ -71,75 +68,59 @@ class StudyPlan:
         """
         if not 0 <= task < of:
             raise UserError(f"--task {task} --of {of}: tasks count from 0 to {of - 1}")
-        groups = list(dict.fromkeys(map(_group, self.entries)))
+        groups = list(dict.fromkeys(trial.group for trial in self.trials))
         mine = set(groups[task::of])
-        entries = tuple(entry for entry in self.entries if _group(entry) in mine)
-        needed = {entry.training.first_stage for entry in entries}
-        return replace(
-            self, entries=entries, first_stages=tuple(stage for stage in self.first_stages if stage.name in needed)
-        )
+        trials = tuple(trial for trial in self.trials if trial.group in mine)
+        return replace(self, trials=trials, first_stages=tuple(job for job in self.first_stages if job.name in mine))
 
 
-def _group(entry: Entry) -> str:
-    return entry.training.first_stage or entry.training.name
-
-
-def plan(study: Study, resolved: Sequence[Resolved], programs: Programs) -> StudyPlan:
-    """Lay out the jobs of resolved trials."""
+def plan(study: Study, resolved: Sequence[Resolved]) -> StudyPlan:
+    """Return the jobs of resolved trials."""
     stages = {one.first_stage.name: one.first_stage for one in resolved if one.first_stage is not None}
     trained = [stage for stage in stages.values() if stage.checkpoint is None]
-    first_stages = [Training(programs.train, stage.name, stage.content, FIRST_STAGE_SEED) for stage in trained]
-    entries = tuple(_entry(study, one, programs) for one in resolved)
-    return StudyPlan(study, entries, tuple(first_stages))
+    first_stages = tuple(Training(stage.name, stage.content, FIRST_STAGE_SEED) for stage in trained)
+    return StudyPlan(study, tuple(_jobs(study, one) for one in resolved), first_stages)
 
 
-def _entry(study: Study, resolved: Resolved, programs: Programs) -> Entry:
-    stage, budget, judgement = resolved.first_stage, study.budget, study.judgement
-    weights = {} if stage is None else _weights(stage)
-    training = Training(
-        programs.train, resolved.name, resolved.content, resolved.trial.seed, **weights, budget=budget
-    )  # fmt: skip
-    pace = None
-    if budget.kind == "minutes":
-        pace = replace(
-            training, name=f"{training.name}-pace", budget=_PACE, content=_unvalidated(resolved.content)
-        )  # fmt: skip
-        training = replace(training, pace=pace.name)
-    sample = resolved.trial.point.sample
-    common = metric_words(judgement, judgement.metrics)
-    name = f"{training.name}-{_digest(sample, common)}"
-
-    def judged(steps: int, part: tuple[int, int] | None) -> Evaluation:
-        where = "end" if part is None else f"part{part[0]}of{part[1]}"
-        given = (*common, *sample_words(steps, sample))
-        return Evaluation(programs.evaluate, f"{name}-{where}-steps{steps}", training.name, given, part)
-
-    return Entry(
-        resolved,
-        training,
-        pace,
-        None if stage is None else _first_stage(stage, resolved, judgement, programs),
-        tuple(judged(judgement.curve_steps, (part, budget.points)) for part in range(1, budget.points)),
-        {steps: judged(steps, None) for steps in sorted({*judgement.steps, judgement.curve_steps})},
-    )
+def _jobs(study: Study, resolved: Resolved) -> TrialJobs:
+    training = _training(study.budget, resolved)
+    speed = None
+    if study.budget.kind == "minutes":
+        short, content = Budget("steps", _SPEED_STEPS), _without_validation(resolved.content)
+        speed = replace(training, name=f"{training.name}-speed", budget=short, content=content)
+        training = replace(training, speed=speed.name)
+    spec, points, sample = study.evaluation, study.budget.points, resolved.trial.variant.sample
+    parts, name = [(part, points) for part in range(1, points)], training.name
+    curve = tuple(_of_samples(spec, name, spec.curve_steps, sample, part) for part in parts)
+    final = {steps: _of_samples(spec, name, steps, sample) for steps in spec.all_steps}
+    return TrialJobs(resolved, training, speed, _of_first_stage(spec, resolved), curve, final)
 
 
-def _unvalidated(content: Content) -> Content:
-    """Train without validation, whose time does not shrink with the latents as that of a step does."""
+def _training(budget: Budget, resolved: Resolved) -> Training:
+    stage, weights = resolved.first_stage, {}
+    if stage is not None:
+        weights = {"first_stage": stage.name} if stage.checkpoint is None else {"checkpoint": stage.checkpoint}
+    return Training(resolved.name, resolved.content, resolved.trial.seed, **weights, budget=budget)
+
+
+def _without_validation(content: Content) -> Content:
     lightning = content.get("lightning", {})
     return {**content, "lightning": {**lightning, "trainer": {**lightning.get("trainer", {}), "limit_val_batches": 0}}}
 
 
-def _weights(stage: FirstStage) -> dict[str, str]:
-    return {"first_stage": stage.name} if stage.checkpoint is None else {"checkpoint": stage.checkpoint}
+def _of_samples(
+    spec: EvaluationSpec, training: str, steps: int, sample: dict[str, Any], part: tuple[int, int] | None = None
+) -> Evaluation:
+    given = (spec.metrics, spec.extractor, spec.num_samples)
+    when = "end" if part is None else f"part{part[0]}of{part[1]}"
+    name = f"{training}-{digest(sample, given)[:6]}-{when}-steps{steps}"
+    return Evaluation(name, training, *given, steps, sample, part)
 
 
-def _first_stage(stage: FirstStage, latent: Resolved, judgement: Judgement, programs: Programs) -> Evaluation:
-    """Judge a first stage inside the latent model, so that all are judged by the pictures of that, as in Table 8."""
-    given = (*metric_words(judgement, judgement.first_stage_metrics), "--first-stage")
-    pictures = latent.content["data"]["params"].get("validation")
-    return Evaluation(programs.evaluate, f"{stage.name}-judged-{_digest(given, pictures)}", latent.name, given)
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:6]
+def _of_first_stage(spec: EvaluationSpec, latent: Resolved) -> Evaluation | None:
+    """Evaluate a first stage inside the latent model, so that all are measured by that one's images, as in Table 8."""
+    if latent.first_stage is None:
+        return None
+    given = (spec.first_stage_metrics, spec.extractor, spec.num_samples)
+    images = latent.content["data"]["params"].get("validation")
+    return Evaluation(f"{latent.first_stage.name}-measured-{digest(given, images)[:6]}", latent.name, *given)

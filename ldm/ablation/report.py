@@ -1,4 +1,4 @@
-"""The report of a study: figures 6 and 7 and table 8 of the paper for it, as pictures, CSV and one page."""
+"""The report of a study: figures 6 and 7 and table 8 of the paper for it, as plots, CSV and one page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ldm.ablation import tables
-from ldm.ablation.plan import Entry, StudyPlan
+from ldm.ablation.evaluate import IMAGES
+from ldm.ablation.plan import StudyPlan, TrialJobs
 from ldm.ablation.study import is_number
 from ldm.ablation.tables import Row
 from ldm.ablation.workspace import Workspace
@@ -21,7 +22,7 @@ _IS_DISTANCE = ("frechet", "spatial_frechet", "kernel", "lpips")
 
 
 def report_folder(plan: StudyPlan, workspace: Workspace) -> Path:
-    """Name the folder of the report: one for each content of the study and list of seeds, so none is overwritten."""
+    """Return the folder of the report: one for each content of the study and list of seeds, so none is overwritten."""
     study = asdict(plan.study)
     study["axes"] = [[name, list(map(str, axis.items()))] for name, axis in plan.study.axes.items()]
     digest = hashlib.sha256(json.dumps(study, default=str, sort_keys=True).encode()).hexdigest()[:8]
@@ -39,7 +40,7 @@ def write_report(plan: StudyPlan, workspace: Workspace) -> Path:
         _progress(plan, tables.progress(plan, workspace), figures, folder),
         _throughput(plan, final, figures, folder),
         *_axes(plan, final, figures, folder),
-        *_pictures(plan, workspace),
+        *_images(plan, workspace),
     ]
     page = folder / "report.html"
     write_page(page, plan.study.title, [section for section in shown if section is not None])
@@ -48,18 +49,18 @@ def write_report(plan: StudyPlan, workspace: Workspace) -> Path:
 
 def _overview(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path) -> Section:
     tables.write_csv(rows, folder / "trials.csv")
-    judgement = plan.study.judgement
+    spec = plan.study.evaluation
     text = (
         f"{plan.study.text}\n\nEqual for all latent trainings: {plan.study.budget.amount:g} {plan.study.budget.kind}. "
-        f"Judged by {judgement.num_samples} samples of {judgement.curve_steps} DDIM steps and features of "
-        f"{judgement.extractor}; over seeds {', '.join(map(str, plan.study.seeds))}: mean ± deviation. FLOPs are "
-        f"those of one picture; a training step counts three forward passes.\n\n{verdict(plan, rows, figures)}"
+        f"Evaluated by {spec.num_samples} samples of {spec.curve_steps} DDIM steps and features of "
+        f"{spec.extractor}; over seeds {', '.join(map(str, plan.study.seeds))}: mean ± deviation. FLOPs are "
+        f"those of one image; a training step counts three forward passes.\n\n{verdict(plan, rows, figures)}"
     )
     return Section("Trials", text, tables.as_text(tables.over_seeds(rows, list(plan.study.axes), deviations=True)))
 
 
 def verdict(plan: StudyPlan, rows: Sequence[Row], figures: Sequence[str]) -> str:
-    """Say which order the trials have by each figure."""
+    """Return the order of the trials by each metric."""
     sentences = []
     for name in figures:
         means = [row for row in tables.over_seeds(rows, list(plan.study.axes)) if name in row]
@@ -96,7 +97,7 @@ def _progress(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path
     if not rows or plan.study.budget.points == 1:
         return None
     tables.write_csv(rows, folder / "progress.csv")
-    means = tables.over_seeds(rows, [*plan.study.axes, "part"])  # the pace, and so the steps, may differ by seed
+    means = tables.over_seeds(rows, [*plan.study.axes, "part"])  # the speed, and so the steps, may differ by seed
     costs = [cost for cost in _COSTS if cost in rows[0]]
     panels = [_panel(plan, means, cost, figure) for figure in figures for cost in costs]
     plot_panels(panels, folder / "progress.png", columns=len(costs))
@@ -112,7 +113,7 @@ def _panel(plan: StudyPlan, rows: Sequence[Row], x: str, y: str, without: str = 
 
 
 def _throughput(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path) -> Section | None:
-    if not rows or len(plan.study.judgement.steps) == 1:
+    if not rows or len(plan.study.evaluation.steps) == 1:
         return None
     tables.write_csv(rows, folder / "throughput.csv")
     timed = tables.over_seeds(rows, [*plan.study.axes, "sampling steps"])
@@ -128,8 +129,8 @@ def _throughput(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Pa
 
 
 def _axes(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path) -> list[Section]:
-    """Draw each figure against each axis of numbers, at the end of training."""
-    at = [row for row in rows if row["sampling steps"] == plan.study.judgement.curve_steps]
+    """Plot each metric against each axis of numbers, at the end of training."""
+    at = [row for row in rows if row["sampling steps"] == plan.study.evaluation.curve_steps]
     means = tables.over_seeds(at, list(plan.study.axes))
     sections = []
     for axis, values in plan.study.axes.items():
@@ -141,17 +142,17 @@ def _axes(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path) ->
     return sections
 
 
-def _pictures(plan: StudyPlan, workspace: Workspace) -> list[Section]:
-    """Show samples of the first seed, and what the first stages make of validation pictures."""
+def _images(plan: StudyPlan, workspace: Workspace) -> list[Section]:
+    """Show samples of the first seed, and reconstructions by the first stages."""
     return [
-        Section(f"{entry.resolved.trial}: {what}", images=[picture])
-        for entry in plan.entries
-        if entry.resolved.trial.seed == plan.study.seeds[0]
-        for what, picture in _sheets(plan, entry, workspace)
+        Section(f"{trial.resolved.trial}: {what}", images=[sheet])
+        for trial in plan.trials
+        if trial.resolved.trial.seed == plan.study.seeds[0]
+        for what, sheet in _sheets(plan, trial, workspace)
     ]
 
 
-def _sheets(plan: StudyPlan, entry: Entry, workspace: Workspace) -> list[tuple[str, Path]]:
-    jobs = {"first stage": entry.first_stage, "samples": entry.final[plan.study.judgement.curve_steps]}
-    found = {what: tables.outcome(workspace, job) for what, job in jobs.items()}
-    return [(what, one.pictures) for what, one in found.items() if one is not None and one.pictures is not None]
+def _sheets(plan: StudyPlan, trial: TrialJobs, workspace: Workspace) -> list[tuple[str, Path]]:
+    jobs = {"first stage": trial.first_stage, "samples": trial.final[plan.study.evaluation.curve_steps]}
+    sheets = [(what, workspace.path("evaluations", job.name) / IMAGES) for what, job in jobs.items() if job is not None]
+    return [(what, sheet) for what, sheet in sheets if sheet.is_file()]

@@ -1,4 +1,4 @@
-"""Run jobs that need one another, each a process of its own, at several places at a time.
+"""Run jobs that need one another, each in a process of its own, one at a time on each device slot.
 
 A job is locked by its process: the lock file is open in the process itself, so that it stays locked when only the
 runner was killed, and is free as soon as the process has ended, however that was. Several runners may therefore work
@@ -8,7 +8,6 @@ on one folder; what another one has under way is waited for.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import shlex
@@ -16,10 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from ldm.ablation.workspace import Job, Place, Workspace
+from ldm.ablation.workspace import DeviceSlot, Job, Workspace, write_json
 from ldm.errors import UserError
 from ldm.training.stages import stopped_by_sigterm
 
@@ -31,30 +29,24 @@ _GRACE_SECONDS = 120  # for a training to save when the runner is asked to stop
 @dataclass
 class _Running:
     job: Job
-    place: Place
+    slot: DeviceSlot
     process: subprocess.Popen[bytes]
-    command: Sequence[str]
-    start: float
-    is_whole: bool  # nothing was done before
+    start: float = field(default_factory=time.monotonic)
 
 
 class Runner:
     """Run jobs in the order given as far as their needs allow; finished ones are left alone."""
 
-    def __init__(self, workspace: Workspace, places: Sequence[Place], environment: Mapping[str, str]) -> None:
+    def __init__(self, workspace: Workspace, slots: Sequence[DeviceSlot], environment: Mapping[str, str]) -> None:
         workspace.create()
-        self.workspace, self.places = workspace, list(places)
+        self.workspace, self.slots = workspace, list(slots)
         self.environment = {**os.environ, **environment}
         self._running: list[_Running] = []
         self._failed: dict[str, str] = {}
 
-    def is_done(self, name: str) -> bool:
-        """Return whether a job was finished, by whomever."""
-        return self.workspace.done(name).is_file()
-
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all jobs. UserError at the end, naming those that failed; the others are finished by then."""
-        pending = [job for job in jobs if not self.is_done(job.name)]
+        pending = [job for job in jobs if not self.workspace.is_done(job.name)]
         _log.info("%d of %d jobs are to be done", len(pending), len(jobs))
         with stopped_by_sigterm():
             try:
@@ -75,56 +67,57 @@ class Runner:
             lost = [name for name in job.needs if name in self._failed]
             if lost:
                 self._failed[job.name] = f"needs {lost[0]}"
-            elif self.is_done(job.name):
+            elif self.workspace.is_done(job.name):
                 continue
-            elif not (self._free_places() and all(map(self.is_done, job.needs)) and self._start(job)):
+            elif not (self._free_slots() and all(map(self.workspace.is_done, job.needs)) and self._start(job)):
                 waiting.append(job)
         return waiting
 
-    def _free_places(self) -> list[Place]:
-        free = list(self.places)
+    def _free_slots(self) -> list[DeviceSlot]:
+        free = list(self.slots)
         for running in self._running:
-            free.remove(running.place)
+            free.remove(running.slot)
         return free
 
     def _start(self, job: Job) -> bool:
         """Start a job; False if another process has it under way."""
-        with self.workspace.place("locks", job.name).open("w") as lock:
+        with self.workspace.path("locks", job.name).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            if self.is_done(job.name):  # another runner finished it since
+            if self.workspace.is_done(job.name):  # another runner finished it since
                 return False
-            place = self._free_places()[0]
-            command = [sys.executable, *job.command(self.workspace, place)]
+            slot = self._free_slots()[0]
+            command = self._command(job, slot)
             _log.info("%s\n    python %s", job.name, shlex.join(command[1:]))
-            path = self.workspace.place("logs", f"{job.name}.log")
-            is_whole = not path.exists()
-            with path.open("ab") as log:
+            with self.workspace.path("logs", f"{job.name}.log").open("ab") as log:
                 process = subprocess.Popen(
                     command, stdout=log, stderr=log, env=self.environment, pass_fds=[lock.fileno()],
                     start_new_session=True,  # Ctrl-C reaches the runner alone, which then asks them to stop
                 )  # fmt: skip
-        self._running.append(_Running(job, place, process, command, time.monotonic(), is_whole))
+        self._running.append(_Running(job, slot, process))
         return True
+
+    def _command(self, job: Job, slot: DeviceSlot) -> list[str]:
+        """Write what a worker reads; return the command of its process."""
+        path = self.workspace.path("jobs", f"{job.name}.json")
+        content = {"function": job.function, "arguments": job.arguments(self.workspace, slot)}
+        write_json(path, {**content, "is_first_attempt": not path.exists()})
+        done = self.workspace.path("done", f"{job.name}.json")
+        return [sys.executable, "-m", "ldm.ablation.worker", str(path), str(done)]
 
     def _collect(self) -> None:
         """Note which processes have ended, and how."""
         for running in [running for running in self._running if running.process.poll() is not None]:
             self._running.remove(running)
-            name, seconds = running.job.name, time.monotonic() - running.start
-            try:
-                if running.process.returncode:
-                    raise UserError(f"ended with status {running.process.returncode}")
-                running.job.check(self.workspace)
-            except UserError as error:
-                self._failed[name] = f"{error}, see {self.workspace.place('logs', f'{name}.log')}"
-                _log.error("%s: %s", name, self._failed[name])
+            name, status = running.job.name, running.process.returncode
+            if status == 0 and self.workspace.is_done(name):
+                _log.info("%s: done in %.0f s", name, time.monotonic() - running.start)
                 continue
-            content = {"command": running.command[1:], "seconds": seconds if running.is_whole else None}
-            _write(self.workspace, name, content)
-            _log.info("%s: done in %.0f s", name, seconds)
+            log = self.workspace.path("logs", f"{name}.log")
+            self._failed[name] = f"ended with status {status}, see {log}"
+            _log.error("%s: %s", name, self._failed[name])
 
     def _stop(self) -> None:
         """Ask what still runs to save and end, and wait for it."""
@@ -136,10 +129,3 @@ class Runner:
             except subprocess.TimeoutExpired:
                 running.process.kill()
         self._running.clear()
-
-
-def _write(workspace: Workspace, name: str, content: dict[str, Any]) -> None:
-    path = workspace.done(name)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

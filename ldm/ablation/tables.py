@@ -10,8 +10,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from ldm.ablation.jobs import Evaluation
-from ldm.ablation.outcomes import Outcome, read
-from ldm.ablation.plan import Entry, StudyPlan
+from ldm.ablation.plan import StudyPlan, TrialJobs
 from ldm.ablation.workspace import Workspace
 
 Row = dict[str, Any]
@@ -20,67 +19,65 @@ DEVIATION = "_std"
 _GIGA, _PETA = 1e9, 1e15
 
 
-def outcome(workspace: Workspace, job: Evaluation | None) -> Outcome | None:
-    """Read the result of an evaluation, None as long as it is not finished."""
-    if job is None or not workspace.done(job.name).is_file():
-        return None
-    return read(workspace.place("evaluations", job.name))
+def result(workspace: Workspace, job: Evaluation | None) -> dict[str, Any] | None:
+    """Return the content of evaluation.json, None as long as the evaluation is not finished."""
+    return None if job is None or not workspace.is_done(job.name) else workspace.result(job.name)
 
 
 def first_stages(plan: StudyPlan, workspace: Workspace) -> list[Row]:
     """Return Table 8: a row for each first stage, trained or given."""
     rows = {}
-    for entry in plan.entries:
-        found = outcome(workspace, entry.first_stage)
+    for trial in plan.trials:
+        found = result(workspace, trial.first_stage)
         if found is not None:
-            node = entry.resolved.first_stage.content["model"]["params"]["autoencoder"]["params"]
+            node = trial.resolved.first_stage.content["model"]["params"]["autoencoder"]["params"]
             regularizer = node["regularizer"]
             codes = regularizer.get("params", {}).get("num_codes", regularizer["target"].rpartition(".")[2])
-            name, is_trained = entry.resolved.first_stage.name, entry.resolved.first_stage.checkpoint is None
+            name, is_trained = trial.resolved.first_stage.name, trial.resolved.first_stage.checkpoint is None
             minutes = _timed("training minutes", workspace.seconds(name) if is_trained else None, 60)
-            shape = {"f": entry.resolved.facts.factor, "|Z|": codes, "c": node["embed_dim"]}
-            rows[entry.first_stage.name] = {**shape, **found.values, **minutes, "name": name}
+            shape = {"f": trial.resolved.cost.factor, "|Z|": codes, "c": node["embed_dim"]}
+            rows[trial.first_stage.name] = {**shape, **found["values"], **minutes, "name": name}
     return sorted(rows.values(), key=lambda row: row["f"])
 
 
 def sizes(plan: StudyPlan) -> list[Row]:
     """Return a row for each trial: what is known before anything is trained."""
-    return [_size(entry) for entry in plan.entries]
+    return [_size(trial) for trial in plan.trials]
 
 
-def _size(entry: Entry) -> Row:
-    facts = entry.resolved.facts
-    row: Row = {**_labels(entry), "latent": "x".join(map(str, facts.latent_shape)), "U-Net": facts.parameters}
-    row |= {"GFLOP a forward pass": facts.network_flops / _GIGA, "GFLOP a decoding": facts.decoder_flops / _GIGA}
-    return row | {"batch": facts.global_batch, "learning rate": facts.learning_rate}
+def _size(trial: TrialJobs) -> Row:
+    cost = trial.resolved.cost
+    row: Row = {**_labels(trial), "latent": "x".join(map(str, cost.latent_shape)), "U-Net": cost.parameters}
+    row |= {"GFLOP a forward pass": cost.network_flops / _GIGA, "GFLOP a decoding": cost.decoder_flops / _GIGA}
+    return row | {"batch": cost.global_batch, "learning rate": cost.learning_rate}
 
 
 def trials(plan: StudyPlan, workspace: Workspace) -> list[Row]:
-    """Return a row for each trial, trained or not: its size, its cost, and how it was judged at the end."""
-    return [_trial(plan, entry, workspace) for entry in plan.entries]
+    """Return a row for each trial, trained or not: its size, its cost, and how it was evaluated at the end."""
+    return [_trial(plan, trial, workspace) for trial in plan.trials]
 
 
-def _trial(plan: StudyPlan, entry: Entry, workspace: Workspace) -> Row:
-    row = _size(entry)
-    if workspace.done(entry.training.name).is_file():
-        steps = workspace.steps(entry.training.name)
-        row |= {"steps": steps, **_cost(entry, steps, workspace)}
-        row |= _timed("training minutes", workspace.seconds(entry.training.name), 60)
-    found = outcome(workspace, entry.final[plan.study.judgement.curve_steps])
-    return row if found is None else {**row, **found.values}
+def _trial(plan: StudyPlan, trial: TrialJobs, workspace: Workspace) -> Row:
+    row = _size(trial)
+    if workspace.is_done(trial.training.name):
+        steps = workspace.result(trial.training.name)["steps"]
+        row |= {"steps": steps, **_cost(trial, steps, workspace)}
+        row |= _timed("training minutes", workspace.seconds(trial.training.name), 60)
+    found = result(workspace, trial.final[plan.study.evaluation.curve_steps])
+    return row if found is None else {**row, **found["values"]}
 
 
-def _labels(entry: Entry) -> Row:
-    return {**entry.resolved.trial.labels, "seed": entry.resolved.trial.seed}
+def _labels(trial: TrialJobs) -> Row:
+    return {**trial.resolved.trial.labels, "seed": trial.resolved.trial.seed}
 
 
-def _cost(entry: Entry, steps: int, workspace: Workspace) -> Row:
-    facts = entry.resolved.facts
-    samples = steps * facts.global_batch
-    cost = {"samples": samples, "training PFLOP": _TRAINING_PASSES * samples * facts.network_flops / _PETA}
-    if entry.pace is not None:
-        cost["minutes"] = steps * workspace.pace(entry.pace.name) / 60
-    return cost
+def _cost(trial: TrialJobs, steps: int, workspace: Workspace) -> Row:
+    cost = trial.resolved.cost
+    samples = steps * cost.global_batch
+    row = {"samples": samples, "training PFLOP": _TRAINING_PASSES * samples * cost.network_flops / _PETA}
+    if trial.speed is not None:
+        row["minutes"] = steps * workspace.result(trial.speed.name)["seconds_per_step"] / 60
+    return row
 
 
 def _timed(name: str, seconds: float | None, unit: float) -> Row:
@@ -88,42 +85,43 @@ def _timed(name: str, seconds: float | None, unit: float) -> Row:
 
 
 def figures(plan: StudyPlan, workspace: Workspace) -> list[str]:
-    """List the figures by which trials were judged at the end, without deviations."""
-    found = [outcome(workspace, job) for entry in plan.entries for job in entry.final.values()]
-    names = [name for one in found if one is not None for name in one.values]
+    """Return the names of the metrics at the end of trainings, without deviations."""
+    found = [result(workspace, job) for trial in plan.trials for job in trial.final.values()]
+    names = [name for one in found if one is not None for name in one["values"]]
     return [name for name in dict.fromkeys(names) if DEVIATION not in name]
 
 
 def progress(plan: StudyPlan, workspace: Workspace) -> list[Row]:
     """Return Figure 6: how good every trial is along its training; `part` counts those of the budget."""
     rows = []
-    for entry in plan.entries:
-        for part, job in enumerate((*entry.curve, entry.final[plan.study.judgement.curve_steps]), start=1):
-            found = outcome(workspace, job)
+    for trial in plan.trials:
+        for part, job in enumerate((*trial.curve, trial.final[plan.study.evaluation.curve_steps]), start=1):
+            found = result(workspace, job)
             if found is not None:
                 step = job.step(workspace)
-                cost = _cost(entry, step, workspace)
-                rows.append({**_labels(entry), "part": part, "step": step, **cost, **found.values})
+                cost = _cost(trial, step, workspace)
+                rows.append({**_labels(trial), "part": part, "step": step, **cost, **found["values"]})
     return rows
 
 
 def throughput(plan: StudyPlan, workspace: Workspace) -> list[Row]:
     """Return Figure 7: how good and how fast every trial is at the end, for several numbers of steps."""
     rows = []
-    for entry in plan.entries:
-        for steps, job in entry.final.items():
-            found = outcome(workspace, job)
+    for trial in plan.trials:
+        for steps, job in trial.final.items():
+            found = result(workspace, job)
             if found is not None:
-                cost = {"samples/s": found.count / found.seconds, "GFLOP a sample": _sample_cost(entry, steps)}
-                rows.append({**_labels(entry), "sampling steps": steps, **cost, **found.values})
+                rate = found["n"] / found["made"]["draw_seconds"]
+                cost = {"samples/s": rate, "GFLOP a sample": _sample_cost(trial, steps)}
+                rows.append({**_labels(trial), "sampling steps": steps, **cost, **found["values"]})
     return rows
 
 
-def _sample_cost(entry: Entry, steps: int) -> float:
-    """Count the GFLOP of drawing one picture, decoded; guidance runs the network twice a step."""
-    facts, sample = entry.resolved.facts, entry.resolved.trial.point.sample
+def _sample_cost(trial: TrialJobs, steps: int) -> float:
+    """Return the GFLOP of one decoded sample; guidance runs the network twice a step."""
+    cost, sample = trial.resolved.cost, trial.resolved.trial.variant.sample
     passes = steps * (1 if float(sample.get("scale", 1)) == 1 else 2)
-    return (passes * facts.network_flops + facts.decoder_flops) / _GIGA
+    return (passes * cost.network_flops + cost.decoder_flops) / _GIGA
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str], deviations: bool = False) -> list[Row]:

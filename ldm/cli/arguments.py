@@ -48,7 +48,7 @@ class Arguments:
 
 
 def boolean(text: str) -> bool:
-    """Read yes/true/t/y/1 and no/false/f/n/0, in any case."""
+    """Return the truth value of yes/true/t/y/1 or no/false/f/n/0, in any case."""
     if text.lower() in _TRUE:
         return True
     if text.lower() in _FALSE:
@@ -57,7 +57,7 @@ def boolean(text: str) -> bool:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Parse the command line; overrides may stand anywhere, also right behind a flag whose value is optional.
+    """Parse the command line; overrides may be anywhere, also directly after a flag whose value is optional.
 
     Raises UserError for what is unknown.
     """

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from ldm.cli.entry import main_guard as main_guard
 from ldm.diffusion.grids import grid_names
 from ldm.diffusion.process import Process
 from ldm.errors import UserError
@@ -22,46 +18,8 @@ from ldm.models.loading import ModelSource
 from ldm.sampling import make_sampler, sampler_names
 from ldm.sampling.base import Sampler
 
-Main = Callable[[Sequence[str] | None], None]
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 AS_TRAINED = 0  # --tile without a number
-
-
-def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
-    """Turn a UserError into one line on stderr with exit status 1, and Ctrl-C into 130; set up logging.
-
-    The function that is returned returns 0 when `main` ends well, and raises SystemExit otherwise.
-    """
-
-    @wraps(main)
-    def guarded(argv: Sequence[str] | None = None) -> int:
-        configure_logging()
-        try:
-            main(argv)
-        except UserError as error:
-            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-            sys.exit(1)
-        except KeyboardInterrupt:
-            sys.exit(130)
-        return 0
-
-    return guarded
-
-
-def configure_logging() -> None:
-    """Write our messages to stderr: all of the first rank, warnings of the others. Lightning's hints are left out."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("ldm").setLevel(logging.INFO if is_first_rank() else logging.WARNING)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is the first of its run, by what a launcher or Lightning put into the environment."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in ranks if rank is not None), 0)) == 0
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from ldm.cli.common import main_guard
+from ldm.cli.entry import main_guard
 from ldm.models.loading import ModelSource, read_config
 from ldm.models.saving import save_state
 from ldm.weights import load as checkpoint

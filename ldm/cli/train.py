@@ -12,7 +12,7 @@ import yaml
 
 from ldm import compat
 from ldm.cli.arguments import Arguments, parse
-from ldm.cli.common import is_first_rank, main_guard
+from ldm.cli.entry import is_first_rank, main_guard
 from ldm.errors import UserError
 from ldm.training.plan import Plan, make_plan
 from ldm.training.run import INTERRUPTIONS, describe, first_stage_problem, instantiate_training, train_plan

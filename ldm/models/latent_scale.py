@@ -16,7 +16,7 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class LatentScale:
-    """Say where the factor comes from: a positive number, or "measure" over `num_batches` batches of every rank."""
+    """Origin of the factor: a positive number, or "measure" over `num_batches` batches of every rank."""
 
     value: float | str = 1.0
     num_batches: int = 4

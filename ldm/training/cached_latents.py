@@ -25,14 +25,14 @@ _PATH = "lightning.cache_latents"
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Say how many views (random crops and flips) of each picture are kept, and whether in half precision."""
+    """Number of views (random crops and flips) of each image that are kept, and whether in half precision."""
 
     views: int = 1
     half: bool = False
 
     @classmethod
     def of(cls, value: Any) -> CacheSettings | None:
-        """Read `true`, `false` or a mapping with views and half. Raises ConfigError."""
+        """Return the settings in `true`, `false` (None) or a mapping with views and half. Raises ConfigError."""
         if not value:
             return None
         if value is True:
@@ -48,7 +48,7 @@ def cached(data: DataModule, model: TrainingModule, settings: CacheSettings, dev
         raise ConfigError("only a latent diffusion model has a frozen encoder", _PATH)
     if isinstance(data.train, IterableDataset):
         raise UserError(f"{_PATH}: a stream cannot be kept in memory; leave it out")
-    _log.info("encoding %d pictures, %d views of each", len(data.train), settings.views)
+    _log.info("encoding %d images, %d views of each", len(data.train), settings.views)
     latents = CachedLatents.of_batches(list(_encoded(data, model.model, settings, _device(devices))))
     _log.info("latents: %d, %.0f MiB", len(latents), latents.moments.nbytes / 2**20)
     options = {"num_workers": 0, "shuffle": data.shuffle, "drop_last": data.drop_last, "seed": data.seed}

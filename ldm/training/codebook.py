@@ -1,6 +1,6 @@
-"""What becomes of a codebook in training: how much of it is used, and two remedies against its collapse.
+"""The use of a codebook in training, and two remedies against its collapse.
 
-Means per batch would call a code dead that comes up in every second batch, and each rank sees only its own share; so
+Means per batch would call a code dead that comes up in every second batch, and each rank has only its own part; so
 codes are counted over an interval and summed over all ranks.
 
 Remedies, both off by default: codes that follow a moving average of the latents that chose them instead of a gradient
@@ -59,7 +59,7 @@ class CodebookUpkeep:
     them then, and their term in the loss is a constant. This wakes no code that is never chosen. restart_every: at
     every so many steps, codes that were not chosen since the last time take the place of latents drawn at random from
     the batch. At least one of both is given.
-    Every rank has equally many samples. The state belongs beside that of the optimiser, not among the weights.
+    Every rank has equally many samples. The state is saved with that of the optimiser, not among the weights.
     """
 
     def __init__(self, decay: float | None = None, restart_every: int | None = None) -> None:

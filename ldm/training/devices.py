@@ -15,14 +15,14 @@ _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 
 @dataclass(frozen=True)
 class Devices:
-    """Hold the accelerator and its devices as Lightning takes them: how many, or which."""
+    """The accelerator and its devices, as arguments of Lightning's Trainer: how many, or which."""
 
     accelerator: str
     devices: int | list[int]
 
     @property
     def count(self) -> int:
-        """Count the devices of one node."""
+        """Return the number of devices of one node."""
         return len(self.devices) if isinstance(self.devices, list) else self.devices
 
     def check(self) -> None:
@@ -48,9 +48,8 @@ def choose(
 ) -> Devices:
     """Choose devices; the command line wins over the trainer section, whose device keys are removed from it.
 
-    A launcher has started one process a device: the command line must agree with it, the section gives way to it.
-    Nothing said means one device: an accelerator if there is one, else the CPU. Raises UserError for forms that mean
-    nothing.
+    A launcher has started one process a device: the command line must agree with it, the section is replaced by it.
+    By default one device: an accelerator if there is one, else the CPU. Raises UserError for unknown forms.
     """
     chosen = _choose(gpus, devices, accelerator, trainer)
     if launch is None or chosen.count == launch.per_node:

@@ -34,7 +34,7 @@ COLLAPSED = (
 
 
 class AdversarialWarnings(pl.Callback):
-    """Watch what an AutoencoderTraining logs; `patience` is how many logged intervals in a row a symptom must last.
+    """Watch what an AutoencoderTraining logs; a symptom must last for `patience` logged intervals in a row.
 
     For the weight's cap one is enough. Nothing is read from the device but where metrics are logged.
     """
@@ -56,7 +56,7 @@ class AdversarialWarnings(pl.Callback):
             self.examine(trainer.callback_metrics, pl_module.loss, step)
 
     def examine(self, metrics: Mapping[str, Any], loss: AdversarialLoss, step: int) -> None:
-        """Judge the metrics logged after `step` steps of training by this loss."""
+        """Warn of symptoms in the metrics logged after `step` steps of training by this loss."""
         has_adversary = step > loss.disc_start and loss.adversary.factor > 0
         if has_adversary and "train/disc_accuracy" in metrics:
             by_chance = _CHANCE[0] <= float(metrics["train/disc_accuracy"]) <= _CHANCE[1]

@@ -1,11 +1,11 @@
-"""Who started this process, and what that says about devices and nodes: torchrun, srun, or nobody but the user.
+"""Devices and nodes as a launcher decided them: torchrun, srun, or one command on each host.
 
     torchrun --nproc_per_node 8 [--nnodes 2 ...] main.py ...        devices and nodes follow torchrun
     srun python main.py ...                                         devices and nodes follow the allocation
     MASTER_ADDR=HOST MASTER_PORT=29500 NODE_RANK=0 python main.py --devices 8 --num_nodes 2 ...    one command a host
 
-Flags may repeat what a launcher says but not contradict it; a config, which may come from a run on other machines,
-gives way to it.
+Flags may repeat the launcher's numbers but not contradict them; those of a config, which may come from a run on other
+machines, are replaced.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BY_HAND = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 @dataclass(frozen=True)
 class Launch:
-    """Hold what a launcher decided: processes on each node, one a device, and nodes."""
+    """Number of processes on each node (one a device) and of nodes, as a launcher started them."""
 
     launcher: str
     per_node: int
@@ -37,7 +37,7 @@ class Launch:
 
 
 def detect(environment: Mapping[str, str]) -> Launch | None:
-    """Read a launcher's word from the environment, None where there is none. Raises UserError if it makes no sense."""
+    """Return what a launcher wrote into the environment, None without one. Raises UserError if it is inconsistent."""
     if "TORCHELASTIC_RUN_ID" in environment:
         world, per_node = _number(environment, "WORLD_SIZE"), _number(environment, "LOCAL_WORLD_SIZE")
         if world % per_node:
@@ -68,7 +68,7 @@ def _slurm(environment: Mapping[str, str]) -> Launch | None:
 
 
 def check_by_hand(environment: Mapping[str, str], nodes: int) -> None:
-    """Raise UserError if several nodes are to meet and the environment of this one does not say where and as which."""
+    """Raise UserError if there are several nodes and the environment does not name the first and the rank of this."""
     if nodes == 1:
         return
     absent = [name for name in _BY_HAND if name not in environment]

@@ -35,7 +35,7 @@ class WarmUpCosine:
 
 @dataclass(frozen=True)
 class _Cycles:
-    """Hold the per-cycle settings: sequences with one entry per cycle, or plain numbers for a single cycle."""
+    """Settings of each cycle: sequences with one entry per cycle, or plain numbers for a single cycle."""
 
     warm_up_steps: Sequence[Natural] | Natural
     f_min: Sequence[NonNegative] | NonNegative

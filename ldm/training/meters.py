@@ -1,4 +1,4 @@
-"""Running means on the device, read only when something is logged, so that no step waits for the accelerator."""
+"""Means that stay on the device until they are logged, so that no step waits for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RunningMean:
             self._counts[name] = self._counts.get(name, 0.0) + counts.float()
 
     def take(self) -> dict[str, Tensor]:
-        """Return the means since the last call, nan of what was never finite, and start anew."""
+        """Return the means since the last call, nan of what was never finite, and reset."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
@@ -52,7 +52,7 @@ class DatasetMean:
             self._sums[name] = self._sums[name] + table if name in self._sums else table
 
     def take(self) -> tuple[list[str], Tensor]:
-        """Return names and (sum, count) for each, (N, 2), and start anew."""
+        """Return names and (sum, count) for each, (N, 2), and reset."""
         names, tables = list(self._sums), list(self._sums.values())
         self._sums = {}
         return names, torch.stack(tables) if tables else torch.zeros(0, 2)
@@ -73,11 +73,11 @@ class LossByTimestep:
         self._sums[name] = self._sums[name] + table if name in self._sums else table
 
     def take(self) -> dict[str, Tensor]:
-        """Return (sum, count) per quarter, (4, 2), by name, and start anew."""
+        """Return (sum, count) per quarter, (4, 2), by name, and reset."""
         tables, self._sums = self._sums, {}
         return tables
 
     @staticmethod
     def means(name: str, table: Tensor) -> dict[str, Tensor]:
-        """Turn a table, perhaps summed over ranks, into means of the quarters that saw a sample."""
+        """Turn a table, perhaps summed over ranks, into means of the quarters that have a sample."""
         return {f"{name}_q{index + 1}": total / count for index, (total, count) in enumerate(table) if count > 0}

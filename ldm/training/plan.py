@@ -225,7 +225,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def _seed_data(data: dict[str, Any], seed: int) -> None:
-    """Let the order of the data follow --seed unless the config fixes it."""
+    """Use the seed of the run for the order of the data, unless the config sets one."""
     if "seed" in parameters_of(find_target(data["target"], "data")).names:
         data["params"] = {"seed": seed, **(data.get("params") or {})}
 

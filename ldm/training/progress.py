@@ -1,4 +1,4 @@
-"""Progress with rate and time left: one line that renews itself on a terminal, a line every few seconds elsewhere."""
+"""Progress with rate and time left: one line that is rewritten on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Progress(ProgressBar):
         self._start_time, self._last_time, self._last_step, self._samples = 0.0, 0.0, 0, 0
 
     def disable(self) -> None:
-        """Be silent, as on every rank but the first."""
+        """Write nothing, as on every rank but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Speak again."""
+        """Write again."""
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,7 +81,7 @@ class Progress(ProgressBar):
         self._restart_clock(trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say where the run ended."""
+        """Report the last step."""
         if self._enabled:
             self._clear_line()
             taken = duration(time.monotonic() - self._start_time)

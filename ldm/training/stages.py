@@ -1,5 +1,7 @@
 """Train configs one after the other, as scripts with several stages do."""
 
+from __future__ import annotations
+
 import logging
 import shlex
 import signal
@@ -7,37 +9,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import yaml
-
-from ldm.cli.train import main as train
+from ldm import compat
 from ldm.errors import UserError
+from ldm.training.run import INTERRUPTIONS, train
+from ldm.training.run_folder import new_run
 
 _log = logging.getLogger(__name__)
 
 
 def train_config(config: Path, logs: Path, overrides: Sequence[str], title: str) -> Path:
-    """Train a config with `logs` as the folder of runs and return its run folder.
+    """Train a config file with `logs` as the folder of runs, and return the run folder.
 
-    The command is announced, so that it can be run by itself. UserError if the training failed, or was asked to stop
-    before its end.
+    Logs the command that does the same. UserError if the training was asked to stop before its end.
     """
-    arguments = ["--base", str(config), "-t", "--logdir", str(logs), "--name", config.stem, *overrides]
-    _log.info("\n%s\npython main.py %s\n", title, shlex.join(arguments))
-    if train(arguments) != 0:
-        raise UserError(f"the training of {config.stem} stopped; its message stands above")
-    run = max(logs.glob(f"*_{config.stem}"), key=lambda path: path.stat().st_mtime)
-    made, wanted = steps_made(run)
-    if wanted is not None and made < wanted:
-        raise UserError(f"{run} was stopped at step {made} of {wanted}; it goes on with: python main.py -t -r {run}")
-    return run
-
-
-def steps_made(run: Path) -> tuple[int, int | None]:
-    """Return how many steps a run made, and how many it was to make, None if its config does not say."""
-    content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
-    config = yaml.safe_load((run / "configs" / "config.yaml").read_text(encoding="utf-8"))
-    return content["global_step"], config["lightning"]["trainer"].get("max_steps")
+    words = ["--base", str(config), "-t", "--logdir", str(logs), "--name", config.stem, *overrides]
+    _log.info("\n%s\npython main.py %s\n", title, shlex.join(words))
+    run = new_run(logs, config.stem)
+    try:
+        return train(compat.load(config, overrides), run).folder
+    except INTERRUPTIONS as stop:
+        raise UserError(f"{run.path}: {stop}; it goes on with: python main.py -t -r {run.path}") from stop
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def build_trainer(plan: Plan) -> pl.Trainer:
     if isinstance(options.get("val_check_interval"), int):
         options.setdefault("check_val_every_n_epoch", None)  # then the interval is counted through all epochs
     options["strategy"] = _strategy(plan)
-    options.setdefault("use_distributed_sampler", False)  # our loaders share the data out among the ranks themselves
+    options.setdefault("use_distributed_sampler", False)  # our loaders divide the data among the ranks
     callbacks = [*_callbacks(plan), _checkpoints(plan)]
     loggers = [MetricsCsv(plan.run.metrics), *_loggers(plan)]
     try:
@@ -74,28 +74,28 @@ def _callbacks(plan: Plan) -> Iterable[pl.Callback]:
         node = {"target": _CALLBACKS.get(name), **node}
         if node["target"] is None:
             raise ConfigError("needs a target", path)
-        yield _with_place(node, path, directory=plan.run.images)
+        yield _with_paths(node, path, directory=plan.run.images)
 
 
 def _checkpoints(plan: Plan) -> pl.Callback:
     node = {"target": _CHECKPOINTS, **(plan.lightning.get("modelcheckpoint") or {})}
     folder = plan.run.checkpoints
-    return _with_place(node, "lightning.modelcheckpoint", directory=folder, dirpath=folder)
+    return _with_paths(node, "lightning.modelcheckpoint", directory=folder, dirpath=folder)
 
 
 def _loggers(plan: Plan) -> Iterable[pl.loggers.Logger]:
-    """Build one configured logger, or several by name; they write below the run folder unless told otherwise."""
+    """Build one configured logger, or several by name; by default they write below the run folder."""
     configured = plan.lightning.get("logger") or {}
     several = {"logger": configured} if "target" in configured else configured
     for name, node in several.items():
         path = "lightning.logger" if "target" in configured else f"lightning.logger.{name}"
         if node is not None:
-            yield _with_place(node, path, save_dir=plan.run.path)
+            yield _with_paths(node, path, save_dir=plan.run.path)
 
 
-def _with_place(node: dict[str, Any], path: str, **places: Path) -> Any:
-    """Build a node and tell it where to write, if it wants to know and was not told."""
+def _with_paths(node: dict[str, Any], path: str, **paths: Path) -> Any:
+    """Build a node; paths that its target takes as parameters and that it does not set are filled in."""
     known = parameters_of(find_target(node["target"], path)).names
     given = node.get("params") or {}
-    extra = {name: place for name, place in places.items() if name in known and name not in given}
+    extra = {name: value for name, value in paths.items() if name in known and name not in given}
     return instantiate({**node, "params": given}, path, **extra)

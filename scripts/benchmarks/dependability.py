@@ -35,7 +35,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo" / "txt2img_sha
 
 
 class Images(Dataset):
-    """Hold noise in memory, so that no time goes into making data."""
+    """Noise in memory, so that no time goes into making data."""
 
     def __init__(self, num_items: int = 256, size: int = 32) -> None:
         self.images = torch.rand(num_items, 3, size, size) * 2 - 1
@@ -81,7 +81,7 @@ class InTurns(DiffusionTraining):
         owner.backward(*((self,) if self.is_plain else ()), *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the gradients, or not."""
+        """Check the gradients, or not."""
         if not self.is_plain:
             super().on_before_optimizer_step(optimizer)
 

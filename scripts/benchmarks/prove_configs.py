@@ -50,7 +50,7 @@ Place = tuple[Any, ...]  # keys and positions from the top
 
 @dataclass(frozen=True)
 class Verdict:
-    """Tell what was changed where, and whether what followed was right."""
+    """One mutation, and whether the program reacted rightly."""
 
     config: str
     path: str
@@ -226,7 +226,7 @@ def is_right(config: dict[str, Any], kind: str, place: Place, plan: Plan, new: d
 
 
 def data_problem(data: dict[str, Any]) -> str:
-    """Say what is wrong with data: absent files, if nothing else; nothing where they are generated."""
+    """Return what is wrong with data: absent files, if nothing else; nothing where they are generated."""
     try:
         instantiate(data, "data")
     except UserError as error:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from small_trainings import write_configs
 
-from ldm.cli.common import configure_logging
+from ldm.cli.entry import configure_logging
 from ldm.cli.train import main as train
 from ldm.errors import UserError
 from ldm.weights import files as storage
@@ -184,7 +184,7 @@ def _step(logs: Path) -> int:
 
 
 def _on_call(function: str, number: int, act: Callable[[Any], None]) -> None:
-    """Let a call of os.<function> on last.ckpt do something else first."""
+    """Run `act` before one call of os.<function> on last.ckpt."""
     original, calls = getattr(os, function), []
 
     def changed(*args: Any) -> Any:
@@ -256,7 +256,7 @@ def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Name what differs; empty if nothing does."""
+    """Return the names of what differs; empty if nothing does."""
     names = [name for name in one.keys() | other.keys() if not _same(one.get(name), other.get(name))]
     return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -22,8 +22,8 @@ def _node(target: str, **params: Any) -> dict[str, Any]:
 
 
 def write_configs(folder: Path) -> dict[str, Path]:
-    """Write pictures as a folder and as shards, and a config for each stage on each."""
-    _write_pictures(folder)
+    """Write images as a folder and as shards, and a config for each stage on each."""
+    _write_images(folder)
     paths = {}
     stages = (("autoencoder", _first_stage(), "val/rec_loss"), ("diffusion", _second_stage(), "val/loss_simple_ema"))
     for stage, model, monitor in stages:
@@ -48,15 +48,15 @@ _LIGHTNING = {
 _SAVES = {"every_n_steps": 3, "keep_every_n_steps": 10, "keep_last": 2}
 
 
-def _write_pictures(folder: Path) -> None:
+def _write_images(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     tars = [tarfile.open(folder / f"{number}.tar", "w") for number in range(3)]
     for number in range(_ITEMS):
         image, buffer = Image.fromarray(rng.integers(0, 255, (_SIZE, _SIZE, 3), dtype=np.uint8)), io.BytesIO()
         image.save(buffer, "PNG")
         for name, content in ((f"{number:02}.png", buffer.getvalue()), (f"{number:02}.txt", b"a picture")):
-            (folder / "pictures" / name).write_bytes(content)
+            (folder / "images" / name).write_bytes(content)
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tars[number % 3].addfile(member, io.BytesIO(content))
@@ -65,12 +65,12 @@ def _write_pictures(folder: Path) -> None:
 
 
 def _data(folder: Path, kind: str) -> dict[str, Any]:
-    pictures = _node("data.readers.captions.CaptionedFolder", root=str(folder / "pictures"), size=_SIZE)
-    train = pictures
+    images = _node("data.readers.captions.CaptionedFolder", root=str(folder / "images"), size=_SIZE)
+    train = images
     if kind == "shards":
         urls = str(folder / "{0..2}.tar")
         train = _node("data.shards.shards.Shards", urls=urls, size=_SIZE, samples_per_epoch=_ITEMS, buffer=4)
-    return _node("data.core.module.DataModule", batch_size=_BATCH, num_workers=0, train=train, validation=pictures)
+    return _node("data.core.module.DataModule", batch_size=_BATCH, num_workers=0, train=train, validation=images)
 
 
 def _autoencoder() -> dict[str, Any]:

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.ablation.judging import check_ready
-from ldm.ablation.plan import Programs, plan
-from ldm.ablation.resolving import Resolved, resolve
-from ldm.ablation.study import Point, Recipe, read
+from ldm.ablation.evaluate import check_ready
+from ldm.ablation.plan import plan
+from ldm.ablation.resolve import Resolved, resolve
+from ldm.ablation.study import Variant, read
 from ldm.errors import UserError
 
-STUDIES = Path(__file__).resolve().parents[2] / "configs" / "ablation"
-PROGRAMS = Programs(Path("main.py"), Path("scripts/evaluate.py"))
+STUDIES = Path(__file__).resolve().parents[3] / "configs" / "ablation"
 FACTORS = (1, 2, 4, 8, 16, 32)
 SIZES = {  # counted from the hyperparameters of Tables 13 and 14, with 16 channels at f = 32
     "imagenet_f": (396_835_971, 390_888_578, 400_920_579, 394_984_196, 395_002_632, 395_039_504),
@@ -31,15 +30,15 @@ def of_the_paper(name: str) -> list[Resolved]:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_studies_of_the_paper_have_the_published_sizes(name):
-    facts = [one.facts for one in of_the_paper(name)]
-    assert tuple(one.factor for one in facts) == FACTORS
-    assert tuple(one.parameters for one in facts) == SIZES[name]
-    assert [one.latent_shape for one in facts] == SHAPES
+    cost = [one.cost for one in of_the_paper(name)]
+    assert tuple(one.factor for one in cost) == FACTORS
+    assert tuple(one.parameters for one in cost) == SIZES[name]
+    assert [one.latent_shape for one in cost] == SHAPES
 
 
 @pytest.mark.parametrize(
     ("name", "jobs"),
-    # first stages with their figures, latent trainings with a short one before, judgements on the way and at the end
+    # first stages with their figures, latent trainings with a short one before, evaluations on the way and at the end
     [("toy_f", 5 * 2 + 6 * (2 + 3 + 4)), ("toy_f_emoji", 5 * 2 + 6 * (2 + 3 + 4)),
      ("kl_vs_vq", 4 * 2 + 4 * (1 + 3 + 2)),
      ("latent_scale", 2 * 2 + 3 + 6), ("guidance", 2 + 1 + 6), ("ddim_steps", 2 + 1 + 2 * 7),
@@ -47,7 +46,7 @@ def test_the_studies_of_the_paper_have_the_published_sizes(name):
 )  # fmt: skip
 def test_the_other_studies_share_what_their_trials_have_in_common(name, jobs):
     study = read(STUDIES / f"{name}.yaml")
-    assert len(plan(study, resolve(study), PROGRAMS).jobs) == jobs
+    assert len(plan(study, resolve(study)).jobs) == jobs
 
 
 def test_no_study_is_untested():
@@ -62,7 +61,7 @@ def toy(*overrides, f=4, **changes):
 
 
 def test_flops_are_those_of_one_picture_of_the_latent_size():
-    small, large = (resolve(toy(f=f))[0].facts for f in (4, 2))
+    small, large = (resolve(toy(f=f))[0].cost for f in (4, 2))
     ratio = large.network_flops / small.network_flops
     assert 3.9 < ratio < 4.2  # four times the places; attention and time embedding are small
 
@@ -103,14 +102,14 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(overrides, message
 def test_what_cannot_be_judged_is_refused_before_anything_is_trained(changes, message):
     study = toy()
     with pytest.raises(UserError, match=message):
-        resolve(replace(study, judgement=replace(study.judgement, **changes)))
+        resolve(replace(study, evaluation=replace(study.evaluation, **changes)))
 
 
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ({"scale": "big"}, "--scale: invalid float value: 'big'"),
-        ({"sampler": "nosuch"}, "--sampler: invalid choice: 'nosuch'"),
+        ({"scale": "big"}, "sample.scale: 'big' is no number"),
+        ({"sampler": "nosuch"}, "sample.sampler: 'nosuch' is unknown; use one of ddim"),
         ({"sampler": "plms", "eta": 1.0}, "plms has no eta"),
         ({"eta": -1.0}, "eta -1: use 0"),
         ({"H": 40}, "sample.H is 40; these models need multiples of 16"),
@@ -119,7 +118,7 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_trained(changes, me
 def test_samples_that_cannot_be_drawn_are_refused_before_anything_is_trained(sample, message, capsys):
     study = toy()
     with pytest.raises(UserError, match=f"toy_f, f=4: .*{message}"):
-        resolve(replace(study, point=replace(study.point, sample=sample)))
+        resolve(replace(study, last=Variant(tuple((f"sample.{name}", value) for name, value in sample.items()))))
     assert capsys.readouterr() == ("", "")
 
 
@@ -128,7 +127,7 @@ def test_what_is_not_on_this_machine_is_missed_before_a_run_but_not_in_a_dry_one
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     check_ready(toy())
     study = toy()
-    study = replace(study, judgement=replace(study.judgement, extractor="inception"))
+    study = replace(study, evaluation=replace(study.evaluation, extractor="inception"))
     resolve(study)
     with pytest.raises(UserError, match="toy_f, evaluation.extractor: inception: no weights at"):
         check_ready(study)
@@ -149,24 +148,24 @@ def test_a_package_that_is_not_installed_is_missed_before_a_run(package, monkeyp
 @pytest.mark.parametrize("name", SIZES)
 def test_first_stages_are_all_judged_by_the_pictures_of_the_latent_models(name):
     study = read(STUDIES / f"{name}.yaml")
-    entries = plan(study, of_the_paper(name), PROGRAMS).entries
-    of_each = {entry.training.name: entry.first_stage for entry in entries}
+    trials = plan(study, of_the_paper(name)).trials
+    of_each = {trial.training.name: trial.first_stage for trial in trials}
     judged = {training: job for training, job in of_each.items() if job is not None}
     assert len({job.name for job in judged.values()}) == len(FACTORS) - 1
     for training, job in judged.items():
-        assert job.needs == (training,) and "--first-stage" in job.words
+        assert job.needs == (training,) and job.steps is None
 
 
 def test_a_first_stage_is_judged_once_for_each_set_of_pictures():
     study = read(STUDIES / "toy_f.yaml")
-    key = "data.params.validation.params.num_samples"
-    points = {count: Point(latent=Recipe(settings=((key, count),))) for count in (100, 200)}
-    study = replace(study, axes={"f": {4: study.axes["f"][4]}, "pictures": points}, seeds=(1, 2))
-    whole = plan(study, resolve(study), PROGRAMS)
-    first, second, *others = (entry.first_stage for entry in whole.entries)
+    key = "latent.data.params.validation.params.num_samples"
+    counts = {count: Variant(((key, count),)) for count in (100, 200)}
+    study = replace(study, axes={"f": {4: study.axes["f"][4]}, "images": counts}, seeds=(1, 2))
+    whole = plan(study, resolve(study))
+    first, second, *others = (trial.first_stage for trial in whole.trials)
     assert first.name != second.name and [job.name for job in others] == [first.name, second.name]
     jobs = {job.name: job for job in whole.jobs}
-    assert jobs[first.name].needs == (whole.entries[0].training.name,)  # it need not wait for the second seed
+    assert jobs[first.name].needs == (whole.trials[0].training.name,)  # it need not wait for the second seed
 
 
 def test_networks_of_unequal_size_are_refused_where_they_should_be_equal():
@@ -178,7 +177,7 @@ def test_networks_of_unequal_size_are_refused_where_they_should_be_equal():
 
 def test_tasks_of_an_array_share_the_study_out_without_waiting_for_one_another():
     study = read(STUDIES / "kl_vs_vq.yaml")
-    whole = plan(study, resolve(study), PROGRAMS)
+    whole = plan(study, resolve(study))
     parts = [{job.name for job in whole.part(task, 3).jobs} for task in range(3)]
     assert set.union(*parts) == {job.name for job in whole.jobs}
     assert sum(map(len, parts)) == len(whole.jobs)

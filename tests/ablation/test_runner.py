@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from ldm.ablation.runner import Runner
-from ldm.ablation.workspace import Place, Workspace
+from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.errors import UserError
 
-CPU = Place((), "cpu")
+CPU = DeviceSlot("cpu")
+HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,17 @@ class Program:
     line: str = "pass"
     needs: tuple[str, ...] = ()
 
-    def command(self, workspace: Workspace, place: Place) -> list[str]:
-        note = f"open({str(workspace.folder / 'order')!r}, 'a').write({self.name + ' '!r})"
-        return ["-c", f"{note}\n{self.line}"]
+    function = "test_runner.run_line"
 
-    def check(self, workspace: Workspace) -> None:
-        if self.line == "unfinished":
-            raise UserError("was stopped")
+    def arguments(self, workspace: Workspace, slot: DeviceSlot) -> dict[str, str]:
+        return {"name": self.name, "line": self.line, "folder": str(workspace.folder)}
+
+
+def run_line(name: str, line: str, folder: str) -> dict[str, str]:
+    with open(Path(folder) / "order", "a") as file:
+        file.write(f"{name} ")
+    exec(line)
+    return {"name": name}
 
 
 def order(folder: Path) -> list[str]:
@@ -49,58 +54,44 @@ def wait_for(condition, seconds=60):
 def test_jobs_run_after_what_they_need_and_never_again(tmp_path):
     jobs = [Program("b", needs=("a",)), Program("a"), Program("c", needs=("b",))]
     for _ in range(2):
-        Runner(Workspace(tmp_path), [CPU, CPU], {}).run(jobs)
+        Runner(Workspace(tmp_path), [CPU, CPU], HERE).run(jobs)
         assert order(tmp_path) == ["a", "b", "c"]
+    assert Workspace(tmp_path).result("b") == {"name": "b"}
     assert json.loads((tmp_path / "done" / "a.json").read_text())["seconds"] > 0
 
 
 def test_what_failed_is_named_with_what_needs_it_and_the_rest_is_done(tmp_path):
     jobs = [Program("bad", "raise SystemExit(3)"), Program("after", needs=("bad",)), Program("good")]
     with pytest.raises(UserError, match=r"2 jobs failed: .*bad ended with status 3, see .*bad.log.*after needs bad"):
-        Runner(Workspace(tmp_path), [CPU], {}).run(jobs)
+        Runner(Workspace(tmp_path), [CPU], HERE).run(jobs)
     assert order(tmp_path) == ["bad", "good"]
     mended = [Program("bad"), *jobs[1:]]
-    Runner(Workspace(tmp_path), [CPU], {}).run(mended)
+    Runner(Workspace(tmp_path), [CPU], HERE).run(mended)
     assert order(tmp_path) == ["bad", "good", "bad", "after"]
     assert Workspace(tmp_path).seconds("bad") is None  # of two attempts nobody knows the time
 
 
-def test_a_command_that_ended_before_its_end_is_not_done(tmp_path):
-    job = Program("a", "unfinished")
-    with pytest.raises(UserError, match="a was stopped"):
-        Runner(Workspace(tmp_path), [CPU], {"PYTHONINSPECT": ""}).run([_Quiet(job)])
-    assert not Workspace(tmp_path).done("a").exists()
+def test_a_process_that_ended_without_a_result_is_not_done(tmp_path):
+    with pytest.raises(UserError, match="a ended with status 0, see .*a.log"):
+        Runner(Workspace(tmp_path), [CPU], HERE).run([Program("a", "raise SystemExit(0)")])
+    assert not Workspace(tmp_path).is_done("a")
 
 
-@dataclass(frozen=True)
-class _Quiet:
-    """The same job with a command that ends well."""
-
-    job: Program
-
-    @property
-    def name(self) -> str:
-        return self.job.name
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
-
-    def command(self, workspace: Workspace, place: Place) -> list[str]:
-        return ["-c", "pass"]
-
-    def check(self, workspace: Workspace) -> None:
-        self.job.check(workspace)
+def test_a_mistake_is_one_line_in_the_log(tmp_path):
+    line = "from ldm.errors import UserError\nraise UserError('was stopped')"
+    with pytest.raises(UserError, match="a ended with status 1, see .*a.log"):
+        Runner(Workspace(tmp_path), [CPU], HERE).run([Program("a", line)])
+    assert (tmp_path / "logs" / "a.log").read_text().splitlines()[-1] == "error: was stopped"
 
 
 RUNNER = """
 import sys
 sys.path.insert(0, {folder!r})
 from pathlib import Path
-from test_runner import CPU, Program
+from test_runner import CPU, HERE, Program
 from ldm.ablation.workspace import Workspace
 from ldm.ablation.runner import Runner
-Runner(Workspace(Path({out!r})), [CPU], {{}}).run([Program("long", {line!r}), Program("next", needs=("long",))])
+Runner(Workspace(Path({out!r})), [CPU], HERE).run([Program("long", {line!r}), Program("next", needs=("long",))])
 """
 
 
@@ -121,7 +112,7 @@ def test_a_job_outlives_a_killed_runner_and_is_not_started_beside_itself(tmp_pat
     assert order(tmp_path) == ["long"]  # still locked by the job itself
     gate.touch()
     assert second.wait(30) == 0
-    assert order(tmp_path) == ["long", "long", "next"]  # nobody saw the first one end, so it was asked once more
+    assert order(tmp_path) == ["long", "next"]  # its result is there, though its runner was not
 
 
 def test_a_runner_that_is_asked_to_stop_asks_its_jobs_and_waits_for_them(tmp_path):
@@ -135,4 +126,4 @@ def test_a_runner_that_is_asked_to_stop_asks_its_jobs_and_waits_for_them(tmp_pat
     time.sleep(0.3)
     runner.terminate()
     assert runner.wait(30) != 0
-    assert (tmp_path / "saved").exists() and not Workspace(tmp_path).done("long").exists()
+    assert (tmp_path / "saved").exists() and not Workspace(tmp_path).is_done("long")

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.ablation.study import Recipe, read
+from ldm.ablation.study import Variant, read
 from ldm.errors import ConfigError, UserError
 
 STUDY = {
     "title": "a study",
-    "first_stage": {"base": "first.yaml"},
-    "latent": {"base": "latent.yaml", "set": {"model.params.ema_decay": 0.9}},
+    "first_stage": "first.yaml",
+    "latent": "latent.yaml",
+    "set": {"latent.model.params.ema_decay": 0.9},
     "axes": {
-        "f": {1: {"first_stage": "none"}, 4: {"latent": {"set": {"model.params.ema_decay": 0.5}}}},
+        "f": {1: {"first_stage": "none"}, 4: {"latent.model.params.ema_decay": 0.5}},
         "scale": {"key": "sample.scale", "values": [1.0, 3.0]},
     },
     "seeds": [1, 2],
@@ -41,24 +42,27 @@ def test_every_combination_of_axes_and_seeds_is_a_trial(tmp_path):
 def test_an_axis_is_laid_over_the_study_and_the_command_line_over_both(tmp_path):
     study = read(written(tmp_path)).changed(["latent.model.params.ema_decay=0.7", "latent.model.a=[1, 2]"])
     pixels, _, latent, guided = list(study.trials())[:4]
-    assert pixels.point.first_stage.pixels and not latent.point.first_stage.pixels
-    assert latent.point.first_stage.base == tmp_path / "first.yaml"
+    assert pixels.variant.config("first_stage") == "none"
+    assert latent.variant.config("first_stage") == tmp_path / "first.yaml"
     key = "model.params.ema_decay"
-    assert latent.point.latent.settings == ((key, 0.9), (key, 0.5), (key, 0.7), ("model.a", [1, 2]))
-    assert guided.point.sample == {"scale": 3.0}
+    assert latent.variant.of("latent") == ((key, 0.9), (key, 0.5), (key, 0.7), ("model.a", [1, 2]))
+    assert guided.variant.sample == {"scale": 3.0}
 
 
 def test_values_of_an_axis_may_be_lists_and_mappings(tmp_path):
     values = [[1, 2], [1, 2, 2], {"target": "x"}, None]
     study = read(written(tmp_path, axes={"m": {"key": "latent.model.m", "values": values}}, seeds=[1]))
     assert [trial.labels["m"] for trial in study.trials()] == ["[1, 2]", "[1, 2, 2]", "{'target': 'x'}", None]
-    assert [trial.point.latent.settings[-1] for trial in study.trials()] == [("model.m", value) for value in values]
+    assert [trial.variant.of("latent")[-1] for trial in study.trials()] == [("model.m", value) for value in values]
 
 
-def test_another_base_starts_afresh():
-    below = Recipe(Path("a.yaml"), (("x", 1),), "weights.ckpt")
-    assert Recipe(Path("b.yaml")).over(below) == Recipe(Path("b.yaml"))
-    assert Recipe(settings=(("y", 2),)).over(below) == Recipe(Path("a.yaml"), (("x", 1), ("y", 2)), "weights.ckpt")
+def test_another_config_starts_afresh():
+    below = Variant((("first_stage", Path("a.yaml")), ("first_stage.checkpoint", "w.ckpt"), ("first_stage.data.x", 1)))
+    other = below.changed(Variant((("first_stage", Path("b.yaml")),)))
+    assert other.config("first_stage") == Path("b.yaml") and other.checkpoint is None and other.of("first_stage") == ()
+    more = below.changed(Variant((("first_stage.data.y", 2),)))
+    assert more.of("first_stage") == (("checkpoint", "w.ckpt"), ("data.x", 1), ("data.y", 2))
+    assert more.config("first_stage") == Path("a.yaml") and more.checkpoint == "w.ckpt"
 
 
 @pytest.mark.parametrize(
@@ -69,13 +73,15 @@ def test_another_base_starts_afresh():
         ({"axes": {}}, "axes: name at least one axis"),
         ({"axes": {"f": {}}}, "axes.f: name at least one value"),
         ({"axes": {"f": [1, 2]}}, "axes.f: must be a mapping"),
-        ({"axes": {"f": {"key": "model.x", "values": [1]}}}, "axes.f.key: 'model.x': begin with one of"),
-        ({"axes": {"f": {"key": "latent.x", "values": [1, 1]}}}, "axes.f.values: must be a list of different values"),
-        ({"axes": {"f": {4: {"latents": {}}}}}, "axes.f.4.latents: unknown; did you mean latent"),
-        ({"latent": {"base": "latent.yaml", "checkpoint": "x.ckpt"}}, "latent.checkpoint: unknown; known are base"),
-        ({"latent": "none"}, "latent: must be a mapping"),
+        ({"axes": {"f": {"key": "model.x", "values": [1]}}}, "axes.f.key.model.x: unknown; begin with first_stage"),
+        ({"axes": {"f": {"key": "latent.data.x", "values": [1, 1]}}}, "axes.f.values: must be a list of different"),
+        ({"axes": {"f": {4: {"latents.data.x": 1}}}}, "axes.f.4.latents.data.x: unknown; did you mean latent"),
+        ({"set": {"latent.checkpoint": "x.ckpt"}}, "set.latent.checkpoint: checkpoint: unknown; known are model, data"),
+        ({"set": {"latent.modle.x": 1}}, "modle: unknown; did you mean model"),
+        ({"set": ["latent.data.x"]}, "set: must be a mapping"),
+        ({"latent": "none"}, "latent: there is no none"),
         ({"axes": {"s": {"key": "sample.scal", "values": [1]}}}, "scal: unknown; did you mean scale"),
-        ({"latent": {"base": "absent.yaml"}}, "latent.base: there is no absent.yaml"),
+        ({"latent": "absent.yaml"}, "latent: there is no absent.yaml"),
         ({"seeds": ["a"]}, "seeds: 'a' is no whole number"),
         ({"seeds": 3}, "seeds: must be a list"),
         ({"budget": {"steps": 10, "minutes": 3}}, "budget: give one of steps, samples, minutes"),
@@ -95,5 +101,7 @@ def test_mistakes_are_named_with_their_place(tmp_path, changes, message):
 def test_a_file_that_cannot_be_read_and_an_override_of_nothing(tmp_path):
     with pytest.raises(UserError, match="absent.yaml: no such file"):
         read(tmp_path / "absent.yaml")
-    with pytest.raises(UserError, match="'data.x=1': write first_stage.KEY=VALUE"):
+    with pytest.raises(UserError, match="data.x: unknown; begin with first_stage"):
         read(written(tmp_path)).changed(["data.x=1"])
+    with pytest.raises(UserError, match="'latent': write first_stage.KEY=VALUE"):
+        read(written(tmp_path)).changed(["latent"])

@@ -14,7 +14,7 @@ from ldm.conditioning.labels import ClassConditioner
 from ldm.conditioning.layout import LayoutConditioner
 from ldm.data.core.module import DataModule
 from ldm.data.layout.boxes import BoxTokenizer
-from ldm.doctor.data_fit import check_data_fits_model, fit_problems, side_multiple
+from ldm.doctor.data_fit import check_data_fits_model, fit_problems, missing_keys
 from ldm.doctor.summary import Summary
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
@@ -47,7 +47,7 @@ def models() -> dict[str, tuple[nn.Module, int]]:
 @pytest.mark.parametrize("name", ["first stage", "latents", "pixels"])
 def test_sizes_and_channels_of_pictures(name: str) -> None:
     model, multiple = models()[name]
-    assert side_multiple(model) == multiple
+    assert model.model.side_multiple == multiple
     assert fit_problems(model, summed(image())) == []
     odd, even = 8 + multiple // 2, 8
     (problem,) = fit_problems(model, summed(image(3, odd, even)))

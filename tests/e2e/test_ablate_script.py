@@ -24,8 +24,8 @@ from tiny_runs import ROOT, script
 
 STUDY = {
     "title": "tiny",
-    "first_stage": {"base": "first.yaml"},
-    "latent": {"base": "latent.yaml"},
+    "first_stage": "first.yaml",
+    "latent": "latent.yaml",
     "axes": {"f": {1: {"first_stage": "none"}, 2: {}}},
     "seeds": [1],
     "budget": {"steps": 4, "points": 2, "parameters": 0.0},

@@ -10,6 +10,7 @@ from fitting import loader
 from tiny import autoencoder_training, class_diffusion
 from torch.utils.data import IterableDataset
 
+from ldm.data.shards.streams import StreamDecoder
 from ldm.errors import UserError
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.sample_metrics import SampleMetrics
@@ -44,7 +45,7 @@ class Stream(IterableDataset):
 
 
 def test_streams_are_read_past_the_decoder_of_their_loader(tmp_path: Path) -> None:
-    trainer = SimpleNamespace(val_dataloaders=SimpleNamespace(dataset=Decoder(Stream(), evaluation=True)))
+    trainer = SimpleNamespace(val_dataloaders=SimpleNamespace(dataset=StreamDecoder(Stream(), evaluation=True)))
     assert len(SampleMetrics(tmp_path / "images", count=6)._validation_images(trainer)) == 2
 
 

@@ -1,40 +1,48 @@
 """A script of several stages does not go on with a stage that was stopped before its end."""
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+import pytorch_lightning as pl
 import yaml
+from tiny import autoencoder_training_config, node, run_config
 
 from ldm.errors import UserError
-from ldm.training import stages
+from ldm.training.stages import train_config
 
 
-def finished_run(logs: Path, made: int, wanted: int | None) -> Path:
-    run = logs / "2026-01-01T00-00-00_tiny"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "configs").mkdir()
-    torch.save({"global_step": made, "state_dict": {}}, run / "checkpoints" / "last.ckpt")
-    trainer = {} if wanted is None else {"max_steps": wanted}
-    (run / "configs" / "config.yaml").write_text(yaml.safe_dump({"lightning": {"trainer": trainer}}), encoding="utf-8")
-    return run
+class Signal(pl.Callback):
+    """Asks the run to stop in its second step."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("made", "wanted"), [(5, 5), (5, None)])
-def test_a_run_that_reached_its_end_is_returned(tmp_path, monkeypatch, made, wanted):
-    run = finished_run(tmp_path, made, wanted)
-    monkeypatch.setattr(stages, "train", lambda arguments: 0)
-    assert stages.train_config(Path("configs/tiny.yaml"), tmp_path, (), "one") == run
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    shapes = node("toy.shapes.Shapes", num_samples=8, size=8, fields=[])
+    lightning = {"trainer": {"max_steps": 3, "limit_val_batches": 0}, "callbacks": {"image_logger": None}}
+    path = tmp_path / "tiny.yaml"
+    content = run_config(autoencoder_training_config(), shapes, shapes, batch_size=4, lightning=lightning)
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
-def test_a_run_that_was_stopped_is_named_with_how_to_go_on(tmp_path, monkeypatch):
-    finished_run(tmp_path, 3, 5)
-    monkeypatch.setattr(stages, "train", lambda arguments: 0)
-    with pytest.raises(UserError, match=r"step 3 of 5; it goes on with: python main.py -t -r .*_tiny"):
-        stages.train_config(Path("configs/tiny.yaml"), tmp_path, (), "one")
+def test_a_run_that_reached_its_end_is_returned(config: Path, tmp_path: Path) -> None:
+    run = train_config(config, tmp_path / "logs", ["model.learning_rate=1.0e-4"], "one")
+    assert run.parent == tmp_path / "logs" and run.name.endswith("_tiny")
+    assert yaml.safe_load((run / "configs" / "config.yaml").read_text())["model"]["learning_rate"] == 1e-4
 
 
-def test_a_failed_training_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "train", lambda arguments: 1)
-    with pytest.raises(UserError, match="the training of tiny stopped"):
-        stages.train_config(Path("configs/tiny.yaml"), tmp_path, (), "one")
+def test_a_run_that_was_stopped_is_named_with_how_to_go_on(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step 2; it goes on with: python main.py -t -r .*_tiny"):
+        train_config(config, tmp_path / "logs", [f"lightning.callbacks.stop.target={__name__}.Signal"], "one")
+
+
+def test_a_failed_training_is_an_error(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.params.train.params.size"):
+        train_config(config, tmp_path / "logs", ["data.params.train.params.size=eight"], "one")

@@ -1,1 +1,1 @@
-"""What works around Lightning: exact resume, signals, metrics, skipped steps."""
+"""What works around Lightning (seen in 2.6.6): exact resume, signals, metrics, skipped steps."""

@@ -1,9 +1,12 @@
 """Checkpoints by optimiser step, written whole or not at all, and never over good ones with broken weights.
 
-`last.ckpt` is renewed at an interval, at the end and when the run is asked to stop, and the one before it stays as
-`previous.ckpt`; numbered and best ones are kept beside them. A crash writes nothing. A save is decided on in the hooks
-of a step and made after them, when the step is also in metrics.csv; how many rows that has is saved, and a resumed run
-cuts it there. Parts that are not trained are stored once (see `ldm.weights.files`).
+`last.ckpt` is replaced at an interval, at the end and when the run is asked to stop; the one before it is kept as
+`previous.ckpt`, next to numbered and best ones. A crash writes nothing. Parts that are not trained are stored once (see
+`ldm.weights.files`).
+
+Works around Lightning 2.6, whose ModelCheckpoint writes in place, and saves in the middle of the hooks of a step: a
+resumed run then leaves out what was still to come (a validation, a row of metrics). Here a save is decided on in the
+hooks and made after them; the number of rows of metrics.csv is saved, and a resumed run cuts the file there.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and has saved where it stands."""
+    """A run was asked to stop, and has saved its state."""
 
 
 class Checkpoints(pl.Callback):
@@ -63,7 +66,7 @@ class Checkpoints(pl.Callback):
         self._seen_step, self._saved_step, self._failures = -1, -1, 0
         self._stop, self._files = GracefulStop(), CheckpointFiles()
         self._frozen: storage.FrozenParts | None = None
-        self._due: loop_state.State | None = None  # a save of last.ckpt that was decided on, and where the run stood
+        self._due: loop_state.State | None = None  # a save of last.ckpt that was decided on: the state of the loops
         self._asked = self._at_end = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ class Checkpoints(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let metrics.csv go on behind the rows that it had when the checkpoint was saved."""
+        """Continue metrics.csv after the rows that it had when the checkpoint was saved."""
         metrics = _metrics_of(trainer)
         if metrics is not None:
             metrics.go_on_after(checkpoint.get("metrics_rows"))
@@ -87,7 +90,7 @@ class Checkpoints(pl.Callback):
     # --- when ------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let files be read and written in our way."""
+        """Read and write files with `CheckpointFiles`."""
         trainer.strategy.checkpoint_io = self._files
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -171,11 +174,11 @@ class Checkpoints(pl.Callback):
             raise UserError(f"{self.directory / LAST}: the end of the run could not be saved; make room and resume it")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Return the signals back."""
+        """Restore the signal handlers."""
         self._stop.release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Return the signals back; nothing is saved."""
+        """Restore the signal handlers; nothing is saved."""
         self._stop.release()
 
     # --- how -------------------------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ class Checkpoints(pl.Callback):
             raise Stopped(f"asked to stop; saved step {step}")
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, loops: loop_state.State, name: str) -> None:
-        """Write beside the target, look it through and rename, so that nobody ever meets half a file.
+        """Write a temporary file, verify and rename it, so that no half-written file is ever visible.
 
         A failure warns and training goes on, until there were several in a row. All ranks take part, and all go on.
         """
@@ -237,7 +240,7 @@ class CheckpointFiles(TorchCheckpointIO):
         self._metrics: MetricsCsv | None = None
 
     def expect(self, loops: loop_state.State, frozen: storage.FrozenParts | None, metrics: MetricsCsv | None) -> None:
-        """Say what the next checkpoint shall hold."""
+        """Set what the next checkpoint holds."""
         self.problem, self._loops, self._frozen, self._metrics = None, loops, frozen, metrics
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -272,8 +275,9 @@ def _frozen_names(module: pl.LightningModule) -> list[str]:
 
 
 def _is_last_step(trainer: pl.Trainer) -> bool:
-    """Foresee the end, so that the run can be saved as it stands in its last batch; extended, it then goes on as if it
-    had never ended, while Lightning has counted a broken-off epoch as done when training is over.
+    """Return whether this step is the last.
+
+    Saving here, before Lightning marks the epoch finished, lets an extended run (larger max_steps) resume inside it.
     """
     if trainer.global_step == trainer.max_steps or trainer.should_stop:
         return True

@@ -1,7 +1,8 @@
-"""Steps whose gradients are not finite are left out: one bad batch must not end a run of weeks, nor spoil its weights.
+"""Skip steps whose gradients are not finite, so that one bad batch does not end a run of weeks.
 
-The decision is made from the gradients after their exchange, so all ranks make the same, and on the device, so no step
-waits for it: torch's fused optimisers take the flag as a tensor. How often it happened is read only when it is logged.
+Works around Lightning 2.6: outside of 16-bit precision it has no such check, and `detect_anomaly` stops the run. The
+decision is made from the gradients after their exchange, so all ranks make the same one, and on the device, so no step
+waits for it: torch's fused optimisers take the flag as a tensor. The counts are read only when they are logged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ldm.errors import UserError
 
 
 class StepGuard:
-    """Keep weights, optimiser state and the given buffers as they are where a gradient is inf or nan, and count it.
+    """Skip steps with an inf or nan gradient (weights, optimiser and protected buffers stay), and count them.
 
     More than `limit` such steps in a row are an error (0: the first one is), found when `check_limit` is called.
     """
@@ -33,15 +34,15 @@ class StepGuard:
 
     @property
     def num_skipped(self) -> Tensor:
-        """Count the steps left out, on the device."""
+        """Return the number of skipped steps, on the device."""
         return self._counts[0]
 
     def protect(self, buffers: Sequence[Tensor]) -> None:
-        """Remember buffers that a forward pass changes, e.g. running statistics, to restore them."""
+        """Back up buffers that a forward pass changes, such as running statistics, for skipped steps."""
         self._kept = [(buffer, buffer.clone()) for buffer in buffers]
 
     def check_gradients(self, optimizer: Optimizer) -> None:
-        """Decide, from unscaled gradients, about the step that the optimiser is going to make."""
+        """Decide from the unscaled gradients whether the coming step is skipped."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         # The largest entry would say the same, ten times slower on a CPU. Squares overflow from entries of 1e19 on.
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -55,7 +56,7 @@ class StepGuard:
                 parameter.grad = None
 
     def after_step(self) -> Tensor:
-        """Count after the step and restore the buffers; tell whether the step was left out: bool (), on the device."""
+        """Count the step and restore the buffers; return whether it was skipped: bool (), on the device."""
         total, row, most = self._counts.to(self._skips.device).unbind()
         row = (row + 1) * self._skips
         self._counts = torch.stack([total + self._skips, row, torch.maximum(most, row)])
@@ -65,7 +66,7 @@ class StepGuard:
         return self._skips
 
     def check_limit(self, tolerated: int = 0) -> None:
-        """Raise UserError if too many steps in a row were left out; `tolerated`: so many more are allowed."""
+        """Raise UserError if more than `limit` + `tolerated` steps in a row were skipped."""
         most = int(self._counts[2])
         if most > self.limit + tolerated:
             raise UserError(

@@ -1,8 +1,8 @@
-"""Where a training stands between two steps, in the terms of Lightning's loops.
+"""The state of a training between two steps, in the terms of Lightning's loops.
 
-Lightning saves in the middle of the hooks of a batch and, going on from there, leaves out what was still to come of
-it: a validation, the end of an epoch. The state made here says instead that the batch is done, and whether a validation
-that is due after it was made; Lightning then goes on with exactly what is missing.
+Works around Lightning 2.6, which saves in the middle of the hooks of a batch and, when it resumes, leaves out what was
+still to come of it: a validation, the end of an epoch. The state made here says that the batch is done, and whether a
+validation that is due after it was made; Lightning then resumes with exactly what is missing.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ def with_validation_done(state: State, trainer: pl.Trainer) -> State:
 
 
 def go_on(trainer: pl.Trainer) -> None:
-    """Let a run that stands at the end of an epoch end it, also if its loader does not know and has a batch more."""
+    """Mark the data fetcher exhausted when resuming at the end of an epoch with a loader that has no state."""
     if trainer.is_last_batch and not isinstance(trainer.train_dataloader, Stateful):
         trainer.fit_loop._data_fetcher.done = True
 
 
 def align_logging(trainer: pl.Trainer) -> None:
-    """Let Lightning, which counts steps apart for its loggers and forgets one on going on, log at our steps."""
+    """Set the step counter of Lightning's loggers, which is separate and one short after a resume."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 def samples_per_batch(trainer: pl.Trainer) -> int:
-    """Count the samples of one batch over all ranks."""
+    """Return the samples of one batch over all ranks."""
     return trainer.train_dataloader.batch_size * trainer.world_size
 
 
 def recount(trainer: pl.Trainer, saved: int) -> None:
     """Convert progress that was counted in batches of `saved` samples to those of this run.
 
-    Raises UserError if the run stands in the middle of one.
+    Raises UserError if the run is in the middle of one.
     """
     now = samples_per_batch(trainer)
     progress = trainer.fit_loop.epoch_loop.batch_progress

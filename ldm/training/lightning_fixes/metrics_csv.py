@@ -1,4 +1,7 @@
-"""metrics.csv: one row per logging event; a resumed run goes on in the same file, as if it had never ended."""
+"""metrics.csv: one row per logging event; a resumed run continues the same file, without gaps or repeated rows.
+
+Works around Lightning 2.6, whose CSVLogger starts a new file for each run and rewrites all of it with each new metric.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class MetricsCsv(Logger):
-    """Append each logging event to a CSV file with columns step, epoch and then every metric seen so far.
+    """Append each logging event to a CSV file with columns step, epoch and then every metric logged so far.
 
     When a run is resumed, rows of steps that are trained again are dropped at the first new event. Rows that cannot be
     written, on a full disk say, wait for the next event.
@@ -61,7 +64,7 @@ class MetricsCsv(Logger):
         self._num_rows = len(self._read()) if num_rows is None else num_rows
 
     def flush(self) -> int:
-        """Wait until the disk has all rows, and count them. Raises OSError."""
+        """Write all rows to the disk, and return their number. Raises OSError."""
         self._write()
         if self._path.exists():
             with self._path.open("rb+") as file:

@@ -1,8 +1,8 @@
-"""What a run is asked from outside, by signals: SIGTERM, SIGUSR1 and Ctrl-C mean save and stop.
+"""Save and stop when asked by a signal: SIGTERM, SIGUSR1 or Ctrl-C.
 
-A handler only notes the request. Several ranks agree on it by an exchange of one number a step over a CPU group, that
-is sent off at one step and read at the next: no rank waits for a device, nor for another rank beyond the step that it
-shares its gradients with anyway.
+Works around Lightning 2.6, which raises in the middle of a step on SIGTERM, saves nothing, and does not let ranks agree
+on a step. Here a handler only notes the request. Ranks agree by an all-reduce of one number a step over a CPU group,
+started at one step and read at the next, so that no rank waits for a device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 
 class GracefulStop:
-    """Listen to signals between `listen` and `release`, and tell all ranks at the same step that one was asked."""
+    """Note signals between `listen` and `release`; all ranks learn of one at the same step."""
 
     def __init__(self) -> None:
         self.is_pending = False
@@ -36,7 +36,7 @@ class GracefulStop:
                     self._previous[number] = signal.signal(number, self._note)
 
     def release(self) -> None:
-        """Return the signals back."""
+        """Restore the previous handlers."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,29 @@
+"""The process of one job: python -m ldm.ablation.worker JOB.json DONE.json calls a function and writes its result."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.ablation.workspace import write_json
+from ldm.cli.entry import main_guard
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    """Call what JOB.json names; nothing is written if it raises."""
+    job, done = map(Path, sys.argv[1:] if argv is None else argv)
+    content = json.loads(job.read_text(encoding="utf-8"))
+    module, _, name = content["function"].rpartition(".")
+    start = time.monotonic()
+    result = getattr(importlib.import_module(module), name)(**content["arguments"])
+    seconds = time.monotonic() - start if content["is_first_attempt"] else None
+    write_json(done, {"seconds": seconds, "result": result})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
