@@ -68,7 +68,8 @@ class PLMS(GridSampler):
                     eps = _combine(known)
                 elif not step.is_last:  # at clean data there is no eps to average with
                     ahead = step.move(hooks.refine(x0), eps)
-                    eps = (eps + evaluate(denoise, ahead, step.next_t, hooks.refine).eps) / 2
+                    t_ahead = step.t if step is intervals[-1] else step.next_t  # as published for a single step
+                    eps = (eps + evaluate(denoise, ahead, t_ahead, hooks.refine).eps) / 2
                 x0 = (x - step.sigma * eps) / step.alpha
             x0 = hooks.refine(x0)
             x = step.move(x0, eps)

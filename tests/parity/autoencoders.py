@@ -66,7 +66,7 @@ def vq(case: Case, tmp_path) -> dict:
     if "used" in case.inputs:
         np.save(tmp_path / "used.npy", case.inputs["used"].numpy())
         extra["remap"] = str(tmp_path / "used.npy")
-    autoencoder = case.model(**extra).autoencoder
+    autoencoder = case.model(**extra).model
     quantizer, x = autoencoder.quantize, case.inputs["x"]
     with torch.no_grad():
         prequant = autoencoder.encode(x)

@@ -6,8 +6,9 @@ from ldm.autoencoder import losses
 from ldm.autoencoder.regularizers import measure_perplexity
 from ldm.data.image_pairs import kernels
 from ldm.data.image_pairs.degradation import RandomStates, bsrgan, bsrgan_light
-from ldm.diffusion import grids as timesteps
-from ldm.diffusion import process as schedule
+from ldm.diffusion import discrete as schedule
+from ldm.diffusion.discrete import DiscreteVP
+from ldm.diffusion.grids import Compvis, CompvisQuad
 from ldm.networks.compvis_extras import sinusoidal_embedding
 from ldm.networks.embeddings import timestep_embedding
 
@@ -22,7 +23,8 @@ def make_beta_schedule(kind, n_timestep, linear_start=1e-4, linear_end=2e-2, cos
 
 
 def make_ddim_timesteps(method, num_steps, total, verbose=True):
-    return {"uniform": timesteps.compvis, "quad": timesteps.compvis_quad}[method](num_steps, total).steps.flip(0)
+    grid = {"uniform": Compvis(), "quad": CompvisQuad()}[method]
+    return grid(DiscreteVP.linear(total), num_steps)[:-1].flip(0).long()
 
 
 def imresize_np(img, scale, antialiasing=True):

@@ -106,10 +106,10 @@ def _moments(model, denoise, x, t, refine) -> tuple:
     return (*model.process.posterior(x0, x, t), x0)
 
 
-def _p_sample(model, denoise, x, t, refine, noise) -> torch.Tensor:
-    """Draw from the posterior, sample i at its own step t[i] (B,); the last step is its mean."""
-    mean, _, log_variance, _ = _moments(model, denoise, x, t, refine)
-    return mean + torch.exp(0.5 * log_variance).masked_fill((t == 0)[:, None, None, None], 0.0) * noise
+def _p_sample(model, denoise, x, t, refine, noise) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a draw from the posterior and x0, sample i at its own step t[i] (B,); the last step is its mean."""
+    mean, _, log_variance, x0 = _moments(model, denoise, x, t, refine)
+    return mean + torch.exp(0.5 * log_variance).masked_fill((t == 0)[:, None, None, None], 0.0) * noise, x0
 
 
 def _logged(steps: list[Step], every: int) -> Iterator[Step]:
@@ -122,8 +122,8 @@ def _ancestral_pixel(case: Case, model, tape: Tape) -> dict:
     in_loop = clip if case.params.get("clip_denoised", True) else identity
     noise = tape.noise("p_sample")
     results = {"p_mean_variance": _moments(model, denoise, x, t, refine)[:3]}
-    results["p_sample"] = _p_sample(model, denoise, x, t, refine, noise(x.shape))
-    results["p_sample_repeat"] = _p_sample(model, denoise, x, t, refine, noise((1, *x.shape[1:])))
+    results["p_sample"] = _p_sample(model, denoise, x, t, refine, noise(x.shape))[0]
+    results["p_sample_repeat"] = _p_sample(model, denoise, x, t, refine, noise((1, *x.shape[1:])))[0]
     start = tape.take("p_sample_loop")
     steps = list(DDPM()(denoise, start, model.process, refine=in_loop, noise=noise))
     logged = _logged(steps, case.params.get("log_every_t", 100))
