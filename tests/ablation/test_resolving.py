@@ -129,7 +129,7 @@ def test_what_is_not_on_this_machine_is_missed_before_a_run_but_not_in_a_dry_one
     study = toy()
     study = replace(study, evaluation=replace(study.evaluation, extractor="inception"))
     resolve(study)
-    with pytest.raises(UserError, match="toy_f, evaluation.extractor: inception: no weights at"):
+    with pytest.raises(UserError, match="toy_f, evaluation.extractor: inception: "):
         check_ready(study)
     place = "imagenet_f, f=4: first_stage.checkpoint: models/first_stage_models/vq-f4/model.ckpt: no such checkpoint"
     with pytest.raises(UserError, match=place):
@@ -170,7 +170,7 @@ def test_a_first_stage_is_judged_once_for_each_set_of_pictures():
 
 def test_networks_of_unequal_size_are_refused_where_they_should_be_equal():
     study = read(STUDIES / "toy_f.yaml")
-    with pytest.raises(UserError, match="f=4 has 1,856,579.*budget.parameters allows 1%"):
+    with pytest.raises(UserError, match="f=4 .*1,856,579.*budget.parameters .*1%"):
         axes = {"f": {f: study.axes["f"][f] for f in (4, 16)}}
         resolve(replace(study, axes=axes, budget=replace(study.budget, parameters=0.01)))
 
@@ -183,5 +183,5 @@ def test_tasks_of_an_array_share_the_study_out_without_waiting_for_one_another()
     assert sum(map(len, parts)) == len(whole.jobs)
     for part in parts:
         assert all(set(job.needs) <= part for job in whole.jobs if job.name in part)
-    with pytest.raises(UserError, match="tasks count from 0 to 2"):
+    with pytest.raises(UserError, match="0 to 2"):
         whole.part(3, 3)

@@ -41,7 +41,7 @@ def test_vq_decoding_quantises_first(vq, x):
     assert torch.equal(z, vq.moments(x)) and torch.equal(z, vq.encode_mode(x))
     torch.testing.assert_close(vq.decode(z), vq.decode(vq.quantize.nearest_codes(z), quantize=False))
     assert not torch.allclose(vq.decode(z), vq.decode(z, quantize=False))
-    with pytest.raises(TypeError, match="VectorQuantizer has no posterior"):
+    with pytest.raises(TypeError, match="VectorQuantizer .*posterior"):
         vq.posterior(x)
 
 
@@ -81,7 +81,7 @@ def test_published_sizes(regularizer, config, embed_dim, size):
 
 def test_illegal_sizes_are_refused_with_the_nearest_legal_ones(kl):
     assert kl.latent_shape(16, 30) == (3, 8, 15)
-    with pytest.raises(UserError, match="multiple of 2; the nearest are 16, 18, 30, 32"):
+    with pytest.raises(UserError, match="2; .*16, 18, 30, 32"):
         kl.latent_shape(17, 31)
     with pytest.raises(UserError, match="the nearest are 2"):
         kl.latent_shape(16, 0)

@@ -33,7 +33,7 @@ def test_images_keep_their_bytes_and_take_the_channels_asked_for(tmp_path):
     assert read_image(file, 1).shape == (1, 5, 7)
     assert read_image(file, 3, (10, None)).shape == (3, 10, 7)
     assert read_image(file, 4).shape == (4, 5, 7)
-    with pytest.raises(UserError, match="a.png: an image of 3 channels does not go with channels=5"):
+    with pytest.raises(UserError, match="a.png: .*3 channels .*channels=5"):
         read_image(file, 5)
 
 
@@ -55,7 +55,7 @@ def test_a_value_range_says_what_is_black_and_white(tmp_path):
     assert read_image(twelve_bits, 1, value_range=(0, 4095)).flatten().tolist() == [0, 255]
     np.save(tmp_path / "a.npy", np.array([[-1000.0, 3000.0, 5000.0]], np.float32))
     assert read_image(tmp_path / "a.npy", 1, value_range=(-1000, 3000)).flatten().tolist() == [0, 255, 255]
-    with pytest.raises(ValueError, match="set value_range"):
+    with pytest.raises(ValueError, match="value_range"):
         read_image(tmp_path / "a.npy", 1)
 
 
@@ -94,9 +94,9 @@ def test_masks_without_a_hole(tmp_path):
     message = "a mask without a hole, its values are 0 to 127; a hole is what is white .128 and more of 255."
     with pytest.raises(UserError, match=f"m.png: {message}"):
         read_mask(save(tmp_path / "m.png", np.array([[0, 127]], dtype=np.uint8)), (1, 2))
-    with pytest.raises(UserError, match="m.jpg: a mask without a hole, its values are 1 to 1"):  # traces, not ones
+    with pytest.raises(UserError, match="m.jpg: .*1 to 1"):  # traces, not ones
         read_mask(save(tmp_path / "m.jpg", np.full((8, 8), 1, np.uint8)), (8, 8))
-    with pytest.raises(UserError, match="its values are 0 to 0"):
+    with pytest.raises(UserError, match="0 to 0"):
         read_mask(palette(tmp_path / "p.png", [[0, 0]]), (1, 2))
 
 
@@ -104,7 +104,7 @@ def test_masks_are_holes_from_the_middle_on(tmp_path):
     file = save(tmp_path / "m.png", np.array([[0, 127, 128, 255]], dtype=np.uint8))
     assert read_mask(file, (1, 4)).tolist() == [[[False, False, True, True]]]
     assert read_mask(file, (1, 4), (2, None)).shape == (1, 2, 4)
-    with pytest.raises(UserError, match="m.png: the mask is 4x1, its image 4x2"):
+    with pytest.raises(UserError, match="m.png: .*4x1.* 4x2"):
         read_mask(file, (2, 4))
 
 
@@ -146,5 +146,5 @@ def test_unreadable_files_are_counted(caplog):
     good, bad = Source(Path("g.png"), "good"), Source(Path("b.png"), "bad")
     assert [value for _, value in readable([bad, good, bad], read)] == ["good"]
     assert "skipped 2 unreadable images: b.png (truncated)" in caplog.text
-    with pytest.raises(UserError, match="none of 1 images can be read"):
+    with pytest.raises(UserError, match="1 images"):
         list(readable([bad], read))

@@ -36,7 +36,7 @@ def test_arguments_choose_the_sampler(argv, expected):
 
 
 def test_eta_needs_a_sampler_that_has_one():
-    with pytest.raises(UserError, match="plms has no eta"):
+    with pytest.raises(UserError, match="plms .*eta"):
         chosen("--plms", "--ddim_eta", "0.5")
     assert chosen("--plms", "--ddim_eta", "0") == PLMS(7)
     with pytest.raises(UserError, match="0 .no noise. or more"):
@@ -55,7 +55,7 @@ def test_steps_are_counted_as_they_will_be_taken():
 def test_devices():
     assert choose_device("cpu") == torch.device("cpu")
     assert (choose_device("auto").type == "cpu") != torch.accelerator.is_available()
-    with pytest.raises(UserError, match="--device cpux: not usable"):
+    with pytest.raises(UserError, match="--device cpux: "):
         choose_device("cpux")
 
 

@@ -188,7 +188,7 @@ def test_data_sets_that_are_folders_of_pictures(target: str, params: dict, want:
 def test_a_data_set_that_is_not_here_is_missed_when_the_data_is_built(name: str) -> None:
     node = data(train={"target": f"ldm.data.{name}", "params": {"size": 8}})
     validate(compat.translate_node(node))
-    with pytest.raises(ConfigError, match=f"data.params.train: there is no data set ldm.data.{name} here; "):
+    with pytest.raises(ConfigError, match=f"data.params.train: .*ldm.data.{name} "):
         instantiate(node, "data")
 
 

@@ -148,5 +148,5 @@ def test_an_override_of_a_published_config_is_written_in_its_words(caplog) -> No
     heads = ["model.params.unet_config.params.num_heads=1", "model.params.unet_config.params.num_head_channels=-1"]
     config = load(published("models__ldm__cin256"), heads)
     assert config.model.params.network.params.num_heads == 1
-    with pytest.raises(ConfigError, match="command line: model.params.network: unknown"):
+    with pytest.raises(ConfigError, match="command line: model.params.network: "):
         load(published("models__ldm__cin256"), ["model.params.network.params.num_heads=1"])

@@ -26,7 +26,7 @@ def test_labels_outside_the_table_are_named(label):
     for conditioner in [ClassConditioner(5, key="kind", null_label=4, **option) for option in options]:
         for values in ([0, label], torch.tensor([0, label])):
             for drop in (None, torch.tensor([True, False])):
-                with pytest.raises(UserError, match=rf"label {label} under 'kind', but num_classes=5 allows 0 to 4"):
+                with pytest.raises(UserError, match=rf"{label} .*'kind'.* num_classes=5 .*0 to 4"):
                     conditioner({"kind": values}, drop)
         assert conditioner({"kind": [0, 4]}).batch_size == 2  # the null label may be asked for
         assert conditioner.unconditional(3).batch_size == 3
@@ -154,7 +154,7 @@ def test_network_passes_context_and_labels():
 
 
 def test_network_refuses_a_picture_of_another_size():
-    with pytest.raises(UserError, match="16 x 16, the latent 8 x 8"):
+    with pytest.raises(UserError, match="16 x 16.* 8 x 8"):
         network(extra=3)(torch.randn(B, 4, 8, 8), torch.tensor([1, 2]), Conditioning(torch.randn(B, 3, 16, 16)))
 
 

@@ -39,12 +39,12 @@ def test_index_maps_become_planes(make):
     planes = torch.stack([(indices == k).float() for k in range(4)], dim=1)
     conditioner = make()
     torch.testing.assert_close(conditioner({"x": indices}).concat, conditioner({"x": planes}).concat)
-    with pytest.raises(UserError, match="a map has class 4; this model has classes 0 to 3"):
+    with pytest.raises(UserError, match="class 4.* 0 to 3"):
         conditioner({"x": torch.full((1, 8, 8), 4)})
 
 
 def test_rescaler_refuses_unknown_methods_and_negative_stages():
-    with pytest.raises(UserError, match="'cubic' is unknown; use one of nearest"):
+    with pytest.raises(UserError, match="'cubic' .*nearest"):
         SpatialRescaler("x", method="cubic")
     with pytest.raises(UserError, match="num_stages is -1"):
         SpatialRescaler("x", -1)

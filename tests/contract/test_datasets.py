@@ -160,7 +160,9 @@ def test_data_module_reads_every_item_once(dataset):
     read_every_item_once(dataset, num_workers=0)
 
 
-@pytest.mark.parametrize("cls", [CaptionedFolder, Shards], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", [cls if cls in KEEP_FILES_OPEN else pytest.param(cls, marks=pytest.mark.slow) for cls in found()]
+)
 def test_two_workers_read_every_item_once(cls, tmp_path):
     read_every_item_once(make(cls, tmp_path), num_workers=2)
 

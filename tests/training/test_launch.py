@@ -44,7 +44,7 @@ def test_flags_may_not_contradict_a_launcher_but_configs_give_way() -> None:
     assert choose(None, None, "cpu", {"devices": 1}, launch) == Devices("cpu", 2)
     assert choose(None, "2", "cpu", {}, launch) == Devices("cpu", 2)
     assert choose("4,5", None, None, {}, launch) == Devices("gpu", [4, 5])
-    with pytest.raises(UserError, match="torchrun started 2 processes on each of 1 nodes, but 4 devices are asked for"):
+    with pytest.raises(UserError, match="torchrun .*2 processes .*1 nodes.* 4 devices"):
         choose(None, "4", "cpu", {}, launch)
     with pytest.raises(UserError, match="--num_nodes"):
         launch.check(None, 2)
@@ -54,12 +54,12 @@ def test_hosts_must_know_where_to_meet() -> None:
     check_by_hand({}, 1)
     meeting = {"MASTER_ADDR": "host", "MASTER_PORT": "29500", "NODE_RANK": "1"}
     check_by_hand(meeting, 2)
-    with pytest.raises(UserError, match="set MASTER_PORT, NODE_RANK on every host"):
+    with pytest.raises(UserError, match="MASTER_PORT, NODE_RANK"):
         check_by_hand({"MASTER_ADDR": "host"}, 2)
-    with pytest.raises(UserError, match="NODE_RANK: '2' is none of 0 to 1"):
+    with pytest.raises(UserError, match="NODE_RANK: '2' .*0 to 1"):
         check_by_hand({**meeting, "NODE_RANK": "2"}, 2)
 
 
 def test_unknown_accelerators_are_refused() -> None:
-    with pytest.raises(UserError, match="--accelerator: 'ddp' is unknown; use one of auto, cpu"):
+    with pytest.raises(UserError, match="--accelerator: 'ddp' .*auto, cpu"):
         choose(None, None, "ddp", {})

@@ -154,7 +154,7 @@ def test_progress_is_recounted_for_other_batches(tmp_path: Path) -> None:
     assert trainer.global_step == 8 and trainer.current_epoch == 2  # Lightning counts the broken-off one
     batches = trainer.fit_loop.epoch_loop.batch_progress
     assert batches.total.completed == 16 and batches.current.completed == 4
-    with pytest.raises(UserError, match="batches of 5 over all ranks do not divide"):
+    with pytest.raises(UserError, match="batches of 5"):
         train(tmp_path, class_diffusion(1), resume=tmp_path / "last.ckpt", batch_size=5, max_steps=12)
 
 
@@ -192,7 +192,7 @@ def test_a_save_that_fails_warns_and_training_goes_on(
 @needs_proc
 def test_three_failures_in_a_row_or_a_last_one_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, {2, 3, 4, 6}, errno.ENOSPC)
-    with pytest.raises(UserError, match="3 saves in a row failed, .*No space left"):
+    with pytest.raises(UserError, match="3 saves .*No space left"):
         train(tmp_path, class_diffusion())
     assert storage.load(locate(tmp_path))["global_step"] == 2
     with pytest.raises(UserError, match="the end of the run could not be saved"):

@@ -174,7 +174,7 @@ def test_choose() -> None:
     assert same(choose(raw, "ema"), raw)
     flat = state(encoder__weight=(2,)) | {"model_ema.encoderweight": torch.tensor([7.0, 8.0])}
     assert same(choose(flat, "ema"), {"encoder.weight": torch.tensor([7.0, 8.0])})
-    with pytest.raises(UserError, match="choose raw or ema"):
+    with pytest.raises(UserError, match="raw or ema"):
         choose(raw, "average")
 
 
@@ -257,5 +257,5 @@ def test_a_module_under_two_names_is_filled_by_either() -> None:
 def test_load_from_a_file_names_it(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     torch.save({"state_dict": WEIGHTS}, path)
-    with pytest.raises(UserError, match="a.ckpt: does not fit Model"):
+    with pytest.raises(UserError, match="a.ckpt: .*Model"):
         load_into(Model(), path)
