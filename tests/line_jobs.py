@@ -7,5 +7,5 @@ def run_line(name: str, line: str, folder: str) -> dict[str, str]:
     """Append the name to the file `order`, and run a line of Python."""
     with (Path(folder) / "order").open("a") as file:
         file.write(f"{name} ")
-    exec(line)
+    exec(line, {})
     return {"name": name}
