@@ -16,7 +16,7 @@ from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.errors import UserError
 
 CPU = DeviceSlot("cpu")
-HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
+HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
 
 
 @dataclass(frozen=True)
