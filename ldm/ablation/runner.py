@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from ldm.ablation.workspace import DeviceSlot, Job, Workspace, write_json
 from ldm.errors import UserError
-from ldm.training.stages import stopped_by_sigterm
+from ldm.training.interrupt import stopped_by_sigterm
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2

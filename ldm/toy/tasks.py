@@ -25,7 +25,8 @@ from ldm.toy.digit_classifier import digit_classifier
 from ldm.toy.digits import Digits
 from ldm.toy.runs import CONFIGS, Progress, Sampling, load_run, sample_all
 from ldm.toy.task_table import Figures, Task, condition_images, digit_task, photo_tasks, scene_tasks
-from ldm.training.stages import stopped_by_sigterm, train_config
+from ldm.training.interrupt import stopped_by_sigterm
+from ldm.training.stages import train_config
 
 _log = logging.getLogger(__name__)
 FIRST_STAGES = {

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldm import compat
@@ -29,13 +27,3 @@ def train_config(config: Path, logs: Path, overrides: Sequence[str], title: str)
         return train(compat.load(config, overrides), run).folder
     except INTERRUPTIONS as stop:
         raise UserError(f"{run.path}: {stop}; it goes on with: python main.py -t -r {run.path}") from stop
-
-
-@contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, as clusters send it, end a block like Ctrl-C."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

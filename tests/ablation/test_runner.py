@@ -16,7 +16,7 @@ from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.errors import UserError
 
 CPU = DeviceSlot("cpu")
-HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,10 @@ class Program:
     line: str = "pass"
     needs: tuple[str, ...] = ()
 
-    function = "test_runner.run_line"
+    function = "line_jobs.run_line"
 
     def arguments(self, workspace: Workspace, slot: DeviceSlot) -> dict[str, str]:
         return {"name": self.name, "line": self.line, "folder": str(workspace.folder)}
-
-
-def run_line(name: str, line: str, folder: str) -> dict[str, str]:
-    with open(Path(folder) / "order", "a") as file:
-        file.write(f"{name} ")
-    exec(line)
-    return {"name": name}
 
 
 def order(folder: Path) -> list[str]:
