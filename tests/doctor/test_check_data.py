@@ -125,7 +125,7 @@ def test_labels_and_sizes_must_go_with_the_model(tmp_path, capsys):
         "params": {"num_classes": 2, "embed_dim": 8, "null_label": 1},
     }
     params = {"root": str(tmp_path / "pictures"), "size": 8, "class_folders": True}
-    config = write_config(tmp_path / "a.yaml", params, model={**model, "base_learning_rate": 1e-6})
+    config = write_config(tmp_path / "a.yaml", params, model=model, training={"base_learning_rate": 1e-6})
     with pytest.raises(SystemExit):
         main(["--base", config, "--outdir", str(tmp_path / "out")])
     problems = [line for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
