@@ -89,7 +89,7 @@ def test_exact_steps_and_exact_on_a_point_target(name, steps):
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=named)
 @pytest.mark.parametrize(("steps", "allowed"), [(5, 2.5), (10, 0.5), (50, 0.12)])
 def test_right_on_every_process_and_prediction(name, process, prediction, steps, allowed):
-    """The spread of the samples against the data's, on data N(0, 0.5^2) (Heun needs more than 5 steps on EDM, ancestral steps many)."""
+    """The spread of the samples against the data's, on data N(0, 0.5^2); few steps of Heun on EDM are far off."""
     try:
         check_prediction(prediction, process)
     except UserError:
