@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.errors import UserError
 
 Points = Sequence[tuple[float, float]]
+_MANY = 30  # points of a line without marks
 _WIDE = 8  # from this ratio of largest to smallest on, an axis of positive values is logarithmic
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -79,7 +80,8 @@ def plot_panels(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):  # the last row may have empty places
         for label, points in panel.lines.items():
-            axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, markersize=4, label=label, color=colours[label])
+            marker = "o" if len(points) < _MANY else None
+            axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label, color=colours[label])
         axis.set(xlabel=panel.x, ylabel=panel.y)
         values = [point for points in panel.lines.values() for point in points]
         axis.set_xscale("log" if _is_wide([x for x, _ in values]) else "linear")

@@ -109,7 +109,6 @@ def outcome(item: Verdict) -> str:
 def plot_losses(runs: tuple[Path, Path], path: Path) -> None:
     """Plot the training and validation losses of both stages."""
     first, second = (run / "metrics.csv" for run in runs)
-    losses = {"autoencoder loss": (first, "train/rec_loss", "val/rec_loss")}
-    losses["diffusion loss"] = (second, "train/loss_simple", "val/loss_simple_ema")
-    panels = [Panel("step", y, {name: read_curve(file, name) for name in names}) for y, (file, *names) in losses.items()]
-    plot_panels(panels, path)
+    losses = (first, "train/rec_loss", "val/rec_loss"), (second, "train/loss_simple", "val/loss_simple_ema")
+    curves = [{name: read_curve(file, name) for name in names} for file, *names in losses]
+    plot_panels([Panel("step", "autoencoder loss", curves[0]), Panel("step", "diffusion loss", curves[1])], path)
