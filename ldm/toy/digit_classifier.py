@@ -1,4 +1,4 @@
-"""A small classifier of handwritten digits, independent of any generative model, which recognises the digits in samples."""
+"""A small classifier of handwritten digits, independent of any generative model, which recognises digits in samples."""
 
 from __future__ import annotations
 
