@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,21 +17,20 @@ from ldm.cli.sampling import conditioners
 from ldm.diffusion.process import Process
 from ldm.environment import environment
 from ldm.errors import UserError
-from ldm.evaluation.build import data_set, default_cache, make_judges
+from ldm.evaluation import MetricSuite, Result, Samples, evaluate_reconstructions, evaluate_samples
+from ldm.evaluation.build import make_metric_suite
 from ldm.evaluation.conditions import DataConditions, Unconditional
 from ldm.evaluation.distribution_metrics import moments
-from ldm.evaluation.evaluation import Judges, Result, Samples, evaluate_autoencoder, evaluate_latent_diffusion
-from ldm.evaluation.image_sets import PictureSet
-from ldm.evaluation.references import Referenced, data_reference
+from ldm.evaluation.image_sets import ImageSet, split_images
+from ldm.evaluation.references import ReferenceSet, data_reference
 from ldm.evaluation.report import pyplot
-from ldm.images import image_grid, to_pil
 from ldm.models.loading import load_first_stage, load_model
 from ldm.sampling import make_sampler
 from ldm.sampling.base import Sampler
 from ldm.weights import load as checkpoint
 
 RESULT, IMAGES = "evaluation.json", "samples.png"
-_KEPT, _COLUMNS = 64, 8
+_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -52,49 +49,44 @@ class Evaluator:
         `run` is a run folder or a checkpoint in one. Returns the content of evaluation.json. Goes on where an earlier
         evaluation in this folder was interrupted.
         """
-        loaded = load_model(_files(run), choose_device(self.device))
+        loaded = load_model(run, choose_device(self.device))
         conditions = Unconditional()
         if conditioners(loaded):
             conditions = DataConditions(_validation(loaded.content, self.count))
         height, width = loaded.trained_size()
         size, scale = (sample.get("H", height), sample.get("W", width)), float(sample.get("scale", 1.0))
         samples = Samples(self.count, size, sampler(steps, sample), conditions, scale=scale)
-        judges = self._judges()
-        judges.check(self.count)
-        reference = self._reference(judges, _validation(loaded.content))
+        metrics = self._suite()
+        metrics.check(self.count)
+        reference = self._reference(metrics, _validation(loaded.content))
         provenance = loaded.provenance()
-        result = evaluate_latent_diffusion(
-            loaded.model, samples, judges, reference, self.folder / "samples", _weights(provenance)
+        result = evaluate_samples(
+            loaded.model, samples, metrics, reference, self.folder / "samples", _weights(provenance)
         )
         return self._write(result, provenance)
 
     def first_stage(self, run: Path) -> dict[str, Any]:
         """Measure reconstructions of validation images by the first stage inside a latent run; see `samples`."""
-        loaded, judges = load_first_stage(_files(run), choose_device(self.device)), self._judges()
+        loaded, metrics = load_first_stage(run, choose_device(self.device)), self._suite()
         images = _validation(config.read(loaded.config), self.count)
-        judges.check(len(images))
-        reference, provenance = self._reference(judges, images), loaded.provenance()
-        result = evaluate_autoencoder(
-            loaded.autoencoder, images, judges, reference, self.folder / "samples", _weights(provenance)
+        metrics.check(len(images))
+        reference, provenance = self._reference(metrics, images), loaded.provenance()
+        result = evaluate_reconstructions(
+            loaded.autoencoder, images, metrics, reference, self.folder / "samples", _weights(provenance)
         )
         return self._write(result, provenance)
 
-    def _judges(self) -> Judges:
-        return make_judges(self.metrics, self.extractor, choose_device(self.device), _KEPT)
+    def _suite(self) -> MetricSuite:
+        return make_metric_suite(self.metrics, self.extractor, choose_device(self.device), _KEPT)
 
-    def _reference(self, judges: Judges, images: PictureSet) -> Referenced | None:
-        if not judges.needs_reference:
+    def _reference(self, metrics: MetricSuite, images: ImageSet) -> ReferenceSet | None:
+        if not metrics.needs_reference:
             return None
-        return data_reference(images, judges.extractor, default_cache(self.folder))
+        return data_reference(images, metrics.extractor, self.folder.parent / "references")
 
     def _write(self, result: Result, provenance: Mapping[str, str]) -> dict[str, Any]:
         made = {**environment(), "device": self.device, "checkpoint": provenance["checkpoint"]}
-        content = result.content(made)
-        if len(result.images):
-            to_pil(image_grid(result.images, _COLUMNS)).save(self.folder / IMAGES)
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (self.folder / RESULT).write_text(text + "\n", encoding="utf-8")
-        return content
+        return result.write(self.folder, made)
 
 
 def sampler(steps: int, sample: Mapping[str, Any]) -> Sampler:
@@ -103,12 +95,8 @@ def sampler(steps: int, sample: Mapping[str, Any]) -> Sampler:
     return make_sampler(name, steps=None if name == "ddpm" else steps, eta=sample.get("eta"))
 
 
-def _files(run: Path) -> Namespace:
-    return Namespace(run=str(run), config=None, ckpt=None, raw=False)
-
-
-def _validation(content: Mapping[str, Any], limit: int | None = None) -> PictureSet:
-    return PictureSet(data_set(content, "validation"), "data.params.validation", limit)
+def _validation(content: Mapping[str, Any], limit: int | None = None) -> ImageSet:
+    return split_images(content, "validation", limit)
 
 
 def _weights(provenance: Mapping[str, str]) -> dict[str, str]:
@@ -152,8 +140,8 @@ def check_ready(study: Study) -> None:
             _ = extractor.hash  # of the weights
 
 
-def _metric_suite(spec: EvaluationSpec, name: str) -> Judges:
-    return make_judges(getattr(spec, name), spec.extractor, torch.device("cpu"), keep=0)
+def _metric_suite(spec: EvaluationSpec, name: str) -> MetricSuite:
+    return make_metric_suite(getattr(spec, name), spec.extractor, torch.device("cpu"), keep=0)
 
 
 @contextmanager
