@@ -114,7 +114,21 @@ def conditioner(case: Case, tmp_path) -> dict:
     return {"cond": only_slot(model.condition({key: case.inputs["cond"]}))}
 
 
+@torch.no_grad()
+def apply_model(case: Case, tmp_path) -> dict:
+    """Run a whole model of published size: the condition made from token ids, labels or maps, then its network."""
+    case.allow_args()
+    model, inputs = case.model().model, case.inputs
+    values = [images_first(inputs[name]) for name in ("tokens", "label", "seg") if name in inputs]
+    batch = {part.key: value for part, value in zip(model.conditioners(), values, strict=True)}
+    results = {"eps": model.model(inputs["x"], inputs["t"], model.condition(batch))}
+    if "z" in inputs:
+        results["decoded"] = model.decode(inputs["z"])
+    return results
+
+
 ADAPTERS = {
+    "apply_model": apply_model,
     "schedule": schedule,
     "ddpm_math": ddpm_math,
     "p_losses": p_losses,

@@ -52,7 +52,7 @@ def ema_scope(case: Case, tmp_path) -> dict:
 
 
 def train_steps(case: Case, tmp_path) -> dict:
-    case.allow_args("lr", "cond", "ema")
+    case.allow_args("lr", "cond", "ema", "batch_key")
     model = case.model().train()
     model.learning_rate = case.args["lr"]
     built = model.configure_optimizers()
@@ -85,7 +85,7 @@ def _condition(case: Case, model):
     spec = case.args.get("cond")
     if spec is None or not case.params.get("cond_stage_trainable", False):
         return conditioning(case, spec)
-    return model.condition({model.cond_stage_model.key: case.inputs[spec]})
+    return model.condition({case.args.get("batch_key") or model.cond_stage_model.key: case.inputs[spec]})
 
 
 def lr(case: Case, tmp_path) -> dict:
