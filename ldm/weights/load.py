@@ -207,7 +207,7 @@ def load_into(
     """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
     An autoencoder also takes its weights from those of a latent diffusion model, its first stage.
-    Tolerated are a training loss (`loss.*`) or an average that the module does not have, an average that the file does
+    Tolerated are a training loss (`loss.*`, `logvar`) or an average that the module does not have, an average that the file does
     not have (it starts at the raw weights), and CLIP's `position_ids`.
 
     Args:
@@ -265,7 +265,7 @@ def _may_be_absent(name: str) -> bool:
 
 def _may_be_surplus(name: str) -> bool:
     inner = name.removeprefix("first_stage_model.").removeprefix("cond_stage_model.")
-    return inner.startswith(("loss.", EMA)) or inner == "colorize" or name.endswith("position_ids")
+    return inner.startswith(("loss.", EMA)) or inner in ("colorize", "logvar") or name.endswith("position_ids")
 
 
 def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
