@@ -6,8 +6,8 @@
         autoencoder: {base: ../autoencoder/vq_f4.yaml, checkpoint: FILE}     the node at the same path of that file
         autoencoder: {run: logs/RUN}                                         the same, with config and weights of a run
 
-An `autoencoder` may also name a file or a run whose `model` is one. A `base` is relative to the file in which it stands (on the command line to the working directory), a `run`, as every
-checkpoint, to the working directory. What else a node has is laid over what it names. Interpolations of the named file
+An `autoencoder` may also name a file or a run whose `model` is one. A `base` is relative to the file in which it stands
+(on the command line to the working directory), a `run`, as every checkpoint, to the working directory. What else a node has is laid over what it names. Interpolations of the named file
 stay as they are, and refer to the config as a whole.
 """
 

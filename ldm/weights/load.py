@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.weights import files as storage
+from ldm.weights.archives import config_in, unpacked
 from ldm.weights.audit import UnsafeCheckpoint, load_inert
 
 log = logging.getLogger(__name__)
@@ -69,12 +70,13 @@ def _candidates(folder: Path) -> list[Path]:
 def read(path: str | Path) -> State:
     """Return the tensors of a checkpoint by name, on the CPU, with its frozen parts.
 
-    `path` is a file or a run folder. UserError if there is no checkpoint, or if it is truncated, of another format, or
-    does more than hold tensors.
+    `path` is a file, a published zip or a run folder. UserError if there is no checkpoint, or if it is truncated, of
+    another format, or does more than hold tensors.
     """
     path = locate(path)
     try:
-        content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+        with unpacked(path) as file:
+            content = _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
         if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
             storage.restore_frozen(content, path)
     except OSError as error:
@@ -92,7 +94,9 @@ def read(path: str | Path) -> State:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """Return the texts that a safetensors file holds beside its tensors; none of another file."""
+    """Return the texts that a safetensors file or a published zip holds beside its tensors; none of another file."""
+    if (config := config_in(path)) is not None:
+        return {"config": config}
     if not _is_safetensors(path):
         return {}
     try:
@@ -206,9 +210,9 @@ def load_into(
 ) -> LoadReport:
     """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
-    An autoencoder also takes its weights from those of a latent diffusion model, its first stage.
-    Tolerated are a training loss (`loss.*`, `logvar`) or an average that the module does not have, an average that the file does
-    not have (it starts at the raw weights), and CLIP's `position_ids`.
+    An autoencoder takes its weights also from a latent diffusion model. Tolerated are a training loss (`loss.*`,
+    `logvar`) or an average that the module does not have, an average that the file does not have (it starts at the raw
+    weights), and CLIP's `position_ids`.
 
     Args:
         module: with the names of the published checkpoints.
@@ -241,8 +245,8 @@ def _for_names(names: Iterable[str], state: State) -> State:
     names = set(names)
     if not names.isdisjoint(state):
         return state
-    first_stage = {name.removeprefix(FIRST_STAGE): value for name, value in state.items() if name.startswith(FIRST_STAGE)}
-    return state if names.isdisjoint(first_stage) else first_stage
+    inner = {name.removeprefix(FIRST_STAGE): value for name, value in state.items() if name.startswith(FIRST_STAGE)}
+    return state if names.isdisjoint(inner) else inner
 
 
 def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> LoadReport:

@@ -151,7 +151,8 @@ def test_pixel_diffusion_and_layouts() -> None:
     assert "first_stage" in problem({**ddpm, "params": {**ddpm["params"], "first_stage_config": kl()}})
     layout = latent_diffusion(cond_stage_config=bert(use_tokenizer=False, vocab_size=9), conditioning_key="crossattn")
     layout["target"] = "ldm.models.diffusion.ddpm.Layout2ImgDiffusion"
-    assert compat.translate_node(layout)["params"]["model"]["params"]["conditioner"]["params"]["key"] == "coordinates_bbox"
+    model = compat.translate_node(layout)["params"]["model"]["params"]
+    assert model["conditioner"]["params"]["key"] == "coordinates_bbox"
 
 
 def test_ours_inside_theirs() -> None:
