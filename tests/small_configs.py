@@ -194,6 +194,7 @@ def draw(run: Path, batch: dict[str, Any]) -> torch.Tensor:
         return model(batch["image"])[0]
     model = load_model(run, CPU).model
     shape = model.first_stage_model.latent_shape(*batch["image"].shape[2:])
-    denoise = model.guided(model.condition(batch), 1.0)
-    steps = list(DDIM(steps=2)(denoise, torch.randn(len(batch["image"]), *shape), model.process))
+    denoise = model.denoiser(model.condition(batch))
+    noise = model.process.prior_std * torch.randn(len(batch["image"]), *shape)
+    steps = list(DDIM(steps=2)(denoise, noise, model.process))
     return model.decode(steps[-1].x)

@@ -7,8 +7,8 @@
         autoencoder: {run: logs/RUN}                                         the same, with config and weights of a run
 
 An `autoencoder` may also name a file or a run whose `model` is one. A `base` is relative to the file in which it stands
-(on the command line to the working directory), a `run`, as every checkpoint, to the working directory. What else a node has is laid over what it names. Interpolations of the named file
-stay as they are, and refer to the config as a whole.
+(on the command line to the working directory), a `run`, as every checkpoint, to the working directory. What else a node
+has is laid over what it names. Interpolations of the named file stay as they are, and refer to the config as a whole.
 """
 
 import os
