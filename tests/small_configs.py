@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from ldm.cli.train import main
 from ldm.config import instantiate, load, read
 from ldm.config.files import follow_references, read_with_bases
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import load_model
 from ldm.sampling.ddim import DDIM
-from ldm.training.latent_diffusion import LatentDiffusion
 from ldm.weights import load as checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -115,7 +115,7 @@ def plain(file: Path) -> dict[str, Any]:
 def narrowing(config: Mapping[str, Any]) -> list[str]:
     """Give the overrides that make a model small, start it without trained weights, and need no files."""
     words = list(SHORT)
-    for path, node in nodes(config["model"], "model"):
+    for path, node in [*nodes(config["model"], "model"), *nodes(config["training"], "training")]:
         params = node.get("params") or {}
         for name, value in SMALL.get(node["target"], {}).items():
             if not callable(value):
@@ -126,7 +126,7 @@ def narrowing(config: Mapping[str, Any]) -> list[str]:
             words += [f"{path}=null", f"{path}={TOKENIZER}"]
         if "checkpoint" in node:
             words.append(f"{path}.checkpoint=null")
-    return [*words, "model.allow_untrained_first_stage=true"]
+    return [*words, "training.allow_untrained_first_stage=true"]
 
 
 def made_up_data(config: Mapping[str, Any]) -> tuple[list[str], MadeUp]:
@@ -168,10 +168,12 @@ def pinned(file: Path) -> list[str]:
     """Give the overrides that keep what a model takes from the data section, for when that is replaced."""
     raw, resolved = follow_references(read_with_bases(file)).content, plain(file)
     words = []
-    for (path, node), (_, known) in zip(nodes(raw["model"], "model"), nodes(resolved["model"], "model"), strict=True):
-        for name, value in (node.get("params") or {}).items():
-            if isinstance(value, str) and value.startswith("${data."):
-                words.append(f"{path}.params.{name}={known['params'][name]}")
+    for section in ("model", "training"):
+        pairs = zip(nodes(raw[section], section), nodes(resolved[section], section), strict=True)
+        for (path, node), (_, known) in pairs:
+            for name, value in (node.get("params") or {}).items():
+                if isinstance(value, str) and value.startswith("${data."):
+                    words.append(f"{path}.params.{name}={known['params'][name]}")
     return words
 
 
@@ -189,9 +191,10 @@ def draw(run: Path, batch: dict[str, Any]) -> torch.Tensor:
     if not config.model.target.endswith(LatentDiffusion.__name__):
         model = instantiate(config.model, "model").eval()
         checkpoint.load_into(model, run)
-        return model.autoencoder(batch["image"])[0]
+        return model(batch["image"])[0]
     model = load_model(run, CPU).model
     shape = model.first_stage_model.latent_shape(*batch["image"].shape[2:])
-    denoise = model.guided(model.condition(batch), 1.0)
-    steps = list(DDIM(steps=2)(denoise, torch.randn(len(batch["image"]), *shape), model.schedule))
+    denoise = model.denoiser(model.condition(batch))
+    noise = model.process.prior_std * torch.randn(len(batch["image"]), *shape)
+    steps = list(DDIM(steps=2)(denoise, noise, model.process))
     return model.decode(steps[-1].x)

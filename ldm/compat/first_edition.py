@@ -38,7 +38,6 @@ _MODULES = {
     "ldm.data.neighbours": "ldm.data.readers.neighbours",
     "ldm.data.paired": "ldm.data.image_pairs.paired",
     "ldm.data.parquet": "ldm.data.readers.parquet",
-    "ldm.data.partners": "ldm.data.image_pairs.partners",
     "ldm.data.pixels": "ldm.data.core.pixels",
     "ldm.data.sampler": "ldm.data.core.sampler",
     "ldm.data.shape_captions": "ldm.toy.captions",
@@ -46,20 +45,34 @@ _MODULES = {
     "ldm.data.shards": "ldm.data.shards.shards",
     "ldm.data.streams": "ldm.data.shards.streams",
     "ldm.data.super_resolution": "ldm.data.image_pairs.super_resolution",
-    "ldm.data.tally": "ldm.data.core.tally",
     "ldm.data.tar_samples": "ldm.data.shards.tar_samples",
     "ldm.data.thumbnails": "ldm.toy.thumbnails",
     "ldm.data.transforms": "ldm.data.core.transforms",
     "ldm.evaluation.digit_classifier": "ldm.toy.digit_classifier",
     "ldm.evaluation.scene_detector": "ldm.toy.scene_detector",
     "ldm.evaluation.scene_network": "ldm.toy.scene_network",
+    "ldm.evaluation.clip": "ldm.conditioning.clip",
+    "ldm.evaluation.measures": "ldm.evaluation.distribution_metrics",
+    "ldm.evaluation.picture_metrics": "ldm.evaluation.image_metrics",
+    "ldm.networks.classifier": "ldm.networks.compvis_extras",
+    "ldm.networks.rescaling": "ldm.networks.compvis_extras",
     "ldm.training.checkpoints": "ldm.training.lightning_fixes.checkpoints",
+    "ldm.training.latent_scale": "ldm.models.latent_scale",
 }
 _CLASSES = {
     "ldm.training.latent_diffusion.LatentDiffusion": "ldm.training.latent_diffusion.DiffusionTraining",
+    "ldm.training.diagnosis.Diagnosis": "ldm.training.diagnosis.AdversarialWarnings",
+    "ldm.evaluation.extractors.SceneNet": "ldm.toy.scene_extractor.SceneNet",
+    "ldm.evaluation.picture_metrics.ClipScore": "ldm.evaluation.condition_metrics.ClipScore",
     "ldm.diffusion.parameterization.Epsilon": "ldm.diffusion.prediction.Epsilon",
     "ldm.diffusion.parameterization.Sample": "ldm.diffusion.prediction.Sample",
     "ldm.diffusion.parameterization.Velocity": "ldm.diffusion.prediction.Velocity",
+}
+_PARAMS = {
+    "ldm.data.shards.Shards": {"lanes": "shuffle_streams"},
+    **dict.fromkeys(
+        ("ldm.sampling.ddim.DDIM", "ldm.sampling.dpm_solver.DPMSolver", "ldm.sampling.plms.PLMS"), {"spacing": "grid"}
+    ),
 }
 _SCHEDULE, _PROCESS = "ldm.diffusion.schedule.Schedule.", "ldm.diffusion.discrete.DiscreteVP."
 _OF_THE_MODEL = ("network", "autoencoder", "conditioner", "latent_scale", "image_key")
@@ -114,7 +127,7 @@ def _split_autoencoder(params: Config) -> tuple[Config, Config]:
 
 
 def _renamed(value: Any) -> Any:
-    """Rename all targets below a value, and the `spacing` of samplers."""
+    """Rename all targets below a value, and their parameters."""
     if isinstance(value, list):
         return [_renamed(child) for child in value]
     if not isinstance(value, dict):
@@ -123,8 +136,8 @@ def _renamed(value: Any) -> Any:
     target = renamed.get("target")
     if isinstance(target, str):
         renamed["target"] = _target(target)
-        if target.startswith("ldm.sampling.") and "spacing" in (renamed.get("params") or {}):
-            renamed["params"]["grid"] = renamed["params"].pop("spacing")
+        if names := _PARAMS.get(target):
+            renamed["params"] = {names.get(key, key): child for key, child in (renamed.get("params") or {}).items()}
     return renamed
 
 

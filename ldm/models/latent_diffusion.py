@@ -94,9 +94,9 @@ class LatentDiffusion(nn.Module):
         weights: "ema" for the averaged weights where there are any, "raw" for the trained ones. UserError for absent or
         damaged files, and for a model of another kind.
         """
-        from ldm.models.loading import load_model
+        from ldm.models.loading import ModelSource, load_model
 
-        return load_model(path, weights=weights, device=device).model
+        return load_model(ModelSource(path, weights=weights), device).model
 
     def save_pretrained(self, path: str | Path, config: Mapping[str, Any] | None = None) -> Path:
         """Write weights and config into one safetensors file, which `from_pretrained` reads. Returns its path.
@@ -194,9 +194,7 @@ class LatentDiffusion(nn.Module):
 
         return denoise
 
-    def loss(
-        self, z: Tensor, conditioning: Conditioning | None, t: Tensor, eps: Tensor, objective: Objective
-    ) -> Terms:
+    def loss(self, z: Tensor, conditioning: Conditioning | None, t: Tensor, eps: Tensor, objective: Objective) -> Terms:
         """Return the terms of an objective for scaled latents z at times t (B,) with the given noise (equation 3)."""
         level = self.process.level(t)
         z_t = level.diffuse(z, eps)

@@ -17,6 +17,7 @@ import yaml
 from ldm import compat, config
 from ldm.config.files import CONFIGS_OF_RUNS, config_of_run
 from ldm.config.nodes import without_checkpoints
+from ldm.config.overrides import apply_overrides
 from ldm.config.targets import find_target
 from ldm.data.core.decoding import Range, check_range
 from ldm.errors import ConfigError, UserError
@@ -54,9 +55,8 @@ class ModelSource:
         if self.config is not None:
             return Path(self.config), found
         is_folder = self.run is not None and Path(self.run).is_dir()
-        beside = config_of_run(self.run if is_folder else found)
-        if beside is None and "config" in checkpoint.metadata(found):
-            beside = found
+        is_inside = "config" in checkpoint.metadata(found)
+        beside = found if is_inside else config_of_run(self.run if is_folder else found)
         if beside is None:
             raise UserError(f"{found}: no {' or '.join(CONFIGS_OF_RUNS[:2])} beside it; give --config YAML")
         return beside, found
@@ -189,8 +189,8 @@ def _without_training(section: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if wrong := [word for word in overrides if not word.startswith("model.")]:
         raise UserError(f"{wrong[0]}: has no effect on samples; override model.key=value")
-    if path.suffix == ".safetensors":
-        content = compat.translate(yaml.safe_load(checkpoint.metadata(path)["config"]))
+    if path.suffix in (".safetensors", ".zip"):
+        content = compat.translate(apply_overrides(yaml.safe_load(checkpoint.metadata(path)["config"]), overrides))
     else:
         content = compat.translate(compat.read(path, overrides))
     if not isinstance(content.get("model"), dict) or "target" not in content["model"]:

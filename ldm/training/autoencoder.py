@@ -70,7 +70,7 @@ class AutoencoderTraining(TrainingModule):
         self.loss = loss
         quantizer = model.quantize
         if codebook is not None and not isinstance(quantizer, VectorQuantizer):
-            raise UserError(f"model.params.codebook: {type(quantizer).__name__} has no codebook; leave it out")
+            raise UserError(f"training.params.codebook: {type(quantizer).__name__} has no codebook; leave it out")
         self.codebook = codebook
         self._counts: dict[str, CodeCounts] = {}
         if isinstance(quantizer, VectorQuantizer):
@@ -110,7 +110,7 @@ class AutoencoderTraining(TrainingModule):
             return
         if not isinstance(self.loss, AdversarialLoss):
             kind = type(self.loss).__name__
-            raise UserError(f"model.params.loss: {kind} is no training loss; use KLLoss, VQLoss or a subclass")
+            raise UserError(f"training.params.loss: {kind} is no training loss; use KLLoss, VQLoss or a subclass")
         trained = {id(p) for p in self.generator_parameters() + self.discriminator_parameters()}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)

@@ -74,10 +74,17 @@ class RunFolder:
 
     @property
     def saved_config(self) -> Path:
-        """Return the config of a run that goes on. UserError if it has none."""
+        """Return the config of a run that goes on. UserError if it has none, or one of the first edition."""
         config = self.path / "configs" / _CONFIG
         if not config.is_file():
             raise UserError(f"--resume: {self.path} has no configs/{_CONFIG}; give a run folder of this program")
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "model" in content and "training" not in content:
+            # Its random draws and the state of its optimiser belong to another program.
+            raise UserError(
+                f"--resume: {self.path} was written before configs had the sections model and training, and cannot go "
+                f"on exactly; start a new run: --base {config} -t training.checkpoint={self.path}"
+            )
         return config
 
     def seed(self, given: int | None = None) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.weights import files as storage
+from ldm.weights.archives import config_in, unpacked
 from ldm.weights.audit import UnsafeCheckpoint, load_inert
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ State = dict[str, Tensor]
 
 IN_A_RUN = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "model.ckpt", "last.ckpt")
 EMA = "model_ema."
+FIRST_STAGE = "first_stage_model."
 _EMA_COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
 _EXAMPLES = 3
 
@@ -68,12 +70,13 @@ def _candidates(folder: Path) -> list[Path]:
 def read(path: str | Path) -> State:
     """Return the tensors of a checkpoint by name, on the CPU, with its frozen parts.
 
-    `path` is a file or a run folder. UserError if there is no checkpoint, or if it is truncated, of another format, or
-    does more than hold tensors.
+    `path` is a file, a published zip or a run folder. UserError if there is no checkpoint, or if it is truncated, of
+    another format, or does more than hold tensors.
     """
     path = locate(path)
     try:
-        content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+        with unpacked(path) as file:
+            content = _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
         if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
             storage.restore_frozen(content, path)
     except OSError as error:
@@ -91,7 +94,9 @@ def read(path: str | Path) -> State:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """Return the texts that a safetensors file holds beside its tensors; none of another file."""
+    """Return the texts that a safetensors file or a published zip holds beside its tensors; none of another file."""
+    if (config := config_in(path)) is not None:
+        return {"config": config}
     if not _is_safetensors(path):
         return {}
     try:
@@ -205,8 +210,9 @@ def load_into(
 ) -> LoadReport:
     """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
-    Tolerated are a training loss (`loss.*`) or an average that the module does not have, an average that the file does
-    not have (it starts at the raw weights), and CLIP's `position_ids`.
+    An autoencoder takes its weights also from a latent diffusion model. Tolerated are a training loss (`loss.*`,
+    `logvar`) or an average that the module does not have, an average that the file does not have (it starts at the raw
+    weights), and CLIP's `position_ids`.
 
     Args:
         module: with the names of the published checkpoints.
@@ -220,7 +226,7 @@ def load_into(
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     ignore += tuple(map(_shadow_prefix, ignore))
     wanted = {name: tensor for name, tensor in own.items() if not name.startswith(ignore)}
-    offered = {name: tensor for name, tensor in state.items() if not name.startswith(ignore)}
+    offered = {name: tensor for name, tensor in _for_names(own, state).items() if not name.startswith(ignore)}
     if not any(name.startswith(EMA) for name in offered):
         offered |= _averages_from_raw(wanted, offered)
     report = _compare(wanted, offered)
@@ -232,6 +238,15 @@ def load_into(
     target = type(module).__name__
     log.log(level, "%s: loaded %d tensors into %s; %s%s", source, len(report.loaded), target, report, extra)
     return report
+
+
+def _for_names(names: Iterable[str], state: State) -> State:
+    """Return a state dict, or its first stage if only that holds any of these names."""
+    names = set(names)
+    if not names.isdisjoint(state):
+        return state
+    inner = {name.removeprefix(FIRST_STAGE): value for name, value in state.items() if name.startswith(FIRST_STAGE)}
+    return state if names.isdisjoint(inner) else inner
 
 
 def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> LoadReport:
@@ -254,7 +269,7 @@ def _may_be_absent(name: str) -> bool:
 
 def _may_be_surplus(name: str) -> bool:
     inner = name.removeprefix("first_stage_model.").removeprefix("cond_stage_model.")
-    return inner.startswith(("loss.", EMA)) or inner == "colorize" or name.endswith("position_ids")
+    return inner.startswith(("loss.", EMA)) or inner in ("colorize", "logvar") or name.endswith("position_ids")
 
 
 def _by_part(names: Iterable[str]) -> dict[str, list[str]]:

@@ -133,7 +133,7 @@ def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[
         words = ["-b", str(CONFIG), "-l", folder, "--max_steps", str(steps), "lightning.trainer.limit_val_batches=0"]
         settings = [
             f"model.target={InTurns.__module__}.InTurns",
-            "model.allow_untrained_first_stage=true",
+            "training.allow_untrained_first_stage=true",
             f"lightning.modelcheckpoint.params.every_n_steps={every}",
             *overrides,
         ]

@@ -33,6 +33,7 @@ WORDS = ("red", "green", "blue")
 
 
 AUTOENCODER = autoencoder_config()
+UNTRAINED = "training.allow_untrained_first_stage=true"
 
 
 class Failing(pl.Callback):
@@ -177,11 +178,11 @@ def test_dry_run_needs_neither_data_nor_weights(latent_config: str, tmp_path: Pa
         ([], "first stage has no trained weights"),
         (["model.params.autoencoder.checkpoint=absent.ckpt"], "absent.ckpt: no such checkpoint"),
         (["--gpus", "999"], "GPU 999 of them asked for"),
-        (["data.params.train.params.root=absent", "model.allow_untrained_first_stage=true"], "absent"),
-        (["data.params.validation.params.size=9", "model.allow_untrained_first_stage=true"], "validation: .* size 9x9"),
-        (["model.params.image_key=photo", "model.allow_untrained_first_stage=true"], "no 'photo'"),
-        (["lightning.callbacks.mine.params.x=1", "model.allow_untrained_first_stage=true"], "needs a target"),
-        (["lightning.cache_latents=[1]", "model.allow_untrained_first_stage=true"], "cache_latents: .* not understood"),
+        (["data.params.train.params.root=absent", UNTRAINED], "absent"),
+        (["data.params.validation.params.size=9", UNTRAINED], "validation: .* size 9x9"),
+        (["model.params.image_key=photo", UNTRAINED], "no 'photo'"),
+        (["lightning.callbacks.mine.params.x=1", UNTRAINED], "needs a target"),
+        (["lightning.cache_latents=[1]", UNTRAINED], "cache_latents: .* not understood"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -200,7 +201,7 @@ def test_nothing_is_trained_without_being_asked(latent_config: str, capsys: Any)
 
 
 def test_errors_of_the_program_keep_their_type_and_are_logged(latent_config: str, tmp_path: Path) -> None:
-    words = ["model.allow_untrained_first_stage=true", f"lightning.callbacks.failing.target={__name__}.Failing"]
+    words = [UNTRAINED, f"lightning.callbacks.failing.target={__name__}.Failing"]
     with pytest.raises(ZeroDivisionError):
         main(["-b", latent_config, "-t", "-l", str(tmp_path / "logs"), *words])
     (run,) = (tmp_path / "logs").iterdir()

@@ -100,7 +100,7 @@ def test_an_autoencoder_on_its_own_is_one_to_be_trained() -> None:
     )
     assert node["target"] == "ldm.training.autoencoder.AutoencoderTraining"
     params = node["params"]
-    assert params["autoencoder"]["target"] == "ldm.models.autoencoder.Autoencoder"
+    assert params["model"]["target"] == "ldm.models.autoencoder.Autoencoder"
     assert params["loss"] == NO_LOSS
     assert (params["ema_decay"], params["generator_lr_factor"]) == (0.9999, 2.0)
     assert (params["resize_range"], params["image_key"]) == ([128, 256], "x")

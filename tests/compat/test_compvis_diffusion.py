@@ -5,12 +5,15 @@ from foreign_nodes import bert, kl, latent_diffusion, problem, unet
 
 from ldm import compat
 from ldm.compat import instantiate
-from ldm.compat.compvis.diffusion import published_latent_size
 from ldm.config import validate
 
 
-def ldm_params(**params: object) -> dict:
+def training_params(**params: object) -> dict:
     return compat.translate_node(latent_diffusion(**params))["params"]
+
+
+def ldm_params(**params: object) -> dict:
+    return training_params(**params)["model"]["params"]
 
 
 IDENTITY = {"target": "torch.nn.Identity"}
@@ -98,7 +101,7 @@ def test_mistakes_in_a_latent_diffusion_model(given: dict, says: str) -> None:
 
 
 def test_training_settings() -> None:
-    params = ldm_params(
+    params = training_params(
         loss_type="l1", parameterization="x0", l_simple_weight=0.5, original_elbo_weight=0.1, use_ema=False,
         first_stage_key="jpg", learn_logvar=True, logvar_init=0.2, v_posterior=0.3, linear_start=0.1, linear_end=0.2,
         scale_factor=0.18215, monitor="val/loss", log_every_t=5, clip_denoised=True,
@@ -108,13 +111,15 @@ def test_training_settings() -> None:
                        "verbosity_interval": 0},
         },
     )  # fmt: skip
-    objective = {"loss": "l1", "simple_weight": 0.5, "elbo_weight": 0.1}
+    objective = {
+        "loss": "l1", "simple_weight": 0.5, "elbo_weight": 0.1, "learn_logvar": True, "logvar_init": 0.2,
+    }  # fmt: skip
     schedule = {"num_steps": 10, "start": 0.1, "end": 0.2, "posterior_weight": 0.3}
     assert params["objective"]["params"] == objective
-    assert params["schedule"] == {"target": "ldm.diffusion.process.Schedule.linear", "params": schedule}
-    assert params["parameterization"]["target"] == "ldm.diffusion.prediction.Sample"
-    assert (params["ema_decay"], params["image_key"], params["latent_scale"]) == (None, "jpg", 0.18215)
-    assert (params["learn_logvar"], params["logvar_init"]) == (True, 0.2)
+    model = params["model"]["params"]
+    assert model["process"] == {"target": "ldm.diffusion.discrete.DiscreteVP.linear", "params": schedule}
+    assert model["prediction"]["target"] == "ldm.diffusion.prediction.Sample"
+    assert (params["ema_decay"], model["image_key"], model["latent_scale"]) == (None, "jpg", 0.18215)
     multiplier = params["optimization"]["params"]["schedule"]
     assert multiplier["target"] == "ldm.training.lr_schedules.WarmUpCosine"
     assert "verbosity_interval" not in multiplier["params"]
@@ -122,17 +127,16 @@ def test_training_settings() -> None:
 
 @pytest.mark.parametrize("kind", ["linear", "sqrt_linear", "sqrt", "cosine"])
 def test_beta_schedules(kind: str) -> None:
-    node = ldm_params(beta_schedule=kind)["schedule"]
-    assert node["target"].endswith(f"Schedule.{kind}")
+    node = ldm_params(beta_schedule=kind)["process"]
+    assert node["target"].endswith(f"DiscreteVP.{kind}")
     assert instantiate(node).num_steps == 10
-    given = ldm_params(beta_schedule=kind, given_betas=[0.1, 0.2, 0.3])["schedule"]
+    given = ldm_params(beta_schedule=kind, given_betas=[0.1, 0.2, 0.3])["process"]
     assert instantiate(given).num_steps == 3
 
 
-def test_the_size_of_the_latents_is_read_from_published_configs_alone() -> None:
-    theirs = latent_diffusion(image_size=48)
-    assert published_latent_size(theirs) == 48
-    assert published_latent_size(compat.translate_node(theirs)) is None
+def test_the_size_of_the_latents_is_that_of_the_published_config() -> None:
+    assert ldm_params(image_size=48)["latent_size"] == 48
+    assert "latent_size" not in ldm_params()
 
 
 def test_measured_scale() -> None:
@@ -143,11 +147,12 @@ def test_measured_scale() -> None:
 def test_pixel_diffusion_and_layouts() -> None:
     ddpm = {"target": "ldm.models.diffusion.ddpm.DDPM", "params": {"unet_config": unet(num_heads=1), "timesteps": 5}}
     node = compat.translate_node(ddpm)
-    assert node["params"]["autoencoder"]["target"] == "ldm.models.autoencoder.IdentityAutoencoder"
+    assert node["params"]["model"]["params"]["autoencoder"]["target"] == "ldm.models.autoencoder.IdentityAutoencoder"
     assert "first_stage" in problem({**ddpm, "params": {**ddpm["params"], "first_stage_config": kl()}})
     layout = latent_diffusion(cond_stage_config=bert(use_tokenizer=False, vocab_size=9), conditioning_key="crossattn")
     layout["target"] = "ldm.models.diffusion.ddpm.Layout2ImgDiffusion"
-    assert compat.translate_node(layout)["params"]["conditioner"]["params"]["key"] == "coordinates_bbox"
+    model = compat.translate_node(layout)["params"]["model"]["params"]
+    assert model["conditioner"]["params"]["key"] == "coordinates_bbox"
 
 
 def test_ours_inside_theirs() -> None:

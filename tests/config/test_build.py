@@ -95,12 +95,13 @@ def message(function, *args, **kwargs) -> str:
 
 def test_files_merge_left_to_right_and_overrides_win(tmp_path: Path) -> None:
     model = node("Whole", size=1, table={"a": 1, "b": [1, 2]})
-    first = write(tmp_path / "a.yaml", {"model": model, "lightning": {"trainer": {"max_steps": 10}}})
-    second = write(tmp_path / "b.yaml", {"model": {"params": {"table": {"a": 2}}, "base_learning_rate": 1e-6}})
+    training = {"training": node("Whole", size=1, table={}) | {"learning_rate": 1.0}}
+    first = write(tmp_path / "a.yaml", {"model": model, **training, "lightning": {"trainer": {"max_steps": 10}}})
+    second = write(tmp_path / "b.yaml", {"model": {"params": {"table": {"a": 2}}}, "training": {"learning_rate": 1e-6}})
     config = load([first, second], ["model.params.size=[3,4]", "model.params.table.b.0=7", "lightning.trainer.x=1e-3"])
     assert isinstance(config, DictConfig)
     assert config.model.params == {"size": [3, 4], "table": {"a": 2, "b": [7, 2]}}
-    assert config.model.base_learning_rate == 1e-6
+    assert config.training.learning_rate == 1e-6
     assert config.lightning.trainer == {"max_steps": 10, "x": 1e-3}
 
 

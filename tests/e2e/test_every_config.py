@@ -172,7 +172,7 @@ def test_five_channels_go_through_data_losses_and_pictures(tmp_path: Path) -> No
     config = CONFIGS / "own" / "autoencoder.yaml"
     words = [f"{_TRAIN}.root={tmp_path}", f"{_TRAIN}.size=32", f"{_TRAIN}.channels=5", f"{_TRAIN}.validation_share=0.3"]
     perceptual = "{target: ldm.networks.perceptual.LPIPS, params: {random_features: true}}"
-    words += [*narrowing(plain(config)), f"model.params.loss.params.perceptual_loss={perceptual}"]
+    words += [*narrowing(plain(config)), f"training.params.loss.params.perceptual_loss={perceptual}"]
     run = train(config, tmp_path, [*words, "lightning.callbacks.image_logger={params: {every_n_steps: 1}}"])
     assert any((run / "images").rglob("*.png"))
     assert draw(run, {"image": torch.zeros(1, 5, 32, 48)}).shape == (1, 5, 32, 48)
