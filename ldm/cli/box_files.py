@@ -24,7 +24,7 @@ _HUGE = 2**31
 
 
 class LabelledBox(NamedTuple):
-    """Place an object: its class, and its box left, top, width, height in [0, 1]."""
+    """One object: its class, and its box left, top, width, height in [0, 1]."""
 
     label: int
     box: tuple[float, float, float, float]
