@@ -137,9 +137,9 @@ def test_reconstructions(runs, tmp_path, model, caplog):
     rebuilt = load(tmp_path / "out" / "a.png")
     assert rebuilt.shape == (16, 19, 3)
     error = ((rebuilt.astype(float) - pictures["a"]) ** 2).mean()
-    assert written["pictures"][0]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.1)
-    assert "ssim" in written["pictures"][0] and "ssim" not in written["pictures"][1]
-    assert written["num_pictures"] == 2 and "psnr" in written["mean"]
+    assert written["images"][0]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.1)
+    assert "ssim" in written["images"][0] and "ssim" not in written["images"][1]
+    assert written["num_images"] == 2 and "psnr" in written["mean"]
     run(reconstruct, runs[model], tmp_path / "whole", "--indir", tmp_path / "in", "--tile", 32, steps=None)
     assert np.array_equal(load(tmp_path / "whole" / "a.png"), rebuilt)
     run(reconstruct, runs[model], tmp_path / "tiles", "--indir", tmp_path / "in", "--tile", 8, steps=None)
