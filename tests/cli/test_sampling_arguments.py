@@ -57,7 +57,8 @@ def test_every_grid_can_be_chosen(flag, name):
 
 
 def test_shared_arguments_become_values():
-    given, options = parsed("--run", "logs/a", "--raw", "--scale", "3", "--H", "64", "--tile", "-n", "5", "model.params.x=1")
+    words = "--run logs/a --raw --scale 3 --H 64 --tile -n 5 model.params.x=1"
+    given, options = parsed(*words.split())
     assert (given.n_samples, given.overrides) == (5, ["model.params.x=1"])
     assert (options.model.source.run, options.model.source.weights, options.model.tile) == ("logs/a", "raw", 0)
     assert (options.guidance, options.size, options.seed, options.outdir) == (3.0, (64, None), 42, "out")

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 from tiny_runs import CLASSES, ROOT, fails, load, noise, record, run, save, script, trained_on
 
+from ldm.compat import translate
 from ldm.config import instantiate
 
 NAMES = ("inpaint", "superres", "semantic2img", "layout2img", "reconstruct")
@@ -181,7 +182,7 @@ def published(folder, name):
         params["unet_config"]["params"] |= {"context_dim": 32, "transformer_depth": 1}
         params["cond_stage_config"]["params"] |= {"n_embed": 32, "n_layer": 1}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    torch.save({"state_dict": instantiate(config["model"]).state_dict()}, folder / "model.ckpt")
+    torch.save({"state_dict": instantiate(translate(config)["model"]).state_dict()}, folder / "model.ckpt")
     return ["--config", folder / "config.yaml", "--ckpt", folder / "model.ckpt", "--outdir", folder / "out"]
 
 

@@ -137,7 +137,8 @@ def test_every_tile_may_have_a_context_of_its_own(network):
 
 
 def test_a_tiled_model_shares_weights_and_leaves_the_model_as_it_is():
-    model = tiny.latent_diffusion(tiny.unet(2, 3), tiny.autoencoder(), FirstStageConditioner(mask_key="mask")).model.eval()
+    conditioner = FirstStageConditioner(mask_key="mask")
+    model = tiny.latent_diffusion(tiny.unet(2, 3), tiny.autoencoder(), conditioner).model.eval()
     before, tiled = dict(model.named_modules()), tile(model, 8)
     assert dict(model.named_modules()) == before and isinstance(tiled.first_stage_model, TiledAutoencoder)
     ours, its = ({p.data_ptr() for p in each.parameters()} for each in (model, tiled))
