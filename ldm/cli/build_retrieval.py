@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from ldm.cli.entry import main_guard
-from ldm.cli.inputs import list_images, read_image, readable
+from ldm.cli.inputs import list_images, readable
 from ldm.cli.options import TaskParser, choose_device, progress
 from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.data.core.pixels import from_bytes
 from ldm.data.readers.embeddings import Database
+from ldm.data.readers.single_images import read_image
 from ldm.errors import UserError
 
 _log = logging.getLogger(__name__)

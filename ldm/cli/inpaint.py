@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from ldm.cli.entry import main_guard
-from ldm.cli.inputs import Source, cropped, describe_loss, list_masked, padded, read_image, read_mask, readable
+from ldm.cli.inputs import Source, list_masked, readable
 from ldm.cli.options import Defaults, OptionalSize, SamplingParser
 from ldm.cli.published import Published
 from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
 from ldm.conditioning.images import FirstStageConditioner
 from ldm.data.core.pixels import from_bytes
+from ldm.data.readers.single_images import cropped, describe_loss, padded, read_image, read_mask
 from ldm.errors import UserError
 from ldm.models.loading import LoadedModel
 

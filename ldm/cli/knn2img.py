@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from ldm.cli.entry import main_guard
-from ldm.cli.inputs import list_images, read_image, read_prompts, readable
+from ldm.cli.inputs import list_images, read_prompts, readable
 from ldm.cli.options import Defaults, SamplingParser
 from ldm.cli.published import Published
-from ldm.cli.sampling import ImageRequest, image_size, load_for_sampling, require_conditioner, sample_into_folder
+from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
 from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.conditioning.text import EmbeddingConditioner
 from ldm.data.core.pixels import from_bytes
 from ldm.data.readers.embeddings import Database
+from ldm.data.readers.single_images import read_image
 from ldm.errors import UserError
 
 _DATABASES = Path("data/rdm/retrieval_databases")  # of the published ones, which are given by name
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if contexts.shape[2] != conditioner.dim:
         raise UserError(f"--clip {given.clip}: gives {contexts.shape[2]} numbers; this model reads {conditioner.dim}")
     conditioner.num_tokens = contexts.shape[1]  # 'no condition' is zeros of the shape of the context
-    size, count = image_size(loaded, options.size), given.n_iter * given.n_samples
+    size, count = loaded.size(options.size), given.n_iter * given.n_samples
     requests = (
         ImageRequest(size, {conditioner.key: context}, detail)
         for context, detail in zip(contexts, details, strict=True)

@@ -17,12 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.cli.box_files import LabelledBox, box_tensors, crop_layout, read_layouts, read_names
 from ldm.cli.entry import main_guard
 from ldm.cli.options import Defaults, SamplingParser
 from ldm.cli.sampling import (
     ImageRequest,
-    image_size,
     load_for_sampling,
     require_conditioner,
     sample_into_folder,
@@ -31,6 +29,7 @@ from ldm.cli.sampling import (
 from ldm.conditioning.layout import LayoutConditioner
 from ldm.conditioning.text import TokenConditioner
 from ldm.data.layout.boxes import FULL_IMAGE, Box, BoxTokenizer, LayoutObject, LayoutTokenizer
+from ldm.data.layout.layout_files import LabelledBox, box_tensors, crop_layout, read_layouts, read_names
 from ldm.images import draw_boxes
 from ldm.models.tiled import tile, tile_boxes
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     labels = read_names(given.names)
     loaded = load_for_sampling(replace(options, model=replace(options.model, tile=None)))
     conditioner = require_conditioner(loaded, (LayoutConditioner, TokenConditioner), _NEEDED)
-    tokenizer, size, crops = _tokenizer(conditioner), image_size(loaded, options.size), None
+    tokenizer, size, crops = _tokenizer(conditioner), loaded.size(options.size), None
     layouts = [
         (path, layout)
         for path in given.layout

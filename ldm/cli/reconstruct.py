@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ldm.cli.entry import main_guard
-from ldm.cli.inputs import Source, cropped, list_images, padded, read_image, readable
+from ldm.cli.inputs import Source, list_images, readable
 from ldm.cli.options import (
     AS_TRAINED,
     TaskParser,
@@ -32,6 +32,7 @@ from ldm.cli.options import (
     progress,
 )
 from ldm.data.core.pixels import from_bytes, to_bytes
+from ldm.data.readers.single_images import cropped, padded, read_image
 from ldm.errors import UserError
 from ldm.evaluation.image_metrics import MIN_SSIM_SIDE, psnr, ssim
 from ldm.images import GRID_LIMIT, ImageWriter

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ldm.cli.entry import main_guard
 from ldm.cli.options import Defaults, SamplingParser
-from ldm.cli.sampling import ImageRequest, image_size, load_for_sampling, sample_into_folder
+from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder
 from ldm.conditioning.labels import ClassConditioner
 from ldm.errors import UserError
 from ldm.models.loading import LoadedModel
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, options = parser.parse(argv)
     loaded = load_for_sampling(options, given.overrides)
     entries = _conditions(loaded, given.classes, given.n_samples)
-    size, columns = image_size(loaded, options.size), max(1, min(given.n_samples, 8))
+    size, columns = loaded.size(options.size), max(1, min(given.n_samples, 8))
     requests = (ImageRequest(size, entry, details=entry) for entry in entries)
     sample_into_folder(loaded, requests, len(entries), options, columns)
 

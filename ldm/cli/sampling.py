@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.cli.options import AS_TRAINED, PRECISIONS, OptionalSize, SamplingOptions, progress
+from ldm.cli.options import AS_TRAINED, PRECISIONS, SamplingOptions, progress
 from ldm.data.core.pixels import to_bytes, to_bytes_truncated
 from ldm.errors import UserError
 from ldm.images import GRID_LIMIT, ImageWriter
 from ldm.models.generate import Request, generate
 from ldm.models.inpainting import InpaintingTarget
-from ldm.models.loading import LoadedModel, ModelSource, load_model
+from ldm.models.loading import LoadedModel, load_model
 from ldm.models.tiled import tile
 from ldm.sampling.base import Sampler, identity
 
@@ -76,12 +76,6 @@ def require_conditioner(loaded: LoadedModel, kinds: type | tuple[type, ...], nee
     return known[0]
 
 
-def image_size(loaded: LoadedModel, size: OptionalSize) -> tuple[int, int]:
-    """Return (height, width) as asked for, or as trained."""
-    height, width = loaded.trained_size() if None in size else size
-    return size[0] or height, size[1] or width
-
-
 def sample_into_folder(
     loaded: LoadedModel, requests: Iterable[ImageRequest], count: int, options: SamplingOptions, columns: int = 4
 ) -> None:
@@ -91,7 +85,8 @@ def sample_into_folder(
     """
     model, sampler = loaded.model, options.sampler
     batch_size = _batch_size(count, options.batch_size, columns)
-    warn_of_untrained_guidance(loaded, options.model.source, options.guidance)
+    if options.model.source.run is not None:  # published configs do not say it
+        loaded.warn_of_untrained_guidance(options.guidance)
     batches = _batches(requests, batch_size)
     first = next(batches)
     model.first_stage_model.latent_shape(*first[0].size)  # before the folder, so that it leaves nothing behind
@@ -149,16 +144,6 @@ def _collated(entries: list[Any]) -> list[Any] | Tensor:
 def _write(folder: ImageWriter, batch: Sequence[ImageRequest], images: Tensor, seeds: Sequence[int]) -> None:
     for request, image, seed in zip(batch, images, seeds, strict=True):
         folder.add(request.finish(image), {"seed": seed, **request.details}, request.name, request.source)
-
-
-def warn_of_untrained_guidance(loaded: LoadedModel, source: ModelSource, guidance: float) -> None:
-    """Warn where a run was trained without dropping conditions, so that guidance has nothing to extrapolate from."""
-    stage = loaded.model.cond_stage_model
-    if source.run is not None and guidance != 1.0 and stage is not None:
-        rates = [stage.drop_rate, *(conditioner.drop_rate for conditioner in loaded.model.conditioners())]
-        if not any(rates):
-            message = "--scale %g: guidance may harm, this model has drop_rate 0, so 'no condition' is new to it"
-            _log.warning(message, guidance)
 
 
 def _record(loaded: LoadedModel, sampler: Sampler, options: SamplingOptions) -> dict[str, Any]:

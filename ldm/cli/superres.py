@@ -17,12 +17,13 @@ from functools import partial
 from torch import Tensor
 
 from ldm.cli.entry import main_guard
-from ldm.cli.inputs import Source, cropped, list_images, padded, read_image, readable
+from ldm.cli.inputs import Source, list_images, readable
 from ldm.cli.options import Defaults, OptionalSize, SamplingParser
 from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.data.core.pixels import from_bytes, to_bytes
+from ldm.data.readers.single_images import cropped, padded, read_image
 from ldm.errors import UserError
 from ldm.models.back_projection import back_project
 from ldm.models.loading import LoadedModel, train_option

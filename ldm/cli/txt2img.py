@@ -13,7 +13,7 @@ from ldm.cli.entry import main_guard
 from ldm.cli.inputs import read_prompts
 from ldm.cli.options import Defaults, SamplingParser
 from ldm.cli.published import Published
-from ldm.cli.sampling import ImageRequest, image_size, load_for_sampling, sample_into_folder
+from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder
 from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
 from ldm.errors import UserError
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keys = [module.key for module in loaded.model.conditioners() if isinstance(module, texts)]
     if not keys:
         raise UserError(f"{loaded.config}: this model is not conditioned on text; use ldm sample")
-    size, count = image_size(loaded, options.size), given.n_iter * given.n_samples
+    size, count = loaded.size(options.size), given.n_iter * given.n_samples
     entries = [dict.fromkeys(keys, prompt) for prompt in prompts for _ in range(count)]
     requests = (ImageRequest(size, entry, details=entry) for entry in entries)
     sample_into_folder(loaded, requests, len(entries), options, columns=given.n_samples)
