@@ -8,6 +8,7 @@ setup(
     description="Train, sample and measure latent diffusion models (arXiv 2112.10752)",
     license="MIT",
     python_requires=">=3.11",
+    entry_points={"console_scripts": ["ldm = ldm.cli.program:main"]},
     packages=find_packages(include=["ldm", "ldm.*"]),
     package_data={"ldm.data.readers": ["*.txt"], "ldm.toy": ["weights/*.safetensors"]},
     install_requires=[

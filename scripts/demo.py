@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.arguments import parse_with_overrides
-from ldm.cli.common import choose_device, main_guard, progress
+from ldm.cli.entry import main_guard
+from ldm.cli.options import choose_device, progress
 from ldm.toy.demo import run_demo
 from ldm.toy.runs import Sampling
 

@@ -1,11 +1,8 @@
-"""Write the weights of a run as one safetensors file, frozen parts included, with the config inside its metadata.
+"""Write the weights of a run as one safetensors file: the same as `ldm export`; --help says how."""
 
-    python scripts/export.py --run logs/RUN --out model.safetensors [--ema] [--half]
-
-The file is read by --ckpt of the other scripts; its names are those of the published checkpoints.
-"""
+import sys
 
 from ldm.cli.export import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from ldm.cli.arguments import parse_with_overrides
-from ldm.cli.common import choose_device, main_guard, progress
+from ldm.cli.entry import main_guard
+from ldm.cli.options import choose_device, progress
 from ldm.errors import UserError
 from ldm.toy.runs import Sampling
 from ldm.toy.tasks import NAMES, Settings, chosen_names, run_tasks

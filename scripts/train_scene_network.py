@@ -10,7 +10,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import main_guard, progress
+from ldm.cli.entry import main_guard
+from ldm.cli.options import progress
 from ldm.toy.scene_extractor import SCENE_WEIGHTS, save_weights
 from ldm.toy.scene_network import accuracy, train_scene_network
 

@@ -33,14 +33,20 @@ def diffusion_config(conditioner=None, extra=0, context_dim=None):
     return latent_diffusion_config(network, first_stage_config(), conditioner, ema_decay=None)
 
 
-def write_run(folder, model):
-    """Save a model with weights of which none is zero."""
+def sections(training):
+    """Return the sections of a config for the config of a training with its model inside."""
+    parts = dict(training["params"])
+    return {"model": parts.pop("model"), "training": {**training, "params": parts}}
+
+
+def write_run(folder, training):
+    """Save a training with weights of which none is zero."""
     for name in ("configs", "checkpoints"):
         (folder / name).mkdir(parents=True)
     data = {"params": {"train": {"params": {"dataset": {"params": {"size": 16}}}}}}
-    (folder / "configs" / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
+    (folder / "configs" / "config.yaml").write_text(yaml.safe_dump({**sections(training), "data": data}))
     torch.manual_seed(0)
-    built = instantiate(model)
+    built = instantiate(training)
     for parameter in built.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter.detach(), std=0.05)

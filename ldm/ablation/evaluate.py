@@ -12,8 +12,7 @@ import torch
 
 from ldm import config
 from ldm.ablation.study import EvaluationSpec, Study, is_number
-from ldm.cli.common import choose_device
-from ldm.cli.sampling import conditioners
+from ldm.cli.options import choose_device
 from ldm.diffusion.process import Process
 from ldm.environment import environment
 from ldm.errors import UserError
@@ -51,7 +50,7 @@ class Evaluator:
         """
         loaded = load_model(run, choose_device(self.device))
         conditions = Unconditional()
-        if conditioners(loaded):
+        if any(loaded.model.conditioners()):
             conditions = DataConditions(_validation(loaded.content, self.count))
         height, width = loaded.trained_size()
         size, scale = (sample.get("H", height), sample.get("W", width)), float(sample.get("scale", 1.0))

@@ -1,8 +1,13 @@
-"""Command line of the data check: the data sets of a config are read, compared with its model, and drawn."""
+"""Check the data of a config, and draw what the network will see, before a run costs anything.
+
+    ldm check-data --base configs/own/folder.yaml data.params.train.params.root=PHOTOS
+    ldm check-data --base configs/ldm/txt2img.yaml --num 0 --outdir outputs/check_data
+
+Any further dotted.key=value overrides the configs.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +19,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ldm import compat
-from ldm.cli.common import main_guard, progress
+from ldm.cli.arguments import parse_with_overrides
+from ldm.cli.entry import main_guard
+from ldm.cli.options import TaskParser, progress
 from ldm.config import instantiate
 from ldm.config.nodes import without_checkpoints
-from ldm.config.overrides import split_overrides
 from ldm.doctor.check_data import check_dataset, num_to_read
 from ldm.errors import UserError
 from ldm.training.run import instantiate_training
@@ -26,12 +32,15 @@ from ldm.training.run import instantiate_training
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the data sets of a config; exit status 1 if something is wrong with them."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    overrides, words = split_overrides(words)
-    options = _parser().parse_args(words)
+    parser = TaskParser("check-data", __doc__)
+    add = parser.add_argument
+    add("-b", "--base", nargs="+", required=True, metavar="YAML", help="config files, merged left to right")
+    add("-n", "--num", type=int, default=256, help="items to read of each set, evenly spread; 0 for all (default 256)")
+    add("-l", "--outdir", default="outputs/check_data", help="where the sheets of items go")
+    options = parse_with_overrides(parser, argv)
     if options.num < 0:
         raise UserError(f"--num {options.num}: use 1 or more, or 0 for all")
-    config = OmegaConf.to_container(compat.load(options.base, overrides), resolve=True)
+    config = OmegaConf.to_container(compat.load(options.base, options.overrides), resolve=True)
     if "data" not in config:
         raise UserError(f"{', '.join(options.base)}: there is no section data")
     data, model = instantiate(config["data"], "data"), _model(config)
@@ -42,18 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             problems += _check(dataset, name, options.num, Path(options.outdir), model)
     if problems:
         raise UserError(f"{len(problems)} problem{'s' * (len(problems) > 1)}, see above; first {problems[0]}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Check the data sets of a config, and draw what the network will see.",
-        epilog="Any further dotted.key=value overrides the configs, e.g. data.params.train.params.root=PHOTOS.",
-    )
-    add = parser.add_argument
-    add("-b", "--base", nargs="+", required=True, metavar="YAML", help="config files, merged left to right")
-    add("-n", "--num", type=int, default=256, help="items to read of each set, evenly spread; 0 for all (default 256)")
-    add("-l", "--outdir", default="outputs/check_data", help="where the sheets of items go")
-    return parser
 
 
 def _model(config: Mapping[str, Any]) -> nn.Module | None:

@@ -1,4 +1,12 @@
-"""Evaluate what a run has learned, or a folder of images: arguments, and which functions of `ldm.evaluation` they mean.
+"""Measure what a run has learned, with everything that the values depend on.
+
+    ldm evaluate --run logs/RUN --n 1000 --metrics frechet precision_recall --out outputs/eval/run
+    ldm evaluate --run logs/AUTOENCODER --metrics frechet psnr ssim lpips --out outputs/eval/first
+    ldm evaluate --images IMAGES --reference PHOTOS --extractor inception --out outputs/eval/images
+    torchrun --nproc_per_node 8 -- scripts/evaluate.py --run logs/RUN --n 50000 --extractor inception --out ...
+
+data.key=value overrides the config of the run, e.g. data.params.validation.params.root=PHOTOS. It goes on where it was
+stopped. Without the `--`, torchrun takes --run and --n for abbreviations of its own options.
 
 OUT/evaluation.json     values, and everything that they depend on
 OUT/samples.png         the first images
@@ -8,21 +16,20 @@ OUT/samples/            parts, from which an interrupted evaluation goes on; may
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ldm import distributed
 from ldm.cli.arguments import parse_with_overrides
-from ldm.cli.common import (
+from ldm.cli.entry import main_guard
+from ldm.cli.options import (
     PRECISIONS,
+    Defaults,
+    TaskParser,
     add_device_arguments,
     add_model_arguments,
     add_sampler_arguments,
@@ -30,56 +37,60 @@ from ldm.cli.common import (
     add_side_arguments,
     choose_device,
     choose_sampler,
-    count_steps,
-    main_guard,
     model_source,
     progress,
 )
-from ldm.cli.sampling import conditioners, picture_size, warn_of_untrained_guidance
-from ldm.conditioning.base import Conditioner
-from ldm.conditioning.labels import ClassConditioner
-from ldm.config.overrides import apply_overrides
-from ldm.config.plain import resolve
-from ldm.environment import environment
 from ldm.errors import UserError
-from ldm.evaluation import (
-    MetricSuite,
-    Result,
-    Samples,
-    evaluate_images,
-    evaluate_reconstructions,
-    evaluate_samples,
+from ldm.evaluation.build import known_names
+from ldm.evaluation.run import (
+    EvaluationOptions,
+    ReferenceOptions,
+    SampleOptions,
+    evaluate_first_stage,
+    evaluate_folder,
+    evaluate_model,
 )
-from ldm.evaluation.build import known_names, make_metric_suite
-from ldm.evaluation.conditions import BalancedClasses, Conditions, DataConditions, Unconditional, UniformClasses
-from ldm.evaluation.image_sets import ImageSet, folder_images, scaled_folder_images, split_images
-from ldm.evaluation.memorisation import nearest_neighbours
-from ldm.evaluation.references import ReferenceSet, data_reference, read_npz, write_npz
-from ldm.images import image_grid, to_pil
-from ldm.models.loading import is_first_stage, load_first_stage, load_model, read_config, train_option
+from ldm.models.loading import is_first_stage
 
 _log = logging.getLogger(__name__)
-_SPLITS = ("train", "validation", "test")
-_FOR_SAMPLES = ("frechet", "spatial_frechet", "inception_score", "precision_recall")
-_FOR_FIRST_STAGES = ("frechet", "inception_score", "psnr", "ssim")
-_KEPT, _NEIGHBOURS = 64, 16
+_DEFAULTS = Defaults("outputs/eval", steps=50)
 _LONGEST_WAIT = timedelta(days=7)  # of a rank for the others, whose parts or search may take hours longer
 
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate, and log the values."""
-    content = evaluate(parse(argv))
+    parser = _parser()
+    given = parse_with_overrides(parser, argv)
+    counts = {"--n": given.n, "--reference-n": given.reference_n, "--batch-size": given.batch_size}
+    for flag, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value}: use 1 or more")
+    device = join_ranks(given.device)
+    source = model_source(given.run, given.config, given.ckpt, given.raw)
+    sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, _DEFAULTS.eta)
+    cache = given.cache or given.out.parent / "references"
+    size, autocast = (given.H, given.W), PRECISIONS[given.precision]
+    samples = SampleOptions(sampler, given.scale, autocast, given.seed, size, given.conditions, given.neighbours)
+    reference = ReferenceOptions(given.reference, given.reference_n, cache, given.export_reference)
+    options = EvaluationOptions(
+        source, device, tuple(given.metrics or ()), given.extractor, given.n, given.batch_size or 50,
+        samples, reference, given.out, tuple(given.overrides),
+    )  # fmt: skip
+    if given.images is not None:
+        if given.first_stage:
+            raise UserError("--first-stage: is not used for --images; leave it out")
+        content = evaluate_folder(given.images, options, progress)
+    elif given.first_stage or is_first_stage(source):
+        content = evaluate_first_stage(options, progress)
+    else:
+        content = evaluate_model(options, progress)
     for name, value in content["values"].items():
         _log.info("%-32s %.6g   %s", name, value, content["labels"][name])
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the options of a command line. UserError for counts below 1."""
-    parser = argparse.ArgumentParser(
-        description="Measure samples of a diffusion model, reconstructions of an autoencoder, or a folder of images.",
-        epilog="data.key=value overrides the config of the run, e.g. data.params.validation.params.root=PHOTOS.",
-    )
+def _parser() -> TaskParser:
+    parser = TaskParser("evaluate", __doc__)
     add = parser.add_argument
     add("--images", metavar="DIR", help="measure these images instead of a model's")
     add("--first-stage", action="store_true", help="measure the autoencoder inside a latent diffusion model")
@@ -97,28 +108,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the result; it goes on where it stopped")
     add("--cache", type=Path, metavar="DIR", help="features of references (default: OUT/../references)")
     add_model_arguments(parser)
-    add_sampler_arguments(parser, steps=50, eta=0.0, scale=1.0)
+    add_sampler_arguments(parser, _DEFAULTS)
     add_seed_arguments(add_side_arguments(parser), seed=0)
     add_device_arguments(parser)
-    options = parse_with_overrides(parser, argv)
-    counts = {"--n": options.n, "--reference-n": options.reference_n, "--batch-size": options.batch_size}
-    for flag, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"{flag} {value}: use 1 or more")
-    return options
-
-
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Do what `parse` returned, and return the content of OUT/evaluation.json. UserError for mistakes."""
-    device = join_ranks(options.device)
-    if options.images is not None:
-        result, more = _evaluate_images(options, device)
-    elif options.first_stage or is_first_stage(model_source(options)):
-        result, more = _evaluate_first_stage(options, device)
-    else:
-        result, more = _evaluate_samples(options, device)
-    made = {**environment(), "device": str(device), **more.pop("made", {})}
-    return result.write(options.out, made, **more)
+    return parser
 
 
 def join_ranks(device: str) -> torch.device:
@@ -128,166 +121,3 @@ def join_ranks(device: str) -> torch.device:
     if device == "auto" and torch.accelerator.is_available():
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
     return choose_device(device)
-
-
-def _evaluate_images(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
-    without_use = {**_of_conditions(options), "--neighbours": options.neighbours}
-    _refuse({**without_use, "--first-stage": options.first_stage}, "--images")
-    metrics = _metrics(options, _FOR_SAMPLES, device)
-    has_data = options.run is not None or options.config is not None
-    if metrics.needs_reference and options.reference in _SPLITS and not has_data:
-        raise UserError("--reference: with --images alone name a folder or an .npz file, or give --run for its data")
-    images = folder_images(options.images, options.n)
-    content = read_config(model_source(options)) if has_data else {}
-    reference = _reference(options, content, metrics, len(images), images.shape[1:])
-    with progress(len(images), "images") as bar:
-        return evaluate_images(
-            images, metrics, reference, options.out / "samples", options.batch_size or 50, bar.update
-        ), {}
-
-
-def _evaluate_first_stage(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
-    without_use = {**_of_conditions(options), "--neighbours": options.neighbours}
-    without_use[f"--reference {options.reference}"] = options.reference not in _SPLITS
-    without_use["--reference-n"] = options.reference_n is not None
-    _refuse(without_use, "a first stage, whose reference are the originals: a split of the data, --n of it")
-    content, metrics = read_config(model_source(options)), _metrics(options, _FOR_FIRST_STAGES, device)
-    images = _split(options, content, options.reference, options.n)
-    metrics.check(len(images))
-    loaded = load_first_stage(model_source(options), device)
-    reference = _measured_reference(images, metrics, options)
-    with progress(len(images), "reconstructing") as bar:
-        return evaluate_reconstructions(
-            loaded.autoencoder, images, metrics, reference, options.out / "samples", _weights(loaded.provenance()),
-            options.batch_size or 50, bar.update,
-        ), {"made": _files(loaded.provenance())}  # fmt: skip
-
-
-def _evaluate_samples(options: argparse.Namespace, device: torch.device) -> tuple[Result, dict[str, Any]]:
-    sampler, metrics = choose_sampler(options), _metrics(options, _FOR_SAMPLES, device)
-    content, count = read_config(model_source(options)), options.n or 1000
-    loaded = load_model(model_source(options), device)
-    conditions = _conditions(options, content, conditioners(loaded))
-    warn_of_untrained_guidance(loaded, options)
-    samples = Samples(
-        count, picture_size(loaded, options), sampler, conditions, options.seed, options.scale,
-        options.batch_size or 50, PRECISIONS[options.precision],
-    )  # fmt: skip
-    reference = _reference(options, content, metrics, count, samples.size)
-    with progress(count * count_steps(sampler, loaded.model.process), "sampling") as bar:
-        result = evaluate_samples(
-            loaded.model, samples, metrics, reference, options.out / "samples", _weights(loaded.provenance()),
-            lambda step: bar.update(len(step.x)),
-        )  # fmt: skip
-    more: dict[str, Any] = {"made": _files(loaded.provenance())}
-    return result, more | (_neighbours(options, content, metrics, result) if options.neighbours else {})
-
-
-def _of_conditions(options: argparse.Namespace) -> dict[str, bool]:
-    """Return whether flags are given that only conditional models use."""
-    choice, scale = options.conditions, options.scale
-    return {f"--conditions {choice}": choice != "data", f"--scale {scale:g}": scale != 1.0}
-
-
-def _refuse(given: Mapping[str, bool], what: str) -> None:
-    """Raise UserError for flags that would be ignored."""
-    unused = [flag for flag, is_given in given.items() if is_given]
-    if unused:
-        raise UserError(f"{', '.join(unused)}: is not used for {what}; leave it out")
-
-
-def _metrics(options: argparse.Namespace, default: Sequence[str], device: torch.device) -> MetricSuite:
-    metrics = make_metric_suite(options.metrics or default, options.extractor, device, _KEPT)
-    if options.neighbours and metrics.extractor is None:
-        raise UserError("--neighbours: are searched by features too; name a metric of features, such as frechet")
-    if options.export_reference is not None and not metrics.needs_reference:
-        raise UserError("--export-reference: no metric needs a reference; name one that does, such as frechet")
-    if options.export_reference is not None and options.reference not in _SPLITS and Path(options.reference).is_file():
-        raise UserError(f"--export-reference: {options.reference} is such a file already; leave it out")
-    return metrics
-
-
-def _split(
-    options: argparse.Namespace, content: dict[str, Any], split: str, limit: int | None, replaces: bool = False
-) -> ImageSet:
-    """Return a split of the run's data, with the overrides of the command line."""
-    wrong = [word for word in options.overrides if not word.startswith("data.") or "=" not in word]
-    if wrong:
-        raise UserError(f"{wrong[0]}: is not understood; overrides are data.key=value")
-    content = resolve(apply_overrides(content, options.overrides), throw_on_missing=False)
-    return split_images(content, split, limit, replaces)
-
-
-def _reference(
-    options: argparse.Namespace, content: dict[str, Any], metrics: MetricSuite, count: int, size: tuple[int, int]
-) -> ReferenceSet | None:
-    if not metrics.needs_reference:
-        return None
-    metrics.check(count)  # before a long reading
-    place = options.reference
-    if place in _SPLITS:
-        return _measured_reference(_split(options, content, place, options.reference_n), metrics, options)
-    if Path(place).is_dir():
-        images = scaled_folder_images(place, size, options.reference_n, train_option(content, "value_range"))
-        return _measured_reference(images, metrics, options)
-    if not Path(place).is_file():
-        raise UserError(f"--reference {place}: is none of {', '.join(_SPLITS)}, no folder and no .npz file")
-    return read_npz(Path(place))
-
-
-def _measured_reference(images: ImageSet, metrics: MetricSuite, options: argparse.Namespace) -> ReferenceSet | None:
-    if not metrics.needs_reference:
-        return None
-    cache = options.cache or options.out.parent / "references"
-    with progress(len(images), f"reference, {images.name}") as bar:
-        reference = data_reference(images, metrics.extractor, cache, bar.update)
-    if options.export_reference is not None:
-        write_npz(options.export_reference, reference.statistics)
-    return reference
-
-
-def _conditions(options: argparse.Namespace, content: dict[str, Any], known: list[Conditioner]) -> Conditions:
-    if not known:
-        _refuse(_of_conditions(options), "a model without conditions")
-        return Unconditional()
-    if options.conditions == "data":
-        return DataConditions(_split(options, content, "validation", options.n or 1000))
-    if len(known) != 1 or not isinstance(known[0], ClassConditioner):
-        found = ", ".join(f"'{module.key}'" for module in known)
-        raise UserError(f"--conditions {options.conditions}: is for classes, this model reads {found}; use data")
-    labels = tuple(label for label in range(known[0].num_classes) if label != known[0].null_label)
-    if options.conditions == "balanced":
-        return BalancedClasses(known[0].key, labels)
-    return UniformClasses(known[0].key, labels, options.seed)
-
-
-def _neighbours(
-    options: argparse.Namespace, content: dict[str, Any], metrics: MetricSuite, result: Result
-) -> dict[str, Any]:
-    """Search the training set on the first rank, write neighbours.png, and return the ratios."""
-    if distributed.rank() != 0:
-        return {}
-    train = _split(options, content, "train", options.reference_n, replaces=True)
-    held_out = _split(options, content, "validation", len(result.images), replaces=True)
-    with progress(len(train), "training images") as bar:
-        found = nearest_neighbours(result.images, train, held_out, metrics.extractor, bar.update)
-    rows = [result.images, *(nearest.images for nearest in found.values())]
-    sheet = torch.cat([images[:_NEIGHBOURS] for images in rows])
-    to_pil(image_grid(sheet, min(_NEIGHBOURS, len(result.images)))).save(options.out / "neighbours.png")
-    ratios = {name: nearest.ratio for name, nearest in found.items()}
-    return {"neighbours": {"ratio": ratios, "samples": len(result.images), "train": train.name, "of": len(train)}}
-
-
-def _weights(provenance: dict[str, str]) -> dict[str, str]:
-    """Return what values depend on: weights and config by content, and whether the weights are averaged."""
-    with Path(provenance["config"]).open("rb") as file:
-        config = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "weights": provenance["weights"],
-        "checkpoint_sha256": provenance["checkpoint_sha256"],
-        "config_sha256": config,
-    }
-
-
-def _files(provenance: dict[str, str]) -> dict[str, str]:
-    return {"config": provenance["config"], "checkpoint": provenance["checkpoint"]}

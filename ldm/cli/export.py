@@ -1,8 +1,12 @@
-"""Write the weights of a run as one safetensors file, with the config inside (scripts/export.py)."""
+"""Write the weights of a run as one safetensors file, frozen parts included, with the config inside its metadata.
+
+    ldm export --run logs/RUN --out model.safetensors [--ema] [--half]
+
+The file is read by --ckpt of the other commands; its names are those of the published checkpoints.
+"""
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from ldm.cli.entry import main_guard
+from ldm.cli.options import TaskParser
 from ldm.models.loading import ModelSource, read_config
 from ldm.models.saving import save_state
 from ldm.weights import load as checkpoint
@@ -20,7 +25,7 @@ _log = logging.getLogger(__name__)
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the file."""
-    parser = argparse.ArgumentParser(prog="export.py", description="Write a run's weights as one safetensors file.")
+    parser = TaskParser("export", __doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder, or a checkpoint in one")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write")
     parser.add_argument("--ema", action="store_true", help="averaged weights under the raw names; default: both")

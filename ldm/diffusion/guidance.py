@@ -26,15 +26,20 @@ def classifier_free(denoise_pair: Denoise, scale: float) -> Denoise:
     """
 
     def denoise(x_t: Tensor, t: Tensor) -> Denoised:
-        pair = denoise_pair(torch.cat([x_t, x_t]), torch.cat([t, t]))  # (2B, C, H, W)
-        return Denoised(*(_extrapolate(both, scale) for both in pair))
+        return extrapolate(denoise_pair(*repeat_pair(x_t, t)), scale)
 
     return denoise
 
 
-def _extrapolate(both: Tensor, scale: float) -> Tensor:
-    unconditional, conditional = both.chunk(2)
-    return unconditional + scale * (conditional - unconditional)
+def repeat_pair(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x_t (2B, C, H, W) and t (2B,) for a batch of [unconditional, conditional] predictions."""
+    return torch.cat([x_t, x_t]), torch.cat([t, t])
+
+
+def extrapolate(pair: Denoised, scale: float) -> Denoised:
+    """Return u + scale (c - u) for predictions (2B, C, H, W) in the order [unconditional u, conditional c]."""
+    unconditional, conditional = (Denoised(*both) for both in zip(*(part.chunk(2) for part in pair), strict=True))
+    return Denoised(*(u + scale * (c - u) for u, c in zip(unconditional, conditional, strict=True)))
 
 
 def correct_epsilon(denoise: Denoise, process: Process, correction: Correction) -> Denoise:

@@ -154,7 +154,7 @@ def evaluate_samples(
         batch = samples.conditions(positions)
         seeds = [samples.seed + position for position in positions]
         request = Request(seeds, samples.size, batch, samples.scale, samples.batch_size, samples.autocast)
-        drawn = [part.images for part in generate(model, samples.sampler, request, on_step)]
+        drawn = list(generate(model, samples.sampler, request, on_step))
         return to_bytes(torch.cat(drawn)), batch
 
     stage = model.first_stage_model

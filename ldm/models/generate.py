@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
-from ldm.models.inpainting import Known, inpainting_constraint
+from ldm.models.inpainting import InpaintingTarget, inpainting_constraint
 from ldm.sampling.base import Sampler, SeededNoise, Step, identity, identity_constrain
 
 if TYPE_CHECKING:
@@ -27,20 +27,25 @@ Conditions = Mapping[str, Sequence[Any] | Tensor]
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Request:
-    """Say what to draw: one sample per seed, of size (height, width).
+    """Which images to draw: one for each seed, of size (height, width) in pixels.
 
-    conditions: batch key -> one entry per sample, as the data set would give them (texts, labels, pictures); scale: of
-    classifier-free guidance, 1 is none; autocast: half-precision dtype for the network (decoding stays float32); known:
-    the parts to keep, if any.
+    Args:
+        seeds: One for each image.
+        size: (height, width).
+        conditions: Batch key -> one entry for each image, as the data set would give them (texts, labels, images).
+        guidance: Scale of classifier-free guidance; 1 is none.
+        batch_size: Images drawn at a time.
+        autocast: Half-precision dtype of the network, if any; decoding stays float32.
+        target: Images to fill, for a model that was not trained to fill holes.
     """
 
     seeds: Sequence[int]
     size: tuple[int, int]
     conditions: Conditions = field(default_factory=dict)
-    scale: float = 1.0
+    guidance: float = 1.0
     batch_size: int = 4
     autocast: torch.dtype | None = None
-    known: Known | None = None
+    target: InpaintingTarget | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -49,67 +54,46 @@ class Request:
             if len(entries) != len(self.seeds):
                 raise UserError(f"generate: {len(entries)} of '{key}' for {len(self.seeds)} samples; give one for each")
 
-    def batches(self) -> Iterator[tuple[int, list[int], dict[str, Any]]]:
-        """Yield the position of the first sample, the seeds, and the conditions of each batch."""
+    def batches(self) -> Iterator[Request]:
+        """Yield the parts of `batch_size` images."""
         for first in range(0, len(self.seeds), self.batch_size):
             part = slice(first, first + self.batch_size)
-            yield first, list(self.seeds[part]), {key: entries[part] for key, entries in self.conditions.items()}
+            conditions = {key: entries[part] for key, entries in self.conditions.items()}
+            target = None if self.target is None else self.target[part]
+            yield replace(self, seeds=list(self.seeds[part]), conditions=conditions, target=target)
 
 
-@dataclass(frozen=True, eq=False)
-class Generated:
-    """Hold images (B, C, H, W), about in [-1, 1], with their seeds and the position of the first in the request."""
-
-    images: Tensor
-    seeds: list[int]
-    first: int
-
-
+@torch.no_grad()
 def generate(
     model: LatentDiffusion,
     sampler: Sampler,
     request: Request,
     on_step: Callable[[Step], None] = lambda step: None,
-) -> Iterator[Generated]:
-    """Draw the samples of a request with the weights that `model` has now; `on_step` sees every step of every batch.
+) -> Iterator[Tensor]:
+    """Yield the images of each batch of a request in turn: (B, C, H, W), about in [-1, 1].
 
-    UserError, at the call, for a size that the autoencoder cannot make; at the first batch for what the sampler or the
-    conditioner refuses; and for samples that are not finite.
+    The weights are those that `model` has now; `on_step` receives every step of every batch. UserError for a size that
+    the autoencoder cannot make, for what the sampler or the conditioner refuses, and for samples that are not finite.
     """
-    model.first_stage_model.latent_shape(*request.size)
-    return (
-        Generated(_draw(model, sampler, request, first, seeds, conditions, on_step), seeds, first)
-        for first, seeds, conditions in request.batches()
-    )
-
-
-@torch.no_grad()
-def _draw(
-    model: LatentDiffusion,
-    sampler: Sampler,
-    request: Request,
-    first: int,
-    seeds: list[int],
-    conditions: dict[str, Any],
-    on_step: Callable[[Step], None],
-) -> Tensor:
-    process, noise = model.process, SeededNoise(seeds, model.device)
-    z = noise((len(seeds), *model.first_stage_model.latent_shape(*request.size)))  # (B, c, h, w)
-    if process.prior_std != 1:
-        z = process.prior_std * z
+    process, shape = model.process, model.first_stage_model.latent_shape(*request.size)
     refine = clamp_to_pixels if isinstance(model.first_stage_model, IdentityAutoencoder) else identity
-    known = None if request.known is None else request.known[first : first + len(seeds)]
-    half = nullcontext() if request.autocast is None else torch.autocast(model.device.type, request.autocast)
-    with half:
-        constrain = identity_constrain if known is None else inpainting_constraint(model, known, noise)
-        denoise = model.denoiser(model.condition(conditions), request.scale)
-        for step in sampler(denoise, z, process, refine=refine, constrain=constrain, noise=noise):
-            on_step(step)
-            z = step.x
-    images = model.decode(z.float())  # (B, C, H, W)
-    if not torch.isfinite(images).all():
-        raise UserError("generate: the samples are not finite numbers; use precision 32, or check the weights")
-    return images
+    for batch in request.batches():
+        noise = SeededNoise(batch.seeds, model.device)
+        z = noise((len(batch.seeds), *shape))  # (B, c, h, w)
+        if process.prior_std != 1:
+            z = process.prior_std * z
+        with nullcontext() if batch.autocast is None else torch.autocast(model.device.type, batch.autocast):
+            constrain = identity_constrain
+            if batch.target is not None:
+                constrain = inpainting_constraint(model, batch.target, noise)
+            denoise = model.denoiser(model.condition(batch.conditions), batch.guidance)
+            for step in sampler(denoise, z, process, refine=refine, constrain=constrain, noise=noise):
+                on_step(step)
+                z = step.x
+        images = model.decode(z.float())  # (B, C, H, W)
+        if not torch.isfinite(images).all():
+            raise UserError("generate: the samples are not finite numbers; use precision 32, or check the weights")
+        yield images
 
 
 def clamp_to_pixels(x0: Tensor) -> Tensor:

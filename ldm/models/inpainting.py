@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """What is known of each image: images (N, C, H, W) in [-1, 1]; mask (N, 1, H, W), above 0 in the hole."""
+class InpaintingTarget:
+    """Images to fill, (N, C, H, W) in [-1, 1], and their masks (N, 1, H, W), above 0 in the hole."""
 
     images: Tensor
     mask: Tensor
 
-    def __getitem__(self, part: slice) -> Known:
+    def __getitem__(self, part: slice) -> InpaintingTarget:
         """Return some of the images."""
-        return Known(self.images[part], self.mask[part])
+        return InpaintingTarget(self.images[part], self.mask[part])
 
 
-def inpainting_constraint(model: LatentDiffusion, known: Known, noise: Noise) -> Constrain:
+def inpainting_constraint(model: LatentDiffusion, target: InpaintingTarget, noise: Noise) -> Constrain:
     """Keep the latents of which every pixel is known. Holes are grey when they are encoded.
 
     At the end these latents are nearly, not exactly, those of the image.
     """
-    mask = known.mask.to(model.device)
-    z = model.encode(known.images.to(model.device) * (mask <= 0), noise).float()  # (B, c, h, w)
+    mask = target.mask.to(model.device)
+    z = model.encode(target.images.to(model.device) * (mask <= 0), noise).float()  # (B, c, h, w)
     is_known = F.adaptive_max_pool2d(mask, z.shape[2:]) <= 0  # (B, 1, h, w)
     return keep_known(z, is_known.to(z.dtype), model.process, noise)

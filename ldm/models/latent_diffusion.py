@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
-from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.guidance import extrapolate, repeat_pair
 from ldm.diffusion.objective import Objective, Terms
 from ldm.diffusion.prediction import Denoise, Denoised, Epsilon, Prediction, check_prediction
 from ldm.diffusion.process import Process
@@ -179,18 +179,18 @@ class LatentDiffusion(nn.Module):
 
         Scale 1, or no conditioning, is no guidance.
         """
-        if conditioning is None or guidance == 1.0:
-            return self._denoiser(conditioning)
-        unconditional = self.cond_stage_model.unconditional(conditioning.batch_size)
-        return classifier_free(self._denoiser(Conditioning.stack([unconditional, conditioning])), guidance)
-
-    def _denoiser(self, conditioning: Conditioning | None) -> Denoise:
-        process = self.process
+        process, is_guided = self.process, conditioning is not None and guidance != 1.0
+        if is_guided:
+            unconditional = self.cond_stage_model.unconditional(conditioning.batch_size)
+            conditioning = Conditioning.stack([unconditional, conditioning])
 
         def denoise(x_t: Tensor, t: Tensor) -> Denoised:
+            if is_guided:
+                x_t, t = repeat_pair(x_t, t)
             level = process.level(t)
             output = self.model(*self.prediction.inputs(x_t, level), conditioning).float()
-            return self.prediction.denoised(output, x_t, level)
+            denoised = self.prediction.denoised(output, x_t, level)
+            return extrapolate(denoised, guidance) if is_guided else denoised
 
         return denoise
 
@@ -231,7 +231,7 @@ class LatentDiffusion(nn.Module):
         conditions, count = self._conditions(conditions)
         request = Request(range(seed, seed + count), size or self._size(), conditions, guidance, batch_size)
         walk = make_sampler(sampler, steps=steps, **options)
-        return torch.cat([part.images for part in generate(self, walk, request)])
+        return torch.cat(list(generate(self, walk, request)))
 
     def _conditions(self, given: Any) -> tuple[dict[str, Any], int]:
         """Return the columns of a batch by their keys, and the number of samples."""

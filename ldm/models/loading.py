@@ -6,6 +6,7 @@ Ours and published ones; the weights are read without running anything that file
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from ldm.errors import ConfigError, UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.weights import load as checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,20 @@ class LoadedModel(Loaded):
         if self.model.image_size is None:
             raise UserError(f"{self.config}: does not say the size of the images; give --H and --W")
         return self.model.image_size
+
+    def size(self, asked: tuple[int | None, int | None]) -> tuple[int, int]:
+        """Return (height, width) as asked for, the sides of the training images where None."""
+        height, width = self.trained_size() if None in asked else asked
+        return asked[0] or height, asked[1] or width
+
+    def warn_of_untrained_guidance(self, guidance: float) -> None:
+        """Warn where conditions were never dropped in training, so that guidance has nothing to extrapolate from."""
+        stage = self.model.cond_stage_model
+        if guidance != 1.0 and stage is not None:
+            rates = [stage.drop_rate, *(conditioner.drop_rate for conditioner in self.model.conditioners())]
+            if not any(rates):
+                message = "guidance %g: may harm, as this model has drop_rate 0, so that 'no condition' is new to it"
+                _log.warning(message, guidance)
 
 
 @dataclass(frozen=True)

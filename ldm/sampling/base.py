@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.grids import Grid, resolve_grid
-from ldm.diffusion.prediction import Denoise, Denoised
+from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process, float64_levels
 from ldm.errors import UserError
 
@@ -158,12 +158,6 @@ def intervals_of(times: Tensor, process: Process) -> list[Interval]:
 def times_like(x: Tensor, t: float) -> Tensor:
     """Repeat a time for every sample of x: float32, or float64 if x is, (B,) on the device of x."""
     return torch.full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-
-
-def evaluate(denoise: Denoise, x: Tensor, t: float, refine: Refine) -> Denoised:
-    """Denoise x at one time for all samples, and refine the predicted data."""
-    x0, eps = denoise(x, times_like(x, t))
-    return Denoised(refine(x0), eps)
 
 
 def gaussian_noise(like: Tensor, generator: torch.Generator | None = None) -> Noise:

@@ -13,7 +13,7 @@ from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
 from ldm.errors import UserError
-from ldm.sampling.base import GridSampler, Hooks, Interval, Step, evaluate, last_steps, times_like
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, last_steps, times_like
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ class DDPM(GridSampler):
         self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks
     ) -> Iterator[Step]:
         for step in intervals:
-            x = hooks.constrain(x, times_like(x, step.t))
-            x0, _ = evaluate(denoise, x, step.t, hooks.refine)
+            t = times_like(x, step.t)
+            x = hooks.constrain(x, t)
+            x0, _ = denoise(x, t)
+            x0 = hooks.refine(x0)
             # the mean of q(x_s | x_t, x_0), eq. 7, for any process
             from_x = step.alpha / step.next_alpha * (step.next_sigma / step.sigma) ** 2
             mean = step.next_alpha * step.added_variance / step.sigma**2 * x0 + from_x * x

@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
-from ldm.sampling.base import GridSampler, Hooks, Interval, Step, evaluate, times_like
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, times_like
 
 
 def _lambda(alpha: float, sigma: float) -> float:
@@ -47,8 +47,10 @@ class DPMSolver(GridSampler):
         earlier: Tensor | None = None
         h_earlier = 0.0
         for i, step in enumerate(intervals):
-            x = hooks.constrain(x, times_like(x, step.t))
-            x0, _ = evaluate(denoise, x, step.t, hooks.refine)
+            t = times_like(x, step.t)
+            x = hooks.constrain(x, t)
+            x0, _ = denoise(x, t)
+            x0 = hooks.refine(x0)
             h = _lambda(step.next_alpha, step.next_sigma) - _lambda(step.alpha, step.sigma)
             data = x0
             if earlier is not None and i < len(intervals) - 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
-from ldm.sampling.base import GridSampler, Hooks, Interval, Step, evaluate, times_like
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, times_like
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Euler(GridSampler):
         self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks
     ) -> Iterator[Step]:
         for step in intervals:
-            x = hooks.constrain(x, times_like(x, step.t))
-            x0, eps = evaluate(denoise, x, step.t, hooks.refine)
+            t = times_like(x, step.t)
+            x = hooks.constrain(x, t)
+            x0, eps = denoise(x, t)
+            x0 = hooks.refine(x0)
             x = step.move(x0, eps)
             yield Step(x, x0, step.t)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
-from ldm.sampling.base import GridSampler, Hooks, Interval, Step, evaluate, times_like
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, times_like
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,14 @@ class Heun(GridSampler):
         self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks
     ) -> Iterator[Step]:
         for step in intervals:
-            x = hooks.constrain(x, times_like(x, step.t))
-            x0, eps = evaluate(denoise, x, step.t, hooks.refine)
+            t = times_like(x, step.t)
+            x = hooks.constrain(x, t)
+            x0, eps = denoise(x, t)
+            x0 = hooks.refine(x0)
             ahead = step.move(x0, eps)
             if not step.is_last:
-                x0_ahead, eps_ahead = evaluate(denoise, ahead, step.next_t, hooks.refine)
+                x0_ahead, eps_ahead = denoise(ahead, times_like(x, step.next_t))
+                x0_ahead = hooks.refine(x0_ahead)
                 up, down = step.next_alpha - step.alpha, step.next_sigma - step.sigma
                 ahead = x + up * (x0 + x0_ahead) / 2 + down * (eps + eps_ahead) / 2
             x = ahead

@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
-from ldm.sampling.base import GridSampler, Hooks, Interval, Step, evaluate, times_like
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, times_like
 
 # newest first, one row per number of known eps
 _ADAMS_BASHFORTH = {
@@ -60,8 +60,9 @@ class PLMS(GridSampler):
     ) -> Iterator[Step]:
         known: list[Tensor] = []  # eps of earlier steps, newest first
         for step in intervals:
-            x = hooks.constrain(x, times_like(x, step.t))
-            x0, eps = denoise(x, times_like(x, step.t))
+            t = times_like(x, step.t)
+            x = hooks.constrain(x, t)
+            x0, eps = denoise(x, t)
             known = [eps, *known[:3]]
             if _amplification(step) <= _LARGEST_AMPLIFICATION:
                 if len(known) > 1:
@@ -69,7 +70,7 @@ class PLMS(GridSampler):
                 elif not step.is_last:  # at clean data there is no eps to average with
                     ahead = step.move(hooks.refine(x0), eps)
                     t_ahead = step.t if step is intervals[-1] else step.next_t  # as published for a single step
-                    eps = (eps + evaluate(denoise, ahead, t_ahead, hooks.refine).eps) / 2
+                    eps = (eps + denoise(ahead, times_like(x, t_ahead)).eps) / 2
                 x0 = (x - step.sigma * eps) / step.alpha
             x0 = hooks.refine(x0)
             x = step.move(x0, eps)

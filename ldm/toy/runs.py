@@ -41,5 +41,5 @@ def sample_all(
     count = len(next(iter(conditions.values())))
     request = Request(range(count), size, conditions, sampling.scale, sampling.batch_size)
     with progress(-(-count // sampling.batch_size) * sampling.steps, f"{count} samples") as bar:
-        parts = [part.images for part in generate(model, DDIM(sampling.steps), request, lambda step: bar.update())]
+        parts = list(generate(model, DDIM(sampling.steps), request, lambda step: bar.update()))
     return torch.cat(parts).clamp(-1, 1).cpu()

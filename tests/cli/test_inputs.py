@@ -7,17 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.cli.inputs import (
-    Source,
-    cropped,
-    describe_loss,
-    list_images,
-    padded,
-    read_image,
-    read_indices,
-    read_mask,
-    readable,
-)
+from ldm.cli.inputs import Source, list_images, readable
+from ldm.data.readers.single_images import cropped, describe_loss, padded, read_image, read_indices, read_mask
 from ldm.errors import UserError
 
 

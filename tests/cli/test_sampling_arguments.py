@@ -1,14 +1,13 @@
 """Arguments that the scripts share, and how mistakes are reported."""
 
-import argparse
-
 import pytest
 import torch
 
-from ldm.cli.common import add_sampler_arguments, choose_device, choose_sampler, count_steps, main_guard
-from ldm.diffusion.grids import SPACINGS
-from ldm.diffusion.process import Schedule
+from ldm.cli.entry import main_guard
+from ldm.cli.options import Defaults, SamplingParser, choose_device
+from ldm.diffusion.grids import grid_names
 from ldm.errors import UserError
+from ldm.sampling import sampler_class, sampler_names
 from ldm.sampling.ddim import DDIM
 from ldm.sampling.ddpm import DDPM
 from ldm.sampling.dpm_solver import DPMSolver
@@ -16,16 +15,18 @@ from ldm.sampling.plms import PLMS
 
 
 def chosen(*argv):
-    parser = argparse.ArgumentParser()
-    add_sampler_arguments(parser, steps=7, eta=1.0, scale=1.0)
-    return choose_sampler(parser.parse_args(argv))
+    return parsed(*argv)[1].sampler
+
+
+def parsed(*argv):
+    return SamplingParser("task", "A task.", Defaults("out", steps=7, eta=1.0)).parse(["--device", "cpu", *argv])
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
         ((), DDIM(7, 1.0)),
-        (("--ddim_eta", "0", "-c", "3", "--spacing", "compvis"), DDIM(3, 0.0, SPACINGS["compvis"])),
+        (("--ddim_eta", "0", "-c", "3", "--spacing", "compvis"), DDIM(3, 0.0, "compvis")),
         (("--plms", "--ddim_steps", "5"), PLMS(5)),
         (("--sampler", "dpm_solver"), DPMSolver(7)),
         (("--vanilla_sample",), DDPM()),
@@ -43,13 +44,25 @@ def test_eta_needs_a_sampler_that_has_one():
         chosen("--ddim_eta", "-1")
 
 
-def test_steps_are_counted_as_they_will_be_taken():
-    schedule = Schedule.linear(1000)
-    assert count_steps(DDIM(400), schedule) == 400
-    assert count_steps(DDIM(400, spacing=SPACINGS["compvis"]), schedule) == 500
-    assert count_steps(DDPM(), schedule) == 1000
-    with pytest.raises(UserError, match="steps is 0"):
-        count_steps(DDIM(0), schedule)
+@pytest.mark.parametrize("name", sampler_names())
+def test_every_sampler_can_be_chosen_with_the_grid_of_its_own(name):
+    sampler = chosen("--sampler", name)
+    assert isinstance(sampler, sampler_class(name)) and sampler.grid is None
+
+
+@pytest.mark.parametrize("flag", ["--grid", "--spacing"])
+@pytest.mark.parametrize("name", grid_names())
+def test_every_grid_can_be_chosen(flag, name):
+    assert chosen(flag, name).grid == name
+
+
+def test_shared_arguments_become_values():
+    words = "--run logs/a --raw --scale 3 --H 64 --tile -n 5 model.params.x=1"
+    given, options = parsed(*words.split())
+    assert (given.n_samples, given.overrides) == (5, ["model.params.x=1"])
+    assert (options.model.source.run, options.model.source.weights, options.model.tile) == ("logs/a", "raw", 0)
+    assert (options.guidance, options.size, options.seed, options.outdir) == (3.0, (64, None), 42, "out")
+    assert options.has_grid and options.batch_size is None and options.model.device == torch.device("cpu")
 
 
 def test_devices():

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 from tiny_runs import CLASSES, ROOT, fails, load, noise, record, run, save, script, trained_on
 
+from ldm.compat import translate
 from ldm.config import instantiate
 
 NAMES = ("inpaint", "superres", "semantic2img", "layout2img", "reconstruct")
@@ -137,9 +138,9 @@ def test_reconstructions(runs, tmp_path, model, caplog):
     rebuilt = load(tmp_path / "out" / "a.png")
     assert rebuilt.shape == (16, 19, 3)
     error = ((rebuilt.astype(float) - pictures["a"]) ** 2).mean()
-    assert written["pictures"][0]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.1)
-    assert "ssim" in written["pictures"][0] and "ssim" not in written["pictures"][1]
-    assert written["num_pictures"] == 2 and "psnr" in written["mean"]
+    assert written["images"][0]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.1)
+    assert "ssim" in written["images"][0] and "ssim" not in written["images"][1]
+    assert written["num_images"] == 2 and "psnr" in written["mean"]
     run(reconstruct, runs[model], tmp_path / "whole", "--indir", tmp_path / "in", "--tile", 32, steps=None)
     assert np.array_equal(load(tmp_path / "whole" / "a.png"), rebuilt)
     run(reconstruct, runs[model], tmp_path / "tiles", "--indir", tmp_path / "in", "--tile", 8, steps=None)
@@ -181,7 +182,7 @@ def published(folder, name):
         params["unet_config"]["params"] |= {"context_dim": 32, "transformer_depth": 1}
         params["cond_stage_config"]["params"] |= {"n_embed": 32, "n_layer": 1}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    torch.save({"state_dict": instantiate(config["model"]).state_dict()}, folder / "model.ckpt")
+    torch.save({"state_dict": instantiate(translate(config)["model"]).state_dict()}, folder / "model.ckpt")
     return ["--config", folder / "config.yaml", "--ckpt", folder / "model.ckpt", "--outdir", folder / "out"]
 
 

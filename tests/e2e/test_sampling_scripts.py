@@ -1,5 +1,6 @@
 """txt2img and sample, from a run folder or from published files to pictures, on tiny random models."""
 
+import copy
 import json
 import os
 import subprocess
@@ -12,10 +13,15 @@ import torch
 import yaml
 from PIL import Image
 from tiny import autoencoder_config, latent_diffusion_config, node, text_config, unet_config
-from tiny_runs import ROOT, fails, script
+from tiny_runs import ROOT, fails, script, sections
 
+from ldm.cli.options import SamplingParser
+from ldm.cli.txt2img import _DEFAULTS, PUBLISHED
+from ldm.compat import translate
 from ldm.conditioning.text import TextConditioner
 from ldm.config import instantiate
+from ldm.data.core.pixels import to_bytes, to_bytes_truncated
+from ldm.models.latent_diffusion import LatentDiffusion
 
 PROMPT = "a red circle"
 
@@ -33,10 +39,10 @@ def model_config(conditioner, context_dim=None):
 def build(model):
     """Build with weights of which none is zero, an average unlike the raw weights, and a vocabulary."""
     torch.manual_seed(0)
-    without = {**model["params"], "autoencoder": {**model["params"]["autoencoder"]}}
-    del without["autoencoder"]["checkpoint"]
-    built = instantiate({**model, "params": without})
-    for tensor in [*built.model.parameters(), *built.model_ema.buffers()]:
+    without = copy.deepcopy(model)
+    del without["params"]["model"]["params"]["autoencoder"]["checkpoint"]
+    built = instantiate(without)
+    for tensor in [*built.model.model.parameters(), *built.model_ema.buffers()]:
         if tensor.dim() > 1:
             torch.nn.init.normal_(tensor.detach(), std=0.05)
     for module in built.modules():
@@ -48,8 +54,9 @@ def build(model):
 def write_run(folder, model):
     (folder / "configs").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
-    section = {**model, "learning_rate": 1e-4, "allow_untrained_first_stage": True}
-    (folder / "configs" / "config.yaml").write_text(yaml.safe_dump({"model": section}))
+    content = sections(model)
+    content["training"] |= {"learning_rate": 1e-4, "allow_untrained_first_stage": True}
+    (folder / "configs" / "config.yaml").write_text(yaml.safe_dump(content))
     torch.save({"state_dict": build(model).state_dict()}, folder / "checkpoints" / "last.ckpt")
     return folder
 
@@ -78,6 +85,17 @@ def draw(main, run, folder, *arguments):
     return pictures(folder)
 
 
+def test_bytes_are_rounded_but_on_published_grids_truncated(runs, tmp_path):
+    """As measured; and as published, up to one byte darker, wherever steps of the grid are the same."""
+    (plain,) = draw(sample, runs["none"], tmp_path / "a", "-n", 1, "--eta", 0)
+    expected = LatentDiffusion.from_pretrained(runs["none"]).sample(1, steps=2, seed=42)
+    assert np.array_equal(plain, to_bytes(expected)[0].movedim(0, -1).numpy())
+    (published,) = draw(sample, runs["none"], tmp_path / "b", "-n", 1, "--eta", 0, "--spacing", "compvis")
+    expected = LatentDiffusion.from_pretrained(runs["none"]).sample(1, steps=2, seed=42, grid="compvis")
+    assert np.array_equal(published, to_bytes_truncated(expected)[0].movedim(0, -1).numpy())
+    assert not torch.equal(to_bytes(expected), to_bytes_truncated(expected))
+
+
 def almost_equal(a, b):
     return np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() <= 1
 
@@ -90,7 +108,7 @@ def test_text_to_pictures_grid_and_record(runs, tmp_path):
     written = record(tmp_path)
     assert [entry["seed"] for entry in written["samples"]] == list(range(7, 13))
     assert written["samples"][5] == {"file": "samples/00005.png", "seed": 12, "caption": PROMPT}
-    assert written["sampler"] == {"name": "DDIM", "steps": 2, "eta": 0.0, "spacing": "uniform", "start": None}
+    assert written["sampler"] == {"name": "DDIM", "steps": 2, "eta": 0.0, "grid": None, "start": None}
     assert (written["scale"], written["weights"], written["size"]) == (5.0, "ema", [16, 16])
     assert len(written["checkpoint_sha256"]) == 64 and "torch" in written["versions"]
 
@@ -150,7 +168,7 @@ def test_tiles_make_larger_pictures(runs, tmp_path):
 
 def test_published_spacing_may_take_more_steps(runs, tmp_path):
     draw(sample, runs["none"], tmp_path, "-n", 1, "--ddim_steps", 3, "--spacing", "compvis", "--precision", "bf16")
-    assert record(tmp_path)["sampler"] == {"name": "DDIM", "steps": 3, "eta": 1.0, "spacing": "compvis", "start": None}
+    assert record(tmp_path)["sampler"] == {"name": "DDIM", "steps": 3, "eta": 1.0, "grid": "compvis", "start": None}
 
 
 def test_a_checkpoint_in_a_run_finds_its_config(runs, tmp_path):
@@ -190,12 +208,16 @@ def published_model():
     }  # fmt: skip
 
 
+def build_published(model):
+    return instantiate(translate({"model": model})["model"])
+
+
 def test_published_files(tmp_path):
     published = published_model()
     data = {"target": "main.DataModuleFromConfig", "params": {"train": {"target": "never.released.Faces"}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": published, "data": data}))
     torch.manual_seed(0)
-    torch.save({"state_dict": instantiate(published).state_dict()}, tmp_path / "model.ckpt")
+    torch.save({"state_dict": build_published(published).state_dict()}, tmp_path / "model.ckpt")
     files = ["--config", tmp_path / "config.yaml", "--ckpt", tmp_path / "model.ckpt"]
     rest = ["--classes", 7, "-n", 2, "--scale", 3, "--ddim_steps", 2, "--outdir", tmp_path / "out"]
     sample(list(map(str, files + rest)))
@@ -208,7 +230,7 @@ def test_published_files_are_sampled_at_their_image_size(tmp_path, data):
     published = published_model()
     published["params"]["image_size"] = 12
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": published, **({"data": data} if data else {})}))
-    torch.save({"state_dict": instantiate(published).state_dict()}, tmp_path / "model.ckpt")
+    torch.save({"state_dict": build_published(published).state_dict()}, tmp_path / "model.ckpt")
     sample(list(map(str, ["--run", tmp_path, "--classes", 7, "-n", 1, "--ddim_steps", 1, "--outdir", tmp_path])))
     assert pictures(tmp_path)[0].shape == (24, 24, 3)
 
@@ -229,9 +251,8 @@ def test_the_published_text_model_is_found(runs, tmp_path, monkeypatch, capsys, 
         txt2img(arguments)
         assert len(pictures(tmp_path / "out")) == 1
     else:  # ours of the same name, of which these weights are not
-        script_module = script("txt2img")
-        options = script_module.parse(arguments)
-        assert Path(options.config) == ROOT / "configs" / "ldm" / "txt2img.yaml" and options.ckpt == place
+        source = PUBLISHED.apply_default(SamplingParser("txt2img", "", _DEFAULTS).parse(arguments)[1]).model.source
+        assert Path(source.config) == ROOT / "configs" / "ldm" / "txt2img.yaml" and source.checkpoint == place
 
 
 def test_overrides_of_the_config(runs, tmp_path, capsys):
@@ -248,7 +269,7 @@ def test_overrides_of_the_config(runs, tmp_path, capsys):
 def test_mistakes_are_one_line(runs, tmp_path, capsys):
     text, none, out = runs["text"], runs["none"], ("--outdir", tmp_path / "out", "--device", "cpu")
     for main, arguments, message in [
-        (txt2img, ["--run", text, "--ddim_steps", 0], "steps is 0; the schedule has 20 steps"),
+        (txt2img, ["--run", text, "--ddim_steps", 0], "steps is 0; use 1 to 20"),
         (txt2img, ["--run", text, "--ddim_steps", 21], "steps is 21"),
         (txt2img, ["--run", text, "--ddim_steps", 2, "--H", 15], "15x16: each side must be a multiple of 2"),
         (txt2img, ["--run", text, "--ddim_steps", 2, "--H", 18], "must be a multiple of"),
@@ -257,12 +278,12 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys):
         (txt2img, ["--run", text, "--n_samples", 0], "use 1 or more"),
         (txt2img, ["--run", text, "--ddim_steps", 2, "--batch-size", 0], "batch_size is 0"),
         (txt2img, ["--run", text, "--from-file", tmp_path / "no.txt"], "cannot be read"),
-        (txt2img, ["--run", none, "--ddim_steps", 2], "not conditioned on text; use scripts/sample.py"),
+        (txt2img, ["--run", none, "--ddim_steps", 2], "not conditioned on text; use ldm sample"),
         (txt2img, ["--run", tmp_path / "nowhere"], "nowhere: no such checkpoint"),
         (txt2img, [], "no model: give --run"),
         (txt2img, ["--config", text / "configs" / "config.yaml"], "weights are needed beside --config"),
         (txt2img, ["--ckpt", text / "checkpoints" / "none.ckpt"], "none.ckpt: no such checkpoint"),
-        (sample, ["--run", text, "--ddim_steps", 2], "for text use scripts/txt2img.py"),
+        (sample, ["--run", text, "--ddim_steps", 2], "for text use ldm txt2img"),
         (sample, ["--run", runs["class"], "--ddim_steps", 2], "classes 0 to 4; choose some with --classes"),
         (sample, ["--run", runs["class"], "--classes", "5", "--ddim_steps", 2], "--classes 5"),
         (sample, ["--run", none, "--classes", "1", "--ddim_steps", 2], "has no classes"),
@@ -282,7 +303,7 @@ def test_configs_that_cannot_be_sampled_from(runs, tmp_path, capsys):
         ("model: [", "cannot be read"),
         ("data: {}", "has no section model"),
         (yaml.safe_dump({"model": network}), "c.yaml: model.target: is ldm.networks.unet.UNet; samples need"),
-        (yaml.safe_dump({"model": model_config(network)}), "c.yaml: model.params"),
+        (yaml.safe_dump(sections(model_config(network))), "c.yaml: model.params"),
     ]:
         (tmp_path / "c.yaml").write_text(content)
         assert message in fails(capsys, sample, "--config", tmp_path / "c.yaml", "--ckpt", ckpt)

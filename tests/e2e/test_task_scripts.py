@@ -20,11 +20,11 @@ from tiny_runs import (
     write_run,
 )
 
+from ldm.cli.inpaint import request_of
 from ldm.cli.inputs import Source
 from ldm.conditioning.images import FirstStageConditioner
 
-INPAINT = script("inpaint")
-inpaint, superres = INPAINT.main, script("superres").main
+inpaint, superres = script("inpaint").main, script("superres").main
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def test_inpainting_sees_a_black_hole_and_a_mask_of_plus_and_minus_one():
     image, hole = torch.full((3, 5, 6), 255, dtype=torch.uint8), torch.zeros(1, 5, 6, dtype=torch.bool)
     hole[:, 1:3, 2:4] = True
     conditioner = FirstStageConditioner(mask_key="mask")
-    drawing = INPAINT.drawing(Source(Path("a.png"), "a", Path("m.png")), image, hole, conditioner, 4)
-    assert drawing.size == (8, 8) and drawing.known is None
-    mask, masked = drawing.conditions["mask"], drawing.conditions["masked_image"]
+    request = request_of(Source(Path("a.png"), "a", Path("m.png")), image, hole, conditioner, 4)
+    assert request.size == (8, 8) and request.target is None
+    mask, masked = request.conditions["mask"], request.conditions["masked_image"]
     expected = torch.full((1, 8, 8), -1.0)
     expected[:, 1:3, 2:4] = 1.0
     assert torch.equal(mask, expected) and torch.equal(masked, -expected.expand(3, -1, -1))
@@ -126,11 +126,11 @@ def test_bad_masks(runs, tmp_path, masked, capsys, caplog):
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:100])
     save(folder / "cut_mask.png", noise(8, 8, 1))
     run(inpaint, runs["inpaint"], tmp_path / "ok", "--indir", folder)
-    assert "skipped 1 files without their partner" in caplog.text and "lonely.png" in caplog.text
-    assert "skipped 1 unreadable pictures" in caplog.text and "cut.png" in caplog.text
+    assert "skipped 1 files without their image NAME or mask" in caplog.text and "lonely.png" in caplog.text
+    assert "skipped 1 unreadable images" in caplog.text and "cut.png" in caplog.text
     mask, empty = save(tmp_path / "small.png", noise(8, 8, 1)), save(tmp_path / "none.png", noise(17, 22, 1) // 2)
     for arguments, message in [
-        (("--image", folder / "a.png", "--mask", mask), "the mask is 8x8, its picture 22x17"),
+        (("--image", folder / "a.png", "--mask", mask), "the mask is 8x8, its image 22x17"),
         (("--image", folder / "a.png", "--mask", empty), "none.png: a mask without a hole"),
         (("--image", folder / "a.png"), "nothing to fill"),
         (("--image", folder / "a.png", "--mask", folder / "no.png"), "no such file"),
@@ -194,14 +194,14 @@ def test_bad_small_pictures(runs, tmp_path, capsys):
     empty.mkdir()
     runs = {**runs, "maps": trained_on(tmp_path / "maps", runs["pairs"], num_classes=1)}
     for name, place, message in [
-        ("superres", tmp_path / "bad.png", "none of 1 pictures can be read"),
-        ("superres", empty, "holds no pictures"),
-        ("semantic", good, "not small pictures"),
+        ("superres", tmp_path / "bad.png", "none of 1 images can be read"),
+        ("superres", empty, "holds no images"),
+        ("semantic", good, "not small images"),
         ("none", good, "conditioned on nothing; super-resolution needs"),
-        ("maps", good, "this model sees 1 classes at 1/1 of the output's sides, not small pictures"),
+        ("maps", good, "this model sees 1 classes at 1/1 of the output's sides, not small images"),
     ]:
         assert message in fails(capsys, superres, "--run", runs[name], "--indir", place, *common)
     arguments = ("--run", runs["superres"], "--indir", good, *common)
-    assert "--tile 6: tiles of this model" in fails(capsys, superres, *arguments, "--tile", 6)
+    assert "tile 6: tiles of this model" in fails(capsys, superres, *arguments, "--tile", 6)
     assert "0 samples asked for" in fails(capsys, superres, *arguments, "-n", 0)
     assert "batch_size is 0" in fails(capsys, superres, *arguments, "--batch_size", 0)

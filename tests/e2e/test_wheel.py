@@ -38,3 +38,8 @@ def test_wheel_installs_and_imports_from_another_directory(tmp_path):
     count, location = shown.split()
     assert int(count) > 30
     assert Path(location).is_relative_to(site)
+    for command, flag in (("train", "--base"), ("sample", "--classes")):
+        environment = {"PYTHONPATH": str(site), "PATH": ""}
+        program = [sys.executable, site / "bin" / "ldm", command, "--help"]
+        done = subprocess.run(program, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+        assert flag in done.stdout

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from ldm.conditioning.labels import ClassConditioner
-from ldm.data.core.pixels import to_bytes_truncated
+from ldm.data.core.pixels import to_bytes, to_bytes_truncated
 from ldm.diffusion.discrete import DiscreteVP
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.generate import Request, generate
-from ldm.models.inpainting import Known
+from ldm.models.inpainting import InpaintingTarget
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.networks.unet import UNet
 from ldm.sampling.ddim import DDIM
@@ -21,8 +21,7 @@ def model():
     network = UNet(1, 1, 32, num_res_blocks=1, attention_factors=(), channel_mult=(1,), num_heads=1, context_dim=8)
     torch.nn.init.normal_(network.out[2].weight)
     conditioner = ClassConditioner(4, 8, null_label=3)
-    process = DiscreteVP.linear(10)
-    return LatentDiffusion(network, IdentityAutoencoder(1), process, conditioner).eval()
+    return LatentDiffusion(network, IdentityAutoencoder(1), DiscreteVP.linear(10), conditioner).eval()
 
 
 def request(seeds, **options):
@@ -32,15 +31,15 @@ def request(seeds, **options):
 
 def images(model, *args, **options):
     parts = list(generate(model, DDIM(3, eta=1.0), request(*args, **options)))
-    return torch.cat([part.images for part in parts]), parts
+    return torch.cat(parts), parts
 
 
 def test_samples_depend_on_their_seeds_not_on_the_batches(model):
-    whole, _ = images(model, range(5), scale=2.0, batch_size=5)
-    parts, batches = images(model, range(5), scale=2.0, batch_size=2)
-    assert [(part.first, part.seeds) for part in batches] == [(0, [0, 1]), (2, [2, 3]), (4, [4])]
+    whole, _ = images(model, range(5), guidance=2.0, batch_size=5)
+    parts, batches = images(model, range(5), guidance=2.0, batch_size=2)
+    assert [len(batch) for batch in batches] == [2, 2, 1]
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
-    one, _ = images(model, [3], scale=2.0)
+    one, _ = images(model, [3], guidance=2.0)
     torch.testing.assert_close(one[0], whole[3], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(whole[0], whole[3])
 
@@ -87,8 +86,9 @@ def test_samples_that_are_no_numbers_are_refused(model):
     weight.detach().copy_(kept)
 
 
-def test_bytes_are_clamped_and_truncated():
+def test_bytes_are_clamped_and_rounded_or_as_published_truncated():
     values = torch.tensor([-9.0, -1.0, 0.0, 0.999, 1.0, 3.0])
+    assert to_bytes(values.view(1, 1, 1, 6)).flatten().tolist() == [0, 0, 128, 255, 255, 255]
     assert to_bytes_truncated(values.view(1, 1, 1, 6)).flatten().tolist() == [0, 0, 127, 254, 255, 255]
 
 
@@ -98,12 +98,12 @@ def test_what_is_known_is_kept_and_the_hole_is_not_looked_at(model):
     images = torch.rand(3, 1, 8, 8) * 2 - 1
     changed = torch.where(mask > 0, torch.zeros(1), images)
 
-    def draw(known, batch_size):
-        wanted = Request(range(3), (8, 8), {"class_label": labels}, batch_size=batch_size, known=known)
-        return torch.cat([part.images for part in generate(model, DDIM(10), wanted)])
+    def draw(target, batch_size):
+        wanted = Request(range(3), (8, 8), {"class_label": labels}, batch_size=batch_size, target=target)
+        return torch.cat(list(generate(model, DDIM(10), wanted)))
 
-    drawn = draw(Known(images, mask), 3)
-    torch.testing.assert_close(drawn, draw(Known(changed, mask), 2), atol=1e-5, rtol=1e-5)
+    drawn = draw(InpaintingTarget(images, mask), 3)
+    torch.testing.assert_close(drawn, draw(InpaintingTarget(changed, mask), 2), atol=1e-5, rtol=1e-5)
     free = draw(None, 3)
     is_known = (mask <= 0).expand_as(drawn)
     assert (drawn - images)[is_known].abs().mean() < 0.3 * (free - images)[is_known].abs().mean()

@@ -1,6 +1,7 @@
 """Models that work tile by tile: the same where one tile is enough, near where many are, and with finite borders."""
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -11,7 +12,7 @@ from ldm.conditioning.labels import ClassConditioner
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.conditional_network import ConditionalNetwork
-from ldm.models.tiled import TiledAutoencoder, TiledConditioner, TiledNetwork, tile_boxes
+from ldm.models.tiled import TiledAutoencoder, TiledConditioner, TiledNetwork, tile, tile_boxes
 from ldm.networks.encoder_decoder import Architecture
 from ldm.networks.unet import UNet
 
@@ -123,7 +124,6 @@ def test_a_picture_of_another_size_is_told(network):
 def test_every_tile_may_have_a_context_of_its_own(network):
     torch.manual_seed(0)
     conditioner = ClassConditioner(4, 8, null_label=3)
-    assert tile_boxes(8, 16, 8) == [(0.0, 0.0, 0.5, 1.0), (0.25, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)]
     labels, x, t = torch.tensor([[0, 0, 0], [0, 1, 2]]), torch.randn(1, 2, 8, 16).expand(2, -1, -1, -1), torch.ones(2)
     tiled = TiledConditioner(conditioner, 3)
     contexts = tiled({"class_label": labels})
@@ -134,3 +134,34 @@ def test_every_tile_may_have_a_context_of_its_own(network):
     torch.testing.assert_close(y[0], same[0])
     difference = (y - same)[1].abs().amax((0, 1))
     assert difference[:4].max() < 1e-5 < difference[8:].min()
+
+
+def test_a_tiled_model_shares_weights_and_leaves_the_model_as_it_is():
+    conditioner = FirstStageConditioner(mask_key="mask")
+    model = tiny.latent_diffusion(tiny.unet(2, 3), tiny.autoencoder(), conditioner).model.eval()
+    before, tiled = dict(model.named_modules()), tile(model, 8)
+    assert dict(model.named_modules()) == before and isinstance(tiled.first_stage_model, TiledAutoencoder)
+    ours, its = ({p.data_ptr() for p in each.parameters()} for each in (model, tiled))
+    assert its and its <= ours
+    conditions = {"masked_image": torch.rand(1, 3, 8, 24), "mask": torch.ones(1, 1, 8, 24)}
+    whole, tiles = (each.sample(conditions, steps=2, size=(8, 24)) for each in (model, tiled))
+    assert whole.shape == tiles.shape and not torch.equal(whole, tiles)
+    same = tile(model, 24).sample(conditions, steps=2, size=(8, 24))  # one tile is the whole
+    torch.testing.assert_close(same, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [0, 3])
+def test_sides_that_a_model_cannot_have(side):
+    with pytest.raises(UserError, match=f"tile {side}: .* multiple of 2 pixels"):
+        tile(tiny.class_diffusion().model, side)
+
+
+def test_places_of_tiles_and_one_condition_for_each():
+    model = tiny.class_diffusion().model.eval()  # latents are half as large
+    boxes = tile_boxes(model, 16, (16, 32))
+    assert boxes == [(0.0, 0.0, 0.5, 1.0), (0.25, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)]
+    tiled = tile(model, 16, contexts_for=(16, 32))
+    labels = torch.tensor([[0, 0, 0], [0, 1, 2]])
+    images = tiled.sample({"class_label": labels}, steps=2, guidance=2.0, size=(16, 32))
+    plain = tile(model, 16).sample([0], steps=2, guidance=2.0, size=(16, 32))
+    torch.testing.assert_close(images[:1], plain, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,198 @@
+"""Arguments that the programs share, and the values that they become: no argparse.Namespace leaves a parser."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ldm.cli.arguments import parse_with_overrides
+from ldm.diffusion.grids import grid_names
+from ldm.errors import UserError
+from ldm.models.loading import ModelSource
+from ldm.sampling import make_sampler, sampler_names
+from ldm.sampling.base import Sampler
+
+PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+AS_TRAINED = 0  # --tile without a number
+OptionalSize = tuple[int | None, int | None]  # (height, width)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Defaults of a task, those of its published script; n_samples: images of each input."""
+
+    outdir: str
+    steps: int
+    eta: float = 0.0
+    guidance: float = 1.0
+    n_samples: int = 1
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model is loaded, to which device; tile: side in pixels, AS_TRAINED, or None for whole images."""
+
+    source: ModelSource
+    device: torch.device
+    tile: int | None = None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images are drawn, and the folder that they are written to.
+
+    size: (height, width), None as trained or as given; batch_size None: as many as stand in a row of the grid.
+    """
+
+    model: ModelOptions
+    sampler: Sampler
+    guidance: float
+    precision: str
+    seed: int
+    batch_size: int | None
+    size: OptionalSize
+    outdir: str
+    has_grid: bool
+
+
+class TaskParser(argparse.ArgumentParser):
+    """Parser of a program, named `ldm NAME` in its help; its module's docstring is the description."""
+
+    def __init__(self, name: str, description: str) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"ldm {name}", description=description, formatter_class=form)
+
+
+class SamplingParser(TaskParser):
+    """Parser of a program that samples: what all of them share, with the defaults of the task."""
+
+    def __init__(self, name: str, description: str, defaults: Defaults) -> None:
+        super().__init__(name, description)
+        self.defaults = defaults
+        add, count = self.add_argument, defaults.n_samples
+        add("-n", "--n_samples", type=int, default=count, help=f"images of each input (default {count})")
+        outdir = f"where images go (default {defaults.outdir})"
+        add("-l", "--outdir", "--logdir", default=defaults.outdir, help=outdir)
+        add_model_arguments(self)
+        add_sampler_arguments(self, defaults)
+        images = add_image_arguments(self)
+        add_seed_arguments(images, seed=42)
+        add_device_arguments(self)
+
+    def parse(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, SamplingOptions]:
+        """Return the arguments of the task alone, with overrides of the config, and what all tasks share."""
+        given = parse_with_overrides(self, argv)
+        sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, self.defaults.eta)
+        source = model_source(given.run, given.config, given.ckpt, given.raw)
+        model = ModelOptions(source, choose_device(given.device), given.tile)
+        size, has_grid = (given.H, given.W), not given.skip_grid
+        how = (given.scale, given.precision, given.seed, given.batch_size)
+        return given, SamplingOptions(model, sampler, *how, size, given.outdir, has_grid)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add which weights: a run folder, or a config with a checkpoint."""
+    group = parser.add_argument_group("model: --run, or --config with --ckpt")
+    group.add_argument("-r", "--run", "--resume", metavar="RUN", help="run folder, or a checkpoint in one")
+    group.add_argument("--config", metavar="YAML", help="config, ours or published")
+    group.add_argument("--ckpt", metavar="FILE", help="checkpoint, ours or published; default: last.ckpt of --run")
+    group.add_argument("--raw", action="store_true", help="use the trained weights instead of their moving average")
+
+
+def model_source(run: str | None, config: str | None, ckpt: str | None, raw: bool) -> ModelSource:
+    """Return the model that --run, --config, --ckpt and --raw ask for."""
+    return ModelSource(run, config, ckpt, "raw" if raw else "ema")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add where and how precisely to compute."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", default="auto", help="auto, cpu, or a device as torch names it")
+    group.add_argument("--precision", choices=tuple(PRECISIONS), default="32", help="of the network (default 32)")
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    """Add how to sample."""
+    group = parser.add_argument_group("sampler")
+    add = group.add_argument
+    add("--sampler", choices=sampler_names(), default="ddim", help="ddpm takes all training steps")
+    short = {"dest": "sampler", "action": "store_const", "default": argparse.SUPPRESS}
+    add("--plms", const="plms", help="the same as --sampler plms", **short)
+    add("-v", "--vanilla_sample", const="ddpm", help="the same as --sampler ddpm", **short)
+    names = ("-c", "--ddim_steps", "--steps", "--custom_steps")
+    add(*names, type=int, default=defaults.steps, metavar="S", help=f"steps (default {defaults.steps})")
+    eta = f"noise of ddim, 0 is none (default {defaults.eta:g})"
+    add("-e", "--ddim_eta", "--eta", type=float, metavar="ETA", help=eta)
+    grid = "grid of times; compvis as published samples had (default: that of sampler and process)"
+    add("--grid", "--spacing", choices=grid_names(), help=grid)
+    guidance = f"classifier-free guidance, 1 is none (default {defaults.guidance:g})"
+    add("--scale", type=float, default=defaults.guidance, help=guidance)
+
+
+def choose_sampler(name: str, steps: int, grid: str | None, eta: float | None, default_eta: float) -> Sampler:
+    """Return the sampler that the arguments describe. UserError for an eta that it cannot use."""
+    if eta is not None and eta < 0:
+        raise UserError(f"--ddim_eta {eta:g}: use 0 (no noise) or more")
+    if name == "ddim":
+        return make_sampler(name, steps=steps, grid=grid, eta=default_eta if eta is None else eta)
+    if eta and name != "ddpm":
+        raise UserError(f"--ddim_eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
+    return make_sampler(name) if name == "ddpm" else make_sampler(name, steps=steps, grid=grid)
+
+
+def add_seed_arguments(group: argparse._ArgumentGroup, seed: int) -> None:
+    """Add from which seed, by default `seed`, and how many samples at a time."""
+    add = group.add_argument
+    counted = f"seed of the first sample; the next ones count on (default {seed})"
+    add("-s", "--seed", type=int, default=seed, help=counted)
+    add("--batch-size", "--batch_size", type=int, help="samples at a time; changes speed and memory, not the samples")
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add how large images are and how they are shown. Return the group of these arguments."""
+    group = add_side_arguments(parser)
+    add = group.add_argument
+    add("--skip_grid", action="store_true", help="write no grid of the images")
+    tile = "work on overlapping squares of so many pixels (default: as trained), for images larger than trained"
+    add("--tile", type=int, nargs="?", const=AS_TRAINED, metavar="PIXELS", help=tile)
+    return group
+
+
+def add_side_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add how large images are. Return the group of these arguments."""
+    group = parser.add_argument_group("images")
+    add = group.add_argument
+    add("--H", type=int, help="height in pixels (default: as trained, or as given)")
+    add("--W", type=int, help="width in pixels (default: as trained, or as given)")
+    return group
+
+
+def choose_device(name: str) -> torch.device:
+    """Return a device by its name; `auto` is the accelerator if there is one. UserError if it cannot be used."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"--device {name}: not usable on this machine ({reason}); use auto or cpu") from error
+    return device
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in the precision of --precision inside the block."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def progress(total: int, what: str) -> tqdm:
+    """Show count, rate and time left on stderr: often on a terminal, seldom in a log file."""
+    return tqdm(total=total, desc=what, unit="step", mininterval=0.2 if sys.stderr.isatty() else 30.0)

@@ -1,0 +1,55 @@
+"""Draw images without condition, or of classes.
+
+    ldm sample --run logs/RUN --n_samples 16
+    ldm sample --config cin256-v2.yaml --ckpt model.ckpt --classes 25,187 --n_samples 4 --scale 3
+
+model.key=value overrides the config, e.g. model.params.latent_scale=0.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ldm.cli.entry import main_guard
+from ldm.cli.options import Defaults, SamplingParser
+from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder
+from ldm.conditioning.labels import ClassConditioner
+from ldm.errors import UserError
+from ldm.models.loading import LoadedModel
+
+_DEFAULTS = Defaults("outputs/samples", steps=50, eta=1.0, n_samples=16)
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw n_samples images, of each class if classes are given."""
+    parser = SamplingParser("sample", __doc__, _DEFAULTS)
+    parser.add_argument("--classes", type=_labels, metavar="1,2,3", help="labels to draw, n_samples of each")
+    given, options = parser.parse(argv)
+    loaded = load_for_sampling(options, given.overrides)
+    entries = _conditions(loaded, given.classes, given.n_samples)
+    size, columns = loaded.size(options.size), max(1, min(given.n_samples, 8))
+    requests = (ImageRequest(size, entry, details=entry) for entry in entries)
+    sample_into_folder(loaded, requests, len(entries), options, columns)
+
+
+def _labels(text: str) -> list[int]:
+    return [int(label) for label in text.split(",")]
+
+
+def _conditions(loaded: LoadedModel, classes: list[int] | None, n_samples: int) -> list[dict[str, int]]:
+    """Return the condition of each image. UserError if the model and --classes do not go together."""
+    known = list(loaded.model.conditioners())
+    others = [module.key for module in known if not isinstance(module, ClassConditioner)]
+    if others:
+        raise UserError(f"{loaded.config}: this model needs {', '.join(others)}; for text use ldm txt2img")
+    if classes is None and known:
+        raise UserError(f"this model draws classes 0 to {known[0].num_classes - 1}; choose some with --classes 1,2,3")
+    if classes is None:
+        return [{} for _ in range(n_samples)]
+    if not known:
+        raise UserError(f"{loaded.config}: this model has no classes; leave --classes out")
+    num_classes = min(module.num_classes for module in known)
+    if wrong := [label for label in classes if not 0 <= label < num_classes]:
+        raise UserError(f"--classes {wrong[0]}: this model has classes 0 to {num_classes - 1}")
+    return [{module.key: label for module in known} for label in classes for _ in range(n_samples)]
