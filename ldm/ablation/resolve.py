@@ -88,7 +88,7 @@ def _resolve(study: Study, trial: Trial, built: dict[str, tuple[LatentDiffusion,
         latent["model"]["params"]["autoencoder"] = _PIXELS
     elif trial.variant.config("first_stage") is not None:
         stage = _first_stage(trial)
-        node = stage.content["model"]["params"]["autoencoder"]
+        node = stage.content["model"]
         latent["model"]["params"]["autoencoder"] = {key: node[key] for key in ("target", "params")}
     name = _name(study, trial, latent, stage)
     if name not in built:

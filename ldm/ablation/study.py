@@ -38,7 +38,7 @@ from ldm.errors import ConfigError, UserError
 
 BUDGETS = ("steps", "samples", "minutes")
 PIXELS = "none"
-_SECTIONS = ("model", "data", "lightning")
+_SECTIONS = ("model", "training", "data", "lightning")
 _KEYS = {
     "first_stage": (*_SECTIONS, "checkpoint"),
     "latent": _SECTIONS,

@@ -3,10 +3,10 @@
     base: ffhq.yaml                         a file, or several, merged left to right before the one that names them
     model:
       params:
-        autoencoder: {base: ../autoencoder/vq_f4.yaml, checkpoint: FILE}     the node at the same place of that file
+        autoencoder: {base: ../autoencoder/vq_f4.yaml, checkpoint: FILE}     the node at the same path of that file
         autoencoder: {run: logs/RUN}                                         the same, with config and weights of a run
 
-A `base` is relative to the file in which it stands (on the command line to the working directory), a `run`, as every
+An `autoencoder` may also name a file or a run whose `model` is one. A `base` is relative to the file in which it stands (on the command line to the working directory), a `run`, as every
 checkpoint, to the working directory. What else a node has is laid over what it names. Interpolations of the named file
 stay as they are, and refer to the config as a whole.
 """
@@ -130,7 +130,7 @@ def _follow(reading: Reading, path: str, node: Config, translate: Translate | No
     chain = (*chain, holder)
     file = _config_named(node, place, chain)
     named = follow_references(read_with_bases(file, chain), translate, chain)
-    found = _select(named.content if translate is None else translate(named.content), path)
+    at, found = _select(named.content if translate is None else translate(named.content), path)
     if found is None:
         raise ConfigError(f"{file} has no {path}", place, holder)
     if key == RUN:
@@ -138,7 +138,10 @@ def _follow(reading: Reading, path: str, node: Config, translate: Translate | No
     rest = {name: value for name, value in node.items() if name != key}
     keys = split_key(path)
     content = set_value(set_value(reading.content, keys, None), keys, merge(found, rest))
-    inherited = ((name, frozenset(held for held in paths if held.startswith(path))) for name, paths in named.origins)
+    inherited = (
+        (name, frozenset(path + held.removeprefix(at) for held in paths if held.startswith(at)))
+        for name, paths in named.origins
+    )
     position = max(index for index, (name, _) in enumerate(reading.origins) if name == holder)
     below, above = reading.origins[:position], reading.origins[position:]
     return Reading(content, (*below, _origin_of(str(file), found, path), *inherited, *above))
@@ -181,9 +184,12 @@ def _anchored(value: Any, holder: str, key: str = "params") -> Any:
     return anchored
 
 
-def _select(content: Config, path: str) -> Config | None:
-    """Return the node at a path, or None if there is none."""
-    return next((value for place, value in walk(content) if place == path and isinstance(value, dict)), None)
+def _select(content: Config, path: str) -> tuple[str, Config | None]:
+    """Return the node at a path, or None if there is none, and its path: that of a first stage may be `model`."""
+    nodes = {place: value for place, value in walk(content) if isinstance(value, dict)}
+    is_first_stage = str(nodes.get("model", {}).get("target", "")).endswith("Autoencoder")
+    at = "model" if path not in nodes and path.endswith(".autoencoder") and is_first_stage else path
+    return at, nodes.get(at)
 
 
 def _origin_of(name: str, content: Any, path: str = "") -> tuple[str, frozenset[str]]:

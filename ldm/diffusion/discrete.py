@@ -120,7 +120,8 @@ class DiscreteVP:
                 "posterior_mean_coef1": betas * np.sqrt(abar_prev) / (1 - abar),
                 "posterior_mean_coef2": (1 - abar_prev) * np.sqrt(alphas) / (1 - abar),
             }
-        return cls({name: torch.tensor(table, dtype=torch.float32) for name, table in tables.items()}, posterior_weight)
+        kept = {name: torch.tensor(table, dtype=torch.float32, device="cpu") for name, table in tables.items()}
+        return cls(kept, posterior_weight)
 
     @classmethod
     def linear(

@@ -53,7 +53,8 @@ class Prediction(Protocol):
 
 def check_prediction(prediction: Prediction, process: Process) -> None:
     """Raise UserError if a prediction says nothing about x_0 at the noisiest time of a process, where walks begin."""
-    alpha = process.level(torch.tensor([process.noisiest], dtype=torch.float64)).alpha.item()
+    noisiest = torch.tensor([process.noisiest], dtype=torch.float64, device="cpu")  # also where models are made on meta
+    alpha = process.level(noisiest).alpha.item()
     if prediction.needs_signal and alpha == 0:
         name = type(prediction).__name__
         raise UserError(

@@ -99,7 +99,7 @@ class ContinuousProcess:
     @property
     def prior_std(self) -> float:
         """Standard deviation of the noise from which sampling starts."""
-        level = self.level(torch.tensor([self.noisiest], dtype=torch.float64))
+        level = self.level(torch.tensor([self.noisiest], dtype=torch.float64, device="cpu"))
         return level.sigma.item()
 
     def from_uniform(self, u: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class LogNormal:
 
     def check(self, process: Process) -> None:
         """Raise UserError if more than a tenth of the density lies outside of the range of the process."""
-        ends = process.level(torch.tensor([process.cleanest, process.noisiest], dtype=torch.float64))
+        ends = process.level(torch.tensor([process.cleanest, process.noisiest], dtype=torch.float64, device="cpu"))
         low, high = (-ends.log_snr.flatten() / 2).tolist()  # log(sigma / alpha)
         outside = _normal_cdf((low - self.mean) / self.std) + 1 - _normal_cdf((high - self.mean) / self.std)
         if outside > _MOST_OUTSIDE:

@@ -28,6 +28,7 @@ State = dict[str, Tensor]
 
 IN_A_RUN = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "model.ckpt", "last.ckpt")
 EMA = "model_ema."
+FIRST_STAGE = "first_stage_model."
 _EMA_COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
 _EXAMPLES = 3
 
@@ -205,6 +206,7 @@ def load_into(
 ) -> LoadReport:
     """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
+    An autoencoder also takes its weights from those of a latent diffusion model, its first stage.
     Tolerated are a training loss (`loss.*`) or an average that the module does not have, an average that the file does
     not have (it starts at the raw weights), and CLIP's `position_ids`.
 
@@ -220,7 +222,7 @@ def load_into(
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     ignore += tuple(map(_shadow_prefix, ignore))
     wanted = {name: tensor for name, tensor in own.items() if not name.startswith(ignore)}
-    offered = {name: tensor for name, tensor in state.items() if not name.startswith(ignore)}
+    offered = {name: tensor for name, tensor in _for_names(own, state).items() if not name.startswith(ignore)}
     if not any(name.startswith(EMA) for name in offered):
         offered |= _averages_from_raw(wanted, offered)
     report = _compare(wanted, offered)
@@ -232,6 +234,15 @@ def load_into(
     target = type(module).__name__
     log.log(level, "%s: loaded %d tensors into %s; %s%s", source, len(report.loaded), target, report, extra)
     return report
+
+
+def _for_names(names: Iterable[str], state: State) -> State:
+    """Return a state dict, or its first stage if only that holds any of these names."""
+    names = set(names)
+    if not names.isdisjoint(state):
+        return state
+    first_stage = {name.removeprefix(FIRST_STAGE): value for name, value in state.items() if name.startswith(FIRST_STAGE)}
+    return state if names.isdisjoint(first_stage) else first_stage
 
 
 def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> LoadReport:
