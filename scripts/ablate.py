@@ -3,90 +3,13 @@
     python scripts/ablate.py configs/ablation/toy_f.yaml                     all of it; run again to go on
     python scripts/ablate.py configs/ablation/imagenet_f.yaml --dry-run      what would be trained
     python scripts/ablate.py STUDY --devices 0,1,2,3                         a training at a time on each GPU
-    python scripts/ablate.py STUDY --task $SLURM_ARRAY_TASK_ID --of 6        one share of it, of a job array
+    python scripts/ablate.py STUDY --task $SLURM_ARRAY_TASK_ID --of 6        one part of it, of a job array
     python scripts/ablate.py STUDY --report                                  the report of what is finished
 
 Everything goes to outputs/ablation/<study>/: run folders, evaluations, and for each list of seeds a report.
 """
 
-import argparse
-import logging
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-
-from ldm.ablation import tables
-from ldm.ablation.devices import device_slots, share_cores
-from ldm.ablation.evaluate import check_ready
-from ldm.ablation.plan import StudyPlan, plan
-from ldm.ablation.report import write_report
-from ldm.ablation.resolve import resolve
-from ldm.ablation.runner import Runner
-from ldm.ablation.study import read
-from ldm.ablation.workspace import Workspace
-from ldm.cli.entry import main_guard
-
-_log = logging.getLogger("ldm.ablate")
-
-
-@main_guard
-def main(argv: Sequence[str] | None = None) -> None:
-    """Resolve and check the whole study before anything is trained; then run and report it."""
-    options = parse(argv)
-    study = read(options.study).changed(options.overrides)
-    if options.seeds:
-        study = replace(study, seeds=tuple(options.seeds))
-    whole = plan(study, resolve(study))
-    if options.dry_run:
-        show(whole)
-        return
-    workspace = Workspace(Path(options.out or f"outputs/ablation/{study.name}").resolve())
-    if options.report:
-        _log.info("see %s", write_report(whole, workspace))
-        return
-    mine = whole if options.task is None else whole.part(options.task, options.of)
-    slots = device_slots(options.devices, options.workers, study.workers)
-    check_ready(study)
-    try:
-        Runner(workspace, slots, share_cores(len(slots))).run(mine.jobs)
-    finally:
-        _log.info("see %s", write_report(whole, workspace))
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("study", type=Path, metavar="STUDY", help="a YAML of configs/ablation")
-    add("--seeds", type=lambda text: [int(part) for part in text.split(",")], help="in place of the study's: 1,2,3")
-    add("--out", metavar="DIR", help="default outputs/ablation/<study>")
-    add("--devices", default="auto", help="auto, cpu, or GPUs by number: 0,1")
-    add("--workers", type=int, help="jobs at a time on each device (default: the study's on the CPU, else 1)")
-    add("--task", type=int, help="do share number TASK, from 0, of ...")
-    add("--of", type=int, help="... so many")
-    add("--dry-run", action="store_true", help="check the study, say what would be trained, and stop")
-    add("--report", action="store_true", help="only write the report of what is finished")
-    text = "for all trials: latent.data.params.train.params.root=DIR, first_stage.KEY=VALUE, sample.scale=3"
-    add("overrides", nargs="*", metavar="KEY=VALUE", help=text)
-    options = parser.parse_intermixed_args(argv)
-    if (options.task is None) != (options.of is None):
-        parser.error("--task and --of belong together")
-    if options.workers is not None and options.workers < 1:
-        parser.error(f"--workers {options.workers}: use 1 or more")
-    return options
-
-
-def show(whole: StudyPlan) -> None:
-    """Print a row for each trial, and the first stages."""
-    for stage in whole.first_stages:
-        steps = stage.content["lightning"]["trainer"]["max_steps"]
-        sys.stdout.write(f"first stage {stage.name}: {steps:,} steps\n")
-    for row in tables.as_text(tables.sizes(whole)):
-        sys.stdout.write("  ".join(row) + "\n")
-    budget = whole.study.budget
-    sys.stdout.write(f"{len(whole.jobs)} jobs; every latent training: {budget.amount:g} {budget.kind}\n")
-
+from ldm.cli.ablate import main
 
 if __name__ == "__main__":
     main()

@@ -153,5 +153,6 @@ def _images(plan: StudyPlan, workspace: Workspace) -> list[Section]:
 
 def _sheets(plan: StudyPlan, trial: TrialJobs, workspace: Workspace) -> list[tuple[str, Path]]:
     jobs = {"first stage": trial.first_stage, "samples": trial.final[plan.study.evaluation.curve_steps]}
-    sheets = [(what, workspace.path("evaluations", job.name) / "samples.png") for what, job in jobs.items() if job is not None]
-    return [(what, sheet) for what, sheet in sheets if sheet.is_file()]
+    names = {what: job.name for what, job in jobs.items() if job is not None}
+    sheets = {what: workspace.path("evaluations", name) / "samples.png" for what, name in names.items()}
+    return [(what, sheet) for what, sheet in sheets.items() if sheet.is_file()]

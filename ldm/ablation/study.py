@@ -123,7 +123,7 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples of an evaluation are drawn: H, W in pixels (default: as trained); eta only where the sampler has one."""
+    """How samples of an evaluation are drawn; H, W: in pixels (default: as trained)."""
 
     scale: float = 1.0
     eta: NonNegative | None = None

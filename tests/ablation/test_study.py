@@ -73,7 +73,7 @@ def test_another_config_starts_afresh():
         ({"axes": {}}, "axes: name at least one"),
         ({"axes": {"f": {}}}, "axes.f: name at least one"),
         ({"axes": {"f": [1, 2]}}, r"axes.f: \[1, 2\] is not a dict"),
-        ({"axes": {"f": {"key": "model.x", "values": [1]}}}, "axes.f.key.model.x: unknown; begin with first_stage.model"),
+        ({"axes": {"f": {"key": "model.x", "values": [1]}}}, "f.key.model.x: unknown; begin with first_stage.model"),
         ({"axes": {"f": {"key": "latent.data.x", "values": [1, 1]}}}, "axes.f.values: .*different"),
         ({"axes": {"f": {4: {"latents.data.x": 1}}}}, "axes.f.4.latents.data.x: unknown; did you mean latent.data"),
         ({"set": {"latent.checkpoint": "x.ckpt"}}, "set.latent.checkpoint: unknown"),
