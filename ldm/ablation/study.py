@@ -14,7 +14,7 @@
     evaluation    fields of `EvaluationSpec`
     workers       trainings at a time on the CPU
 
-Paths of configs are relative to the study's file; a checkpoint, as in every config, to the working directory. A mapping
+A study may be based on others (`base:`, see `ldm.config.files`). Paths of configs are relative to the study's file; a checkpoint, as in every config, to the working directory. A mapping
 is merged into the one that is there, unless it is a node with another target. `minutes` become steps by the speed of a
 short training before the real one, so that a run keeps its length when it is interrupted or the machine is busier.
 """
@@ -29,7 +29,7 @@ from typing import Annotated, Any, TypeVar
 
 from ldm.bounds import Count, Ge, Gt, Natural, NonNegative
 from ldm.config.check import check_value
-from ldm.config.files import read_yaml
+from ldm.config.files import read_with_bases
 from ldm.config.nodes import SECTIONS
 from ldm.config.overrides import parse_override
 from ldm.config.plain import resolve
@@ -222,7 +222,7 @@ class Study:
 def read(path: Path) -> Study:
     """Read a study. ConfigError names the place in the file."""
     try:
-        return _study(path, resolve(read_yaml(path)))
+        return _study(path, resolve(read_with_bases(path).content))
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(path)) from error
 
