@@ -14,9 +14,10 @@
     evaluation    fields of `EvaluationSpec`
     workers       trainings at a time on the CPU
 
-A study may be based on others (`base:`, see `ldm.config.files`). Paths of configs are relative to the study's file; a checkpoint, as in every config, to the working directory. A mapping
-is merged into the one that is there, unless it is a node with another target. `minutes` become steps by the speed of a
-short training before the real one, so that a run keeps its length when it is interrupted or the machine is busier.
+A study may be based on others (`base:`, see `ldm.config.files`). Paths of configs are relative to the study's file; a
+checkpoint, as in every config, to the working directory. A mapping is merged into the one that is there, unless it is a
+node with another target. `minutes` become steps by the speed of a short training before the real one, so that a run
+keeps its length when it is interrupted or the machine is busier.
 """
 
 from __future__ import annotations
