@@ -30,13 +30,12 @@ from ldm.cli.common import (
 from ldm.cli.inputs import Source, cropped, list_images, padded, read_image, readable
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.errors import UserError
-from ldm.evaluation.ssim import MIN_SSIM_SIDE, ssim
+from ldm.evaluation.image_metrics import MIN_SSIM_SIDE, psnr, ssim
 from ldm.images import GRID_LIMIT, ImageWriter
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.loading import load_first_stage
 from ldm.models.tiled import TiledAutoencoder
 from ldm.networks.perceptual import LPIPS, MIN_SIZE
-from ldm.toy.agreement import psnr
 
 _log = logging.getLogger("ldm.reconstruct")
 

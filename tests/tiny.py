@@ -141,6 +141,13 @@ def autoencoder_training_config(
     return node("training.autoencoder.AutoencoderTraining", **parts, **options)
 
 
+def sections_of(training: Config, **options: Any) -> Config:
+    """Return the sections `model` and `training` of a config with the model inside of its training."""
+    parts = dict(training["params"])
+    model = parts.pop("model")
+    return {"model": model, "training": {"learning_rate": 1e-3, **training, **options, "params": parts}}
+
+
 def run_config(
     training: Config, train: Config, validation: Config, batch_size: int = 2, lightning: Mapping[str, Any] | None = None
 ) -> Config:
@@ -149,6 +156,4 @@ def run_config(
     trainer = {"accelerator": "cpu", "log_every_n_steps": 1, "num_sanity_val_steps": 0}
     section = {"callbacks": {"image_logger": None}, **(lightning or {})}
     section["trainer"] = {**trainer, **section.get("trainer", {})}
-    parts = dict(training["params"])
-    sections = {"model": parts.pop("model"), "training": {"learning_rate": 1e-3, **training, "params": parts}}
-    return {**sections, "data": node("data.core.module.DataModule", **data), "lightning": section}
+    return {**sections_of(training), "data": node("data.core.module.DataModule", **data), "lightning": section}

@@ -13,8 +13,7 @@ from ldm.ablation.plan import StudyPlan, TrialJobs
 from ldm.ablation.tables import Row
 from ldm.ablation.workspace import Workspace
 from ldm.config.types import fits
-from ldm.evaluation.plots import Panel, plot_panels
-from ldm.evaluation.report import Section, write_page
+from ldm.evaluation.report import Panel, Section, plot_panels, write_page
 
 _COSTS = ("samples", "training PFLOP", "minutes")
 _IS_DISTANCE = ("frechet", "spatial_frechet", "kernel", "lpips")

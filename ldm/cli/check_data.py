@@ -16,9 +16,11 @@ from torch.utils.data import Dataset
 from ldm import compat
 from ldm.cli.common import main_guard, progress
 from ldm.config import instantiate
+from ldm.config.nodes import without_checkpoints
 from ldm.config.overrides import split_overrides
 from ldm.doctor.check_data import check_dataset, num_to_read
 from ldm.errors import UserError
+from ldm.training.run import instantiate_training
 
 
 @main_guard
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = OmegaConf.to_container(compat.load(options.base, overrides), resolve=True)
     if "data" not in config:
         raise UserError(f"{', '.join(options.base)}: there is no section data")
-    data, model = instantiate(config["data"], "data"), _model(config.get("model"))
+    data, model = instantiate(config["data"], "data"), _model(config)
     problems: list[str] = []
     for name in ("train", "validation", "test"):
         dataset = getattr(data, name, None)
@@ -54,12 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model(node: Mapping[str, Any] | None) -> nn.Module | None:
-    """Build the model of a config without memory, and without its weights."""
-    if node is None:
+def _model(config: Mapping[str, Any]) -> nn.Module | None:
+    """Build the training of a config, or its model alone, without memory and without weights."""
+    if "model" not in config:
         return None
+    bare = without_checkpoints(config)
     with torch.device("meta"):
-        return instantiate({key: node[key] for key in ("target", "params") if key in node}, "model")
+        return instantiate_training(bare) if "training" in bare else instantiate(bare["model"], "model")
 
 
 def _check(dataset: Dataset, name: str, num: int, outdir: Path, model: nn.Module | None) -> list[str]:

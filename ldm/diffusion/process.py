@@ -122,7 +122,8 @@ class Shifted(ContinuousProcess):
     The noise-to-signal ratio sigma / alpha is `factor` times as large, i.e. the log SNR is 2 log(factor) lower, within
     the range of the process. An image of n times the side has n times the ratio after averaging (Hoogeboom et al.,
     "Simple diffusion", section 3.1; Esser et al., "Scaling rectified flow transformers", eq. 23, for rectified flow).
-    Of a discrete process it has times between the steps, but no steps of its own. UserError unless factor > 0.
+    What would lie beyond the noisiest level is that level. Of a discrete process it has times between the steps, but
+    no steps of its own. UserError unless factor > 0.
     """
 
     process: Process

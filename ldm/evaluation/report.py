@@ -1,4 +1,4 @@
-"""Reports: one HTML page that needs no network, and loss curves from a run's `metrics.csv`."""
+"""Reports: one HTML page that needs no network, panels of curves, sheets of images."""
 
 import base64
 import csv
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ldm.errors import UserError
 
+Points = Sequence[tuple[float, float]]
+_MANY = 30  # points of a line without marks
+_WIDE = 8  # from this ratio of largest to smallest on, an axis of positive values is logarithmic
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
@@ -24,7 +27,7 @@ img { max-width: 100%; image-rendering: pixelated; } code { background: #f3f3f3;
 
 @dataclass(frozen=True)
 class Section:
-    """One heading of a report with its text, an optional table (first row = header) and images (PNG files)."""
+    """A heading of a report with its text, an optional table (first row = header) and images (PNG files)."""
 
     title: str
     text: str = ""
@@ -49,29 +52,51 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     path.write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>", encoding="utf-8")
 
 
-def read_curve(metrics: Path, column: str) -> tuple[list[float], list[float]]:
-    """Return (steps, values) of one column of `metrics.csv`; rows where it is empty are left out."""
+def read_curve(metrics: Path, column: str) -> list[tuple[float, float]]:
+    """Return the points (step, value) of one column of `metrics.csv`; rows where it is empty are left out."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or column not in rows[0]:
         raise UserError(f"{metrics}: no column {column!r}; it has {', '.join(rows[0]) if rows else 'no rows'}")
-    points = [(float(row["step"]), float(row[column])) for row in rows if row[column]]
-    return [step for step, _ in points], [value for _, value in points]
+    return [(float(row["step"]), float(row[column])) for row in rows if row[column]]
 
 
-def plot_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], path: Path) -> None:
-    """Draw one panel for each entry of `panels`: title -> {label -> (steps, values)}; values on a logarithmic axis."""
+@dataclass(frozen=True)
+class Panel:
+    """Axes named x and y with a line for each label, through its points in the order given."""
+
+    x: str
+    y: str
+    lines: Mapping[str, Points]
+
+
+def plot_panels(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
+    """Plot panels in rows; the same label has the same colour in all."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
-    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        for label, (steps, values) in curves.items():
-            axis.plot(steps, values, label=label, marker="." if len(steps) < 30 else None)
-        axis.set(title=title, xlabel="step", yscale="log")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.lines))
+    colours = {label: plt.get_cmap("viridis")(i / max(len(labels) - 1, 1) * 0.9) for i, label in enumerate(labels)}
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
+    for axis, panel in zip(axes.flat, panels, strict=False):  # the last row may have empty places
+        for label, points in panel.lines.items():
+            marker = "o" if len(points) < _MANY else None
+            axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label, color=colours[label])
+        axis.set(xlabel=panel.x, ylabel=panel.y)
+        values = [point for points in panel.lines.values() for point in points]
+        axis.set_xscale("log" if _is_wide([x for x, _ in values]) else "linear")
+        axis.set_yscale("log" if _is_wide([y for _, y in values]) else "linear")
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(fontsize=8)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    return bool(values) and min(values) > 0 and max(values) / min(values) >= _WIDE
 
 
 def image_sheet(images: Tensor, titles: Sequence[str], path: Path, columns: int) -> None:

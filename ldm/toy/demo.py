@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.evaluation.report import Section, image_sheet, plot_curves, read_curve, write_page
+from ldm.evaluation.report import Panel, Section, image_sheet, plot_panels, read_curve, write_page
 from ldm.toy.runs import CONFIGS, Progress, Sampling, load_run, sample_all
 from ldm.toy.scene_detector import Verdict, verdict
 from ldm.toy.shapes import held_out_captions
@@ -77,11 +77,11 @@ def write_report(
     image_sheet(drawn[:20], marks[:20], folder / "unseen.png", columns=5)
     wrong = [i for i, item in enumerate(verdicts) if not item.is_right][:10]
     plot_losses(runs, folder / "losses.png")
-    _, psnr = read_curve(runs[0] / "metrics.csv", "val/psnr")
+    _, psnr = read_curve(runs[0] / "metrics.csv", "val/psnr")[-1]
     right = sum(item.is_right for item in verdicts)
     table = [
         ("measure", "value"),
-        ("validation PSNR of the autoencoder", f"{psnr[-1]:.2f} dB"),
+        ("validation PSNR of the autoencoder", f"{psnr:.2f} dB"),
         ("unseen two-object captions drawn right", f"{right} of {len(captions)} ({right / len(captions):.1%})"),
         ("time, both trainings and all samples", f"{minutes:.1f} minutes"),
     ]
@@ -109,8 +109,6 @@ def outcome(item: Verdict) -> str:
 def plot_losses(runs: tuple[Path, Path], path: Path) -> None:
     """Plot the training and validation losses of both stages."""
     first, second = (run / "metrics.csv" for run in runs)
-    panels = {
-        "autoencoder": {name: read_curve(first, name) for name in ("train/rec_loss", "val/rec_loss")},
-        "diffusion": {name: read_curve(second, name) for name in ("train/loss_simple", "val/loss_simple_ema")},
-    }
-    plot_curves(panels, path)
+    losses = (first, "train/rec_loss", "val/rec_loss"), (second, "train/loss_simple", "val/loss_simple_ema")
+    curves = [{name: read_curve(file, name) for name in names} for file, *names in losses]
+    plot_panels([Panel("step", "autoencoder loss", curves[0]), Panel("step", "diffusion loss", curves[1])], path)

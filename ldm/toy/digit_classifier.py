@@ -1,4 +1,4 @@
-"""A small classifier of handwritten digits, trained apart from any generative model, to tell which digits it drew."""
+"""A small classifier of handwritten digits, independent of any generative model, which recognises digits in samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def digit_classifier(images: Tensor, labels: Tensor, num_steps: int = 600, seed: int = 0) -> nn.Module:
     """Train on digits (N, 3, 32, 32) in [-1, 1] with labels (N,) and return the classifier in eval mode.
 
-    It gives logits (B, 10). About half a minute on one core for 600 steps of 64 pictures, shifted by up to two pixels.
+    It returns logits (B, 10). About half a minute on one core for 600 steps of 64 images, shifted by up to two pixels.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

@@ -1,10 +1,10 @@
-"""Read a picture of coloured shapes back, to count how often a model draws what its caption says.
+"""Detect the coloured shapes of an image, to count how often a model draws what its caption says.
 
-The picture alone decides; nothing of the model is known. A pixel is background + share * (colour - background): for
-each palette colour the share follows by projection, and the colour with the least residual wins. Connected pixels with
+The image alone decides; nothing of the model is known. A pixel is background + share * (colour - background): for each
+palette colour the share follows by projection, and the colour with the least residual is chosen. Connected pixels with
 a share above 1/2 make an object. Its shape is the one whose ideal figure, of the same centroid and area, overlaps the
 shares best: sum min / sum max, the soft intersection over union. A figure that overlaps no ideal well, or has none of
-the colours, stays an object, but of unknown shape or colour, and so spoils the picture. Positions are fractions of the
+the colours, stays an object, but of unknown shape or colour, and makes the image wrong. Positions are fractions of the
 canvas; x to the right, y downwards.
 """
 
@@ -68,7 +68,7 @@ def detect(image: Tensor | np.ndarray) -> list[Object]:
 
 
 def segment(image: Tensor | np.ndarray) -> Tensor:
-    """Tell what each pixel of an image (3, H, W) in [-1, 1] belongs to: int64 (H, W), 0 background, 1.. of SHAPES.
+    """Return the class of each pixel of an image (3, H, W) in [-1, 1]: int64 (H, W), 0 background, then SHAPES.
 
     Objects of unknown shape have the number after the last shape's. Raises ValueError for another shape of image.
     """
@@ -117,10 +117,10 @@ def caption_is_drawn(image: Tensor | np.ndarray, caption: str) -> bool:
 
 
 def score(images: Iterable[Tensor | np.ndarray], captions: Iterable[str]) -> dict[str, float]:
-    """Return the share of right pictures, "right", and of each part of the verdict. ValueError without pictures."""
+    """Return the fraction of right images, "right", and of each part of the verdict. ValueError without images."""
     verdicts = [verdict(image, caption) for image, caption in zip(images, captions, strict=True)]
     if not verdicts:
-        raise ValueError("score: there are no pictures")
+        raise ValueError("score: there are no images")
     shares = {field.name: float(np.mean([getattr(v, field.name) for v in verdicts])) for field in fields(Verdict)}
     return {"right": float(np.mean([v.is_right for v in verdicts])), **shares}
 

@@ -1,94 +1,132 @@
-"""What every sampler must satisfy; the implementations are found in ldm.sampling."""
+"""What every sampler must do, on every process and prediction; samplers are found by the names of their files."""
 
-import dataclasses
-import importlib
-import inspect
-import pkgutil
+import math
 
 import pytest
 import torch
 
-import ldm.sampling
-from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.cosine import Cosine
+from ldm.diffusion.discrete import DiscreteVP
+from ldm.diffusion.edm import EDM
+from ldm.diffusion.prediction import Denoised, Epsilon, Flow, Preconditioned, Sample, Velocity, check_prediction
+from ldm.diffusion.rectified_flow import RectifiedFlow
 from ldm.errors import UserError
+from ldm.sampling import make_sampler, sampler_class, sampler_names
 from ldm.sampling.base import SeededNoise, last
 
 TOTAL = 24
-SCHEDULE = Schedule.linear(TOTAL, 1e-3, 0.3)
+PROCESS = DiscreteVP.linear(TOTAL, 1e-3, 0.3)
+SAMPLERS = sampler_names()
+PROCESSES = [
+    DiscreteVP.linear(1000, 0.00085, 0.012),
+    DiscreteVP.cosine(1000),
+    DiscreteVP.linear(1000, 0.00085, 0.012, zero_terminal_snr=True),
+    Cosine(),
+    RectifiedFlow(),
+    EDM(),
+]
+PREDICTIONS = [Epsilon(), Sample(), Velocity(), Flow(), Preconditioned()]
+STD = 0.5
+
+each_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 
-def _implementations():
-    for module in pkgutil.iter_modules(ldm.sampling.__path__, "ldm.sampling."):
-        for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            is_called = any("__call__" in vars(base) for base in cls.__mro__)
-            if cls.__module__ == module.name and dataclasses.is_dataclass(cls) and is_called:
-                yield cls
-
-
-SAMPLERS = sorted(_implementations(), key=lambda cls: cls.__name__)
-BY_STEPS = [cls for cls in SAMPLERS if "steps" in {field.name for field in dataclasses.fields(cls)}]
-
-
-def make(cls, steps):
-    """Build a sampler that takes `steps` steps (DDPM: the last ones, as it has no sub-grid)."""
-    return cls(steps=steps) if cls in BY_STEPS else cls(start=steps)
+def named(value):
+    return type(value).__name__
 
 
 def point(x_t, t):
     """Denoise exactly for data that is 0.25 everywhere."""
-    alpha, sigma = SCHEDULE.level(t)
+    level = PROCESS.level(t)
     x0 = torch.full_like(x_t, 0.25)
-    return Prediction(x0, (x_t - alpha * x0) / sigma)
+    return Denoised(x0, (x_t - level.alpha * x0) / level.sigma)
 
 
 def curved(x_t, t):
     """Some denoiser that is not linear."""
-    alpha, sigma = SCHEDULE.level(t)
-    eps = torch.tanh(x_t) * sigma
-    return Prediction((x_t - sigma * eps) / alpha, eps)
+    level = PROCESS.level(t)
+    eps = torch.tanh(x_t) * level.sigma
+    return Denoised((x_t - level.sigma * eps) / level.alpha, eps)
 
 
 def x_last(batch=2, dtype=torch.float32):
     return torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
+def gaussian(process, prediction):
+    """Return the ideal denoiser of data N(0, STD^2), as a network of this prediction would have it."""
+
+    def denoise(x_t, t):
+        level = process.level(t)
+        variance = (level.alpha * STD) ** 2 + level.sigma**2
+        x0, eps = level.alpha * STD**2 / variance * x_t, level.sigma / variance * x_t
+        return prediction.denoised(prediction.target(x0, eps, level), x_t, level)
+
+    return denoise
+
+
 def test_samplers_are_found():
-    assert {"DDIM", "DDPM", "PLMS", "DPMSolver"} <= {cls.__name__ for cls in SAMPLERS}
+    assert {"ddim", "ddpm", "plms", "dpm_solver", "euler", "heun"} <= set(SAMPLERS)
+    assert sampler_class("dpm_solver").__name__ == "DPMSolver"
+    with pytest.raises(UserError, match="huen.*heun"):
+        make_sampler("huen")
+    with pytest.raises(UserError, match="heun.*eta"):
+        make_sampler("heun", eta=0.5)
 
 
-@pytest.mark.parametrize("cls", SAMPLERS)
+@each_sampler
 @pytest.mark.parametrize("steps", range(1, TOTAL + 1))
-def test_exact_steps_and_exact_on_a_point_target(cls, steps):
-    walk = list(make(cls, steps)(point, x_last(), SCHEDULE))
+def test_exact_steps_and_exact_on_a_point_target(name, steps):
+    walk = list(make_sampler(name, steps=steps)(point, x_last(), PROCESS))
     assert len(walk) == len({step.t for step in walk}) == steps
     assert [step.t for step in walk] == sorted((step.t for step in walk), reverse=True)
     torch.testing.assert_close(walk[-1].x, torch.full_like(walk[-1].x, 0.25), atol=1e-4, rtol=0)
     assert all(step.x.shape == step.x0.shape == (2, 3, 4, 4) for step in walk)
 
 
-@pytest.mark.parametrize("cls", SAMPLERS)
-def test_deterministic_given_the_noise(cls):
-    runs = [last(make(cls, 6)(curved, x_last(), SCHEDULE, noise=SeededNoise([1, 2]))).x for _ in range(2)]
+@each_sampler
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=named)
+@pytest.mark.parametrize(("steps", "allowed"), [(5, 2.5), (10, 0.5), (50, 0.12)])
+def test_right_on_every_process_and_prediction(name, process, prediction, steps, allowed):
+    """The spread of the samples against the data's, on data N(0, 0.5^2); few steps of Heun on EDM are far off."""
+    try:
+        check_prediction(prediction, process)
+    except UserError:
+        return
+    sampler = make_sampler(name, steps=steps)
+    level = process.level(sampler.times(process)[:1])
+    spread = math.hypot(level.alpha.item() * STD, level.sigma.item())
+    x = spread * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.Generator().manual_seed(1)
+    draw = lambda shape: torch.randn(shape, generator=noise, dtype=torch.float64)  # noqa: E731
+    out = last(sampler(gaussian(process, prediction), x, process, noise=draw)).x
+    assert abs(out.std().item() / STD - 1) < allowed
+
+
+@each_sampler
+def test_deterministic_given_the_noise(name):
+    runs = [last(make_sampler(name, steps=6)(curved, x_last(), PROCESS, noise=SeededNoise([1, 2]))).x for _ in range(2)]
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("cls", SAMPLERS)
-def test_samples_of_a_batch_do_not_meet(cls):
-    both = last(make(cls, 6)(curved, x_last(), SCHEDULE, noise=SeededNoise([1, 2]))).x
-    alone = last(make(cls, 6)(curved, x_last()[1:], SCHEDULE, noise=SeededNoise([2]))).x
+@each_sampler
+def test_samples_of_a_batch_do_not_meet(name):
+    both = last(make_sampler(name, steps=6)(curved, x_last(), PROCESS, noise=SeededNoise([1, 2]))).x
+    alone = last(make_sampler(name, steps=6)(curved, x_last()[1:], PROCESS, noise=SeededNoise([2]))).x
     torch.testing.assert_close(both[1:], alone)
 
 
-@pytest.mark.parametrize("cls", SAMPLERS)
-def test_double_precision_stays(cls):
+@each_sampler
+def test_double_precision_stays(name):
     noise = SeededNoise([1, 2], dtype=torch.float64)
-    x = last(make(cls, 5)(curved, x_last(dtype=torch.float64), SCHEDULE, noise=noise)).x
+    x = last(make_sampler(name, steps=5)(curved, x_last(dtype=torch.float64), PROCESS, noise=noise)).x
     assert x.dtype == torch.float64 and x.isfinite().all()
 
 
-@pytest.mark.parametrize("cls", SAMPLERS)
-def test_hooks_are_called(cls):
+@each_sampler
+def test_hooks_act_at_one_place_in_all_samplers(name):
+    """`constrain` before each step, at its time; `refine` on every prediction."""
     constrained, refined = [], 0
 
     def constrain(x_t, t):
@@ -100,34 +138,35 @@ def test_hooks_are_called(cls):
         refined += 1
         return x0.clamp(-0.1, 0.1)
 
-    walk = list(make(cls, 5)(curved, x_last(), SCHEDULE, refine=refine, constrain=constrain))
-    assert [t[0].item() for t in constrained] == [step.t for step in walk]
-    assert all(t.shape == (2,) and t.dtype == torch.long for t in constrained)
+    walk = list(make_sampler(name, steps=5)(curved, x_last(), PROCESS, refine=refine, constrain=constrain))
+    assert [t[0].item() for t in constrained] == pytest.approx([step.t for step in walk])
+    assert all(t.shape == (2,) and t.dtype == torch.float32 for t in constrained)
     assert refined >= 5 and all(step.x0.abs().max() <= 0.1 + 1e-6 for step in walk)
 
 
-@pytest.mark.parametrize("cls", SAMPLERS)
-def test_constrain_reaches_the_state(cls):
-    walk = list(make(cls, 5)(curved, x_last(), SCHEDULE, constrain=lambda x_t, t: torch.zeros_like(x_t)))
-    other = list(make(cls, 5)(curved, x_last(), SCHEDULE))
+@each_sampler
+def test_constrain_reaches_the_state(name):
+    walk = list(make_sampler(name, steps=5)(curved, x_last(), PROCESS, constrain=lambda x_t, t: torch.zeros_like(x_t)))
+    other = list(make_sampler(name, steps=5)(curved, x_last(), PROCESS))
     assert not torch.allclose(walk[-1].x, other[-1].x)
 
 
-@pytest.mark.parametrize("cls", SAMPLERS)
+@each_sampler
 @pytest.mark.parametrize("steps", [0, -3, TOTAL + 1])
-def test_impossible_steps_are_refused_at_the_call(cls, steps):
+def test_impossible_steps_are_refused_at_the_call(name, steps):
     with pytest.raises(UserError, match=f"use 1 to {TOTAL}"):
-        make(cls, steps)(point, x_last(), SCHEDULE)
+        make_sampler(name, steps=steps)(point, x_last(), PROCESS)
 
 
-@pytest.mark.parametrize("cls", SAMPLERS)
-def test_a_sampler_is_a_value(cls):
-    assert make(cls, 3) == make(cls, 3) and hash(make(cls, 3)) == hash(make(cls, 3))
+@each_sampler
+def test_a_sampler_is_a_value(name):
+    assert make_sampler(name, steps=3) == make_sampler(name, steps=3)
+    assert hash(make_sampler(name, steps=3)) == hash(make_sampler(name, steps=3))
 
 
-@pytest.mark.parametrize("cls", BY_STEPS)
-def test_spacing_may_be_named(cls):
-    named = [step.t for step in cls(steps=4, spacing="compvis")(curved, x_last(), SCHEDULE)]
-    assert named == [19, 13, 7, 1]
-    with pytest.raises(UserError, match="spacing"):
-        cls(steps=4, spacing="karras")(curved, x_last(), SCHEDULE)
+@each_sampler
+def test_grids_may_be_named(name):
+    visited = [step.t for step in make_sampler(name, steps=4, grid="compvis")(curved, x_last(), PROCESS)]
+    assert visited == [19, 13, 7, 1]
+    with pytest.raises(UserError, match="kerras.*karras"):
+        make_sampler(name, steps=4, grid="kerras")(curved, x_last(), PROCESS)

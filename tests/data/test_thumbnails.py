@@ -29,5 +29,5 @@ def test_neighbours_are_the_most_similar_others_nearest_first():
 
 
 def test_too_small_a_database_is_a_user_error():
-    with pytest.raises(UserError, match="less than the 4 pictures"):
+    with pytest.raises(UserError, match="less than the 4 images"):
         ThumbnailNeighbours(Shapes(10), Shapes(4), num_neighbours=4)

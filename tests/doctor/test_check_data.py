@@ -125,13 +125,22 @@ def test_labels_and_sizes_must_go_with_the_model(tmp_path, capsys):
         "params": {"num_classes": 2, "embed_dim": 8, "null_label": 1},
     }
     params = {"root": str(tmp_path / "pictures"), "size": 8, "class_folders": True}
-    config = write_config(tmp_path / "a.yaml", params, model={**model, "base_learning_rate": 1e-6})
+    config = write_config(tmp_path / "a.yaml", params, model=model)
     with pytest.raises(SystemExit):
         main(["--base", config, "--outdir", str(tmp_path / "out")])
     problems = [line for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
     assert len(problems) == 2 and "class_label: has the class 2, but ClassConditioner takes 0 to 1" in problems[0]
     assert "1 is a class of the data, but means 'no class'" in problems[1]
     main(["--base", config, "--outdir", str(tmp_path / "out"), "model.params={num_classes: 4, null_label: 3}"])
+
+
+def test_sizes_of_images_must_go_with_a_shipped_model(tmp_path, capsys):
+    write_pictures(tmp_path / "pictures")
+    roots = [f"data.params.{name}.params.root={tmp_path / 'pictures'}" for name in ("train", "validation")]
+    with pytest.raises(SystemExit):
+        main(["-b", "configs/autoencoder/kl_f8.yaml", *roots, "data.params.train.params.size=12", "-l", str(tmp_path)])
+    (problem,) = [line for line in capsys.readouterr().out.splitlines() if "PROBLEM train" in line]
+    assert "image: the size 12x12" in problem and "[16, 16]" in problem
 
 
 def test_streams(tmp_path, capsys):

@@ -5,13 +5,14 @@ import torch
 
 from ldm.conditioning.labels import ClassConditioner
 from ldm.data.core.pixels import to_bytes_truncated
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.discrete import DiscreteVP
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
-from ldm.models.generate import Known, Request, generate
+from ldm.models.generate import Request, generate
+from ldm.models.inpainting import Known
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.networks.unet import UNet
 from ldm.sampling.ddim import DDIM
-from ldm.training.latent_diffusion import LatentDiffusion
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,8 @@ def model():
     network = UNet(1, 1, 32, num_res_blocks=1, attention_factors=(), channel_mult=(1,), num_heads=1, context_dim=8)
     torch.nn.init.normal_(network.out[2].weight)
     conditioner = ClassConditioner(4, 8, null_label=3)
-    schedule = Schedule.linear(10)
-    return LatentDiffusion(network, IdentityAutoencoder(1), schedule, conditioner, ema_decay=None).eval()
+    process = DiscreteVP.linear(10)
+    return LatentDiffusion(network, IdentityAutoencoder(1), process, conditioner).eval()
 
 
 def request(seeds, **options):

@@ -126,7 +126,7 @@ def test_speck_is_ignored_but_a_smear_is_not():
 
 
 def test_score_needs_pictures_of_three_channels():
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         score([], [])
     with pytest.raises(ValueError, match="expected"):
         detect(torch.zeros(1, 32, 32))

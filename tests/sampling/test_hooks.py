@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.discrete import DiscreteVP
 from ldm.errors import UserError
 from ldm.sampling.base import SeededNoise, Step, gaussian_noise, keep_known, last, scaled_noise
 
@@ -28,11 +28,11 @@ def test_gaussian_noise_follows_dtype_and_generator():
 
 
 def test_keep_known_replaces_only_the_mask():
-    schedule = Schedule.linear(10)
+    process = DiscreteVP.linear(10)
     x0, x_t = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 7.0)
     mask = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
-    out = keep_known(x0, mask, schedule, torch.zeros)(x_t, torch.tensor([4]))
-    alpha, _ = schedule.level(torch.tensor([4]))
+    out = keep_known(x0, mask, process, torch.zeros)(x_t, torch.tensor([4]))
+    alpha = process.level(torch.tensor([4])).alpha
     torch.testing.assert_close(out, torch.where(mask.bool(), alpha, x_t))
 
 

@@ -5,120 +5,150 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.grids import TimeGrid
-from ldm.diffusion.prediction import Prediction, epsilon_to_x0
-from ldm.diffusion.process import Schedule
+from ldm.diffusion.cosine import Cosine
+from ldm.diffusion.discrete import DiscreteVP
+from ldm.diffusion.edm import EDM
+from ldm.diffusion.grids import resolve_grid
+from ldm.diffusion.prediction import Denoised, x0_from_eps
+from ldm.diffusion.rectified_flow import RectifiedFlow
 from ldm.errors import UserError
-from ldm.sampling.base import last
+from ldm.sampling.base import intervals_of, last
 from ldm.sampling.ddim import DDIM
 from ldm.sampling.ddpm import DDPM
 from ldm.sampling.dpm_solver import DPMSolver
+from ldm.sampling.euler import Euler
+from ldm.sampling.heun import Heun
 from ldm.sampling.plms import PLMS
 
-SCHEDULE = Schedule.linear(1000, 0.0015, 0.0195)
-MEAN, STD = 0.5, 0.3
+PUBLISHED = DiscreteVP.linear(1000, 0.00085, 0.012)
+MEAN, STD = 0.5, 0.5
 
 
-def gaussian(x_t, t):
-    """Denoise exactly for data N(MEAN, STD^2)."""
-    alpha, sigma = (level.double() for level in SCHEDULE.level(t))
-    x0 = MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x_t - alpha * MEAN)
-    return Prediction(x0, (x_t - alpha * x0) / sigma)
+def gaussian(process):
+    """Return the exact denoiser for data N(MEAN, STD^2)."""
+
+    def denoise(x_t, t):
+        level = process.level(t)
+        alpha, sigma = level.alpha.double(), level.sigma.double()
+        variance = (alpha * STD) ** 2 + sigma**2
+        centred = x_t - alpha * MEAN
+        return Denoised(MEAN + alpha * STD**2 / variance * centred, sigma / variance * centred)
+
+    return denoise
 
 
-def flow(x, start, end):
-    """Follow the probability flow of the Gaussian from level abar = start to abar = end."""
-
-    def marginal(abar):
-        return math.sqrt(abar * STD**2 + 1 - abar)
-
-    return math.sqrt(end) * MEAN + marginal(end) / marginal(start) * (x - math.sqrt(start) * MEAN)
-
-
-def middle(num_steps, total):
-    """Walk from step 900 to step 100, away from the ends, where every order shows."""
-    steps = torch.linspace(900, 100, num_steps + 1).round().long()
-    return TimeGrid(steps[:-1], steps[1:])
+def error(sampler, process):
+    """Return the distance to the exact probability flow from the first time of the walk to its last."""
+    times = sampler.times(process)
+    (start, *_), end = intervals_of(times, process), process.level(times[-1:])
+    x = torch.linspace(-2, 2, 16, dtype=torch.float64).view(1, 1, 4, 4) * math.hypot(start.alpha * STD, start.sigma)
+    spread = math.hypot(end.alpha.item() * STD, end.sigma.item()) / math.hypot(start.alpha * STD, start.sigma)
+    exact = end.alpha.item() * MEAN + spread * (x - start.alpha * MEAN)
+    return (last(sampler(gaussian(process), x, process)).x - exact).abs().max().item()
 
 
-def _error(sampler):
-    x = torch.linspace(-2, 2, 16, dtype=torch.float64).view(1, 1, 4, 4)
-    grid, abar = sampler.grid(SCHEDULE), SCHEDULE.alphas_cumprod.double()
-    exact = flow(x, abar[grid.steps[0]].item(), abar[grid.previous[-1]].item())
-    return (last(sampler(gaussian, x, SCHEDULE)).x - exact).abs().max().item()
+def default_grid(sampler, process):
+    """Return the grid of a sampler, ending at the least noisy level instead of clean data."""
+    return type(resolve_grid(sampler.default_grid(process)))(end="cleanest")
 
 
-@pytest.mark.parametrize(("build", "order"), [(DDIM, 1), (PLMS, 2), (DPMSolver, 2)])
-def test_error_shrinks_with_its_order(build, order):
-    coarse, fine = _error(build(steps=20, spacing=middle)), _error(build(steps=80, spacing=middle))
-    assert fine < coarse / 4**order * 1.5
+@pytest.mark.parametrize("process", [PUBLISHED, Cosine(), RectifiedFlow(), EDM()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(("cls", "order"), [(DDIM, 1), (Euler, 1), (PLMS, 2), (DPMSolver, 2), (Heun, 2)])
+def test_error_falls_with_the_order_on_the_default_grid(cls, order, process):
+    grid = default_grid(cls(), process)
+    coarse, fine = (error(cls(steps=steps, grid=grid), process) for steps in (40, 160))
+    assert fine < coarse / 4**order * 1.35
+    assert math.log(coarse / fine) / math.log(4) < order + 1.2
 
 
-def test_higher_orders_beat_ddim_at_few_steps():
-    for build in (PLMS, DPMSolver):
-        assert _error(build(steps=10, spacing="compvis")) < 0.5 * _error(DDIM(steps=10, spacing="compvis"))
+def test_multistep_samplers_beat_ddim_on_their_default_grids():
+    for cls in (PLMS, DPMSolver, Heun):
+        for steps in (10, 20, 40):
+            assert error(cls(steps=steps), PUBLISHED) < 0.3 * error(DDIM(steps=steps), PUBLISHED)
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), EDM(), PUBLISHED], ids=lambda one: type(one).__name__)
+def test_euler_is_ddim_without_noise(process):
+    x = process.prior_std * torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    walks = [list(sampler(gaussian(process), x, process)) for sampler in (Euler(steps=8), DDIM(steps=8))]
+    for one, other in zip(*walks, strict=True):
+        torch.testing.assert_close(one.x, other.x)
+
+
+def test_euler_on_a_flow_follows_its_velocity():
+    process, x = RectifiedFlow(), torch.tensor([[[[1.3]]]], dtype=torch.float64)
+    times = Euler(steps=4).times(process)
+    want = x
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x0, eps = gaussian(process)(want, t.expand(1))
+        want = want + (s - t) * (eps - x0)
+    torch.testing.assert_close(last(Euler(steps=4)(gaussian(process), x, process)).x, want)
+
+
+def test_plms_keeps_its_promise_where_hardly_any_signal_is_left():
+    """Adams-Bashforth on eps divides by alpha; on a cosine process it drew nothing right at 10 steps."""
+    cosine = DiscreteVP.cosine(1000)
+    assert error(PLMS(steps=10), cosine) < error(DDIM(steps=10), cosine)
+    assert error(PLMS(steps=10, grid="uniform"), cosine) < error(DDIM(steps=10), cosine)
 
 
 def test_ddim_with_eta_one_on_all_steps_is_ancestral():
     """Same drift and same variance: with the same noise the two walks coincide (posterior variance)."""
-    schedule = Schedule.linear(30, 1e-3, 0.2)
+    process = DiscreteVP.linear(30, 1e-3, 0.2)
 
     def denoise(x_t, t):
         eps = torch.tanh(x_t)
-        return Prediction(epsilon_to_x0(schedule, eps, x_t, t), eps)
+        return Denoised(x0_from_eps(eps, x_t, process.level(t)), eps)
 
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     draws = torch.randn(30, 2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
     def walk(sampler):
         tape = iter(draws)
-        return last(sampler(denoise, x, schedule, noise=lambda shape: next(tape))).x
+        return last(sampler(denoise, x, process, noise=lambda shape: next(tape))).x
 
     torch.testing.assert_close(walk(DDPM()), walk(DDIM(steps=30, eta=1.0)), atol=1e-4, rtol=1e-3)
 
 
-def test_ancestral_sampling_reaches_the_moments():
-    schedule = Schedule.linear(100, 1e-3, 0.2)
-
-    def denoise(x_t, t):
-        alpha, sigma = schedule.level(t)
-        x0 = MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x_t - alpha * MEAN)
-        return Prediction(x0, (x_t - alpha * x0) / sigma)
-
+@pytest.mark.parametrize("process", [DiscreteVP.linear(100, 1e-3, 0.2), RectifiedFlow(), EDM(noisiest=20.0)])
+def test_ancestral_sampling_reaches_the_moments(process):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 1, 200, 200, generator=generator)
-    for sampler in (DDPM(), DDIM(steps=100, eta=1.0)):
-        out = last(sampler(denoise, x, schedule, noise=lambda shape: torch.randn(shape, generator=generator))).x
-        assert out.mean().item() == pytest.approx(MEAN, abs=0.01)
-        assert out.std().item() == pytest.approx(STD, rel=0.08)
+    x = process.prior_std * torch.randn(1, 1, 200, 200, generator=generator, dtype=torch.float64)
+    draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    for sampler in (DDPM(steps=100), DDIM(steps=100, eta=1.0)):
+        out = last(sampler(gaussian(process), x, process, noise=draw)).x
+        assert out.mean().item() == pytest.approx(MEAN, abs=0.015)
+        assert out.std().item() == pytest.approx(STD, rel=0.05)
+
+
+def test_posterior_weight_adds_noise_to_ancestral_steps():
+    exact, upper = (DiscreteVP.linear(10, 1e-2, 0.3, posterior_weight=weight) for weight in (0.0, 1.0))
+    x, spreads = torch.zeros(1, 1, 100, 100), []
+    for process in (exact, upper):
+        draw = torch.Generator().manual_seed(0)
+        walk = DDPM()(gaussian(process), x, process, noise=lambda shape, g=draw: torch.randn(shape, generator=g))
+        spreads.append(next(iter(walk)).x.std().item())
+    assert spreads[1] > spreads[0]
+
+
+def test_ancestral_sampling_needs_a_number_of_steps_of_a_continuous_process():
+    with pytest.raises(UserError, match="DDPM.*RectifiedFlow"):
+        DDPM()(gaussian(RectifiedFlow()), torch.zeros(1, 1, 2, 2), RectifiedFlow())
 
 
 def test_coefficients_of_the_published_grid():
-    table = DDIM(steps=5, eta=1.0, spacing="compvis").coefficients(SCHEDULE)
-    assert table.timesteps.tolist() == [1, 201, 401, 601, 801]
-    assert table.alphas_prev[0].item() == SCHEDULE.alphas_cumprod[0].item()
-    assert table.alphas.dtype == torch.float64
-    assert table.sigmas[1].item() == pytest.approx(0.054692284, rel=1e-6)
+    walk = intervals_of(DDIM(steps=5, grid="compvis").times(DiscreteVP.linear(1000, 0.0015, 0.0195)), PUBLISHED)
+    assert [step.t for step in walk] == [801, 601, 401, 201, 1] and walk[-1].next_t == 0
+    process = DiscreteVP.linear(1000, 0.0015, 0.0195)
+    walk = intervals_of(DDIM(steps=5, grid="compvis").times(process), process)
+    assert walk[-2].posterior_std == pytest.approx(0.054692284, rel=1e-6)
 
 
 def test_start_runs_the_least_noisy_steps():
     x = torch.randn(1, 1, 2, 2, dtype=torch.float64)
-    assert [step.t for step in DDPM(start=3)(gaussian, x, SCHEDULE)] == [2, 1, 0]
-    full = [step.t for step in DDIM(steps=10)(gaussian, x, SCHEDULE)]
-    for build in (DDIM, PLMS, DPMSolver):
-        assert [step.t for step in build(steps=10, start=4)(gaussian, x, SCHEDULE)] == full[-4:]
-        with pytest.raises(UserError, match="start"):
-            build(steps=10, start=11)(gaussian, x, SCHEDULE)
-    with pytest.raises(UserError, match="start"):
-        DDPM(start=0)(gaussian, x, SCHEDULE)
-
-
-def test_plms_evaluates_once_per_step_and_once_more():
-    calls = []
-
-    def counting(x_t, t):
-        calls.append(t[0].item())
-        return gaussian(x_t, t)
-
-    last(PLMS(steps=5, spacing="compvis")(counting, torch.zeros(1, 1, 2, 2), SCHEDULE))
-    assert calls == [801, 601, 601, 401, 201, 1]
+    assert [step.t for step in DDPM(start=3)(gaussian(PUBLISHED), x, PUBLISHED)] == [2, 1, 0]
+    for cls in (DDIM, PLMS, DPMSolver, Heun, Euler):
+        full = [step.t for step in cls(steps=10)(gaussian(PUBLISHED), x, PUBLISHED)]
+        assert [step.t for step in cls(steps=10, start=4)(gaussian(PUBLISHED), x, PUBLISHED)] == full[-4:]
+    with pytest.raises(UserError, match="start is 11"):
+        DDIM(steps=10, start=11)(gaussian(PUBLISHED), x, PUBLISHED)

@@ -98,7 +98,7 @@ def test_accumulated_batches_move_the_codebook_as_one_large_batch() -> None:
 
 def test_only_the_average_moves_codes_that_follow_it(tmp_path: Path) -> None:
     model = vq_training(codebook=CodebookUpkeep(decay=0.9), ema_decay=0.5)
-    codes = model.quantize.embedding.weight
+    codes = model.model.quantize.embedding.weight
     before = codes.detach().clone()
     trainer = fit(model, tmp_path, 3)
     assert not codes.requires_grad and codes not in trainer.optimizers[0].state

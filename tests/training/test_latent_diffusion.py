@@ -21,9 +21,9 @@ def batch() -> dict:
 
 
 def test_state_dict_has_the_published_layout() -> None:
-    keys = list(class_diffusion(latent_scale="measure", learn_logvar=True).state_dict())
+    keys = list(class_diffusion(latent_scale="measure", objective=Objective(learn_logvar=True)).state_dict())
     tables = [key for key in keys if "." not in key]
-    assert set(tables) == {"logvar", "scale_factor", *class_diffusion().schedule.buffers()}
+    assert set(tables) == {"logvar", "scale_factor", *class_diffusion().model.process.buffers()}
     heads = {key.split(".")[0] for key in keys if "." in key}
     assert heads == {"model", "model_ema", "first_stage_model", "cond_stage_model"}
     assert "model.diffusion_model.time_embed.0.weight" in keys
@@ -32,15 +32,16 @@ def test_state_dict_has_the_published_layout() -> None:
 
 
 def test_first_stage_stays_frozen_and_in_eval_mode() -> None:
-    model = class_diffusion().train()
-    assert not model.first_stage_model.training and model.model.training
-    frozen = {id(p) for p in model.first_stage_model.parameters()}
-    assert not frozen & {id(p) for p in model.optimized_parameters()}
-    assert all(not p.requires_grad for p in model.first_stage_model.parameters())
+    training = class_diffusion().train()
+    first_stage = training.model.first_stage_model
+    assert not first_stage.training and training.model.model.training
+    frozen = {id(p) for p in first_stage.parameters()}
+    assert not frozen & {id(p) for p in training.optimized_parameters()}
+    assert all(not p.requires_grad for p in first_stage.parameters())
 
 
 def test_latents_are_scaled_going_in_and_coming_out(batch: dict) -> None:
-    plain, scaled = class_diffusion(), class_diffusion(latent_scale=0.25)
+    plain, scaled = class_diffusion().model, class_diffusion(latent_scale=0.25).model
     noise = torch.randn(2, 2, SIZE // 2, SIZE // 2)
     z = plain.encode(batch["image"], lambda shape: noise)
     torch.testing.assert_close(scaled.encode(batch["image"], lambda shape: noise), 0.25 * z)
@@ -48,7 +49,7 @@ def test_latents_are_scaled_going_in_and_coming_out(batch: dict) -> None:
 
 
 def test_cached_moments_give_the_same_latents(batch: dict) -> None:
-    model = class_diffusion(latent_scale=0.5)
+    model = class_diffusion(latent_scale=0.5).model
     moments = model.first_stage_model.moments(batch["image"])
     noise = torch.randn(2, 2, SIZE // 2, SIZE // 2)
     torch.testing.assert_close(
@@ -59,26 +60,27 @@ def test_cached_moments_give_the_same_latents(batch: dict) -> None:
 
 
 def test_perfect_network_has_zero_loss_and_wrong_one_has_the_mean_square(batch: dict) -> None:
-    model = class_diffusion(ema_decay=None, objective=Objective("l2"))
+    training = class_diffusion(ema_decay=None, objective=Objective("l2"))
+    model, objective = training.model, training.objective
     torch.nn.init.zeros_(model.model.diffusion_model.out[-1].weight)
     torch.nn.init.zeros_(model.model.diffusion_model.out[-1].bias)
     z, t, noise = torch.randn(2, 2, 4, 4), torch.tensor([0, 19]), torch.randn(2, 2, 4, 4)
-    loss, logs = model.loss(z, model.condition(batch), t, noise)
-    torch.testing.assert_close(loss, noise.square().mean())
-    torch.testing.assert_close(logs["loss_simple"], loss)
-    assert float(model.loss(z, model.condition(batch), t, torch.zeros_like(noise))[0]) == 0
+    terms = model.loss(z, model.condition(batch), t, noise, objective)
+    torch.testing.assert_close(terms.loss, noise.square().mean())
+    torch.testing.assert_close(training.logs(terms)["loss_simple"], terms.loss)
+    assert float(model.loss(z, model.condition(batch), t, torch.zeros_like(noise), objective).loss) == 0
 
 
 def test_guidance_of_scale_one_is_the_conditional_prediction(batch: dict) -> None:
-    model = class_diffusion().eval()
+    model = class_diffusion().model.eval()
     conditioning = model.condition(batch)
     x_t, t = torch.randn(2, 2, 4, 4), torch.tensor([3, 7])
     uncond, cond = model.denoiser(model.cond_stage_model.unconditional(2)), model.denoiser(conditioning)
-    guided = model.guided(conditioning, 2.5)(x_t, t)
+    guided = model.denoiser(conditioning, 2.5)(x_t, t)
     torch.testing.assert_close(
         guided.eps, uncond(x_t, t).eps + 2.5 * (cond(x_t, t).eps - uncond(x_t, t).eps), rtol=1e-4, atol=1e-5
     )
-    torch.testing.assert_close(model.guided(conditioning, 1.0)(x_t, t).eps, cond(x_t, t).eps)
+    torch.testing.assert_close(model.denoiser(conditioning, 1.0)(x_t, t).eps, cond(x_t, t).eps)
 
 
 def test_training_draws_depend_on_samples_seen_and_seed_and_repeat(batch: dict) -> None:
@@ -102,7 +104,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     fit(resumed, tmp_path, 8, callbacks=[Checkpoints(tmp_path)], ckpt_path=tmp_path / "last.ckpt")
     assert largest_difference(whole.state_dict(), resumed.state_dict()) == 0
     assert int(resumed.model_ema.num_updates) == 8
-    assert float(resumed.scale_factor) == float(first.scale_factor) != 1.0
+    assert float(resumed.model.scale_factor) == float(first.model.scale_factor) != 1.0
 
 
 def test_averages_follow_optimiser_steps_not_batches(tmp_path: Path) -> None:
@@ -151,6 +153,6 @@ def test_validation_loss_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_dropped_conditions_follow_the_rate() -> None:
-    conditioner = class_diffusion().cond_stage_model
+    conditioner = class_diffusion().model.cond_stage_model
     rate = conditioner.draw_drop(4000, Draws.keyed(torch.device("cpu"), 0).uniform).float().mean()
     assert abs(float(rate) - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import autoencoder_config, identity_config, latent_diffusion_config, unet_config
+from tiny import autoencoder_config, identity_config, latent_diffusion_config, sections_of, unet_config
 
 from ldm.cli.arguments import boolean, parse
 from ldm.cli.train import plan_of
@@ -16,8 +16,8 @@ from ldm.training.run_folder import new_run
 
 def config(**model: Any) -> dict[str, Any]:
     parts = {"network": unet_config(3), "autoencoder": autoencoder_config(3)}
-    node = latent_diffusion_config(**parts | model) | {"learning_rate": 1e-4}
-    return {"model": node, "data": {"target": "ldm.data.core.module.DataModule", "params": {"batch_size": 4}}}
+    data = {"target": "ldm.data.core.module.DataModule", "params": {"batch_size": 4}}
+    return sections_of(latent_diffusion_config(**parts | model), learning_rate=1e-4) | {"data": data}
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_global_batch_counts_devices_nodes_and_accumulation(base: str, tmp_path:
     plan = plan_of(parse([*words.split(), "lightning.trainer.accumulate_grad_batches=5"]))
     assert plan.batch.total == 4 * 2 * 3 * 5
     assert str(plan.batch) == "120 = 4 per device x 2 devices x 3 nodes x 5 accumulated"
-    assert plan.config["model"]["global_batch"] == 120
+    assert plan.config["training"]["global_batch"] == 120
     assert plan.config["lightning"]["trainer"]["num_nodes"] == 3
 
 
@@ -148,7 +148,7 @@ def test_mistakes_are_found_before_anything_is_built(base: str, words: str, mess
         plan_of(parse(["-b", base, *words.split()]))
 
 
-@pytest.mark.parametrize("section", ["model", "data"])
+@pytest.mark.parametrize("section", ["model", "training", "data"])
 def test_a_config_without_a_section_is_refused(section: str, tmp_path: Path) -> None:
     content = config()
     del content[section]

@@ -12,7 +12,9 @@ from torch import nn
 
 from ldm.autoencoder.losses import KLLoss
 from ldm.autoencoder.regularizers import DiagonalGaussian, VectorQuantizer
+from ldm.diffusion.discrete import DiscreteVP
 from ldm.diffusion.objective import Objective
+from ldm.diffusion.prediction import Epsilon
 from ldm.networks.layers import GroupNorm32, LayerNorm32
 from ldm.training.randomness import Draws
 
@@ -28,8 +30,8 @@ def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
 def test_losses_of_half_precision_inputs_are_float32(dtype: torch.dtype) -> None:
     x, y = (torch.randn(2, 3, 64, 64).to(dtype) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
-        tables = {"vlb_weights": torch.ones(5), "logvar": torch.zeros(5)}
-        terms = Objective("l2")(x, y, torch.tensor([0, 3]), **tables)
+        process = DiscreteVP.linear(5)
+        terms = Objective("l2").bind(process, Epsilon())(x, y, process.level(torch.tensor([0, 3])))
         nll, logs = KLLoss(kl_weight=0.0).generator(x, y, torch.ones((), dtype=dtype), 0, nn.Parameter(torch.ones(1)))
     assert {value.dtype for value in (*terms, nll, *logs.values())} == {torch.float32}
     exact = (x.double() - y.double()).square().mean()
@@ -70,7 +72,7 @@ def test_statistics_of_norms_and_softmax_lose_nothing_but_the_last_rounding(dtyp
 
 
 def test_latents_that_are_not_regularised_are_float32() -> None:
-    model = class_diffusion()
+    model = class_diffusion().model
     model.first_stage_model.regularization = VectorQuantizer(8, 2)
     with torch.autocast("cpu", torch.bfloat16):
         z = model.latents(next(iter(loader())), Draws.keyed(CPU, 0).normal)

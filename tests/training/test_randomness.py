@@ -1,15 +1,16 @@
-import numpy as np
 import pytest
 import torch
 
-from ldm.training.randomness import Draws, spread_timesteps
+from ldm.diffusion.discrete import DiscreteVP
+from ldm.diffusion.times import Uniform, golden_ratio_uniforms
+from ldm.training.randomness import Draws
 
 CPU = torch.device("cpu")
 
 
 def everything(draws: Draws, count: int) -> list[torch.Tensor]:
     shapes = (count, 2, 3), (count, 5)
-    return [draws.normal(shapes[0]), draws.timesteps(count, 1000), draws.uniform(shapes[1]), draws.normal(shapes[0])]
+    return [draws.normal(shapes[0]), draws.uniform((count,)), draws.uniform(shapes[1]), draws.normal(shapes[0])]
 
 
 def test_draws_of_a_sample_do_not_depend_on_the_batch() -> None:
@@ -28,12 +29,13 @@ def test_draws_are_a_function_of_their_key_and_never_repeat() -> None:
     assert torch.equal(x, again.normal((500, 4)))
     seen = torch.cat([x, first.normal((500, 4)), other.normal((500, 4))])
     assert len(seen.unique(dim=0)) == len(seen)
-    assert not torch.equal(first.timesteps(50, 1000), other.timesteps(50, 1000))
+    assert not torch.equal(first.uniform((50,)), other.uniform((50,)))
 
 
 def test_draws_have_their_distributions() -> None:
     draws = Draws.of_samples(CPU, range(5, 4005), 0)
-    x, u, t = draws.normal((4000, 16)), draws.uniform((4000, 16)), draws.timesteps(4000, 8)
+    x, u = draws.normal((4000, 16)), draws.uniform((4000, 16))
+    t = Uniform()(draws.uniform((4000,)), DiscreteVP.linear(8))
     assert abs(float(x.mean())) < 4 / 64000**0.5 and abs(float(x.var()) - 1) < 4 * (2 / 64000) ** 0.5
     assert 0 <= float(u.min()) and float(u.max()) < 1
     assert abs(float(u.mean()) - 0.5) < 4 * (1 / 12 / 64000) ** 0.5
@@ -48,9 +50,9 @@ def test_a_batch_of_another_size_is_refused() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 17, 1000])
-def test_validation_steps_cover_the_time_axis_evenly(first: int) -> None:
-    t = spread_timesteps(first + np.arange(64), 1000)
-    counts = torch.bincount(t * 8 // 1000, minlength=8)
-    assert int(t.min()) >= 0 and int(t.max()) < 1000
+def test_validation_times_cover_the_axis_evenly(first: int) -> None:
+    u = golden_ratio_uniforms(torch.arange(first, first + 64))
+    counts = torch.bincount((u * 8).long(), minlength=8)
+    assert 0 <= float(u.min()) and float(u.max()) < 1
     assert counts.min() >= 6 and counts.max() <= 10
-    assert torch.equal(t[32:], spread_timesteps(first + 32 + np.arange(32), 1000))
+    assert torch.equal(u[32:], golden_ratio_uniforms(torch.arange(first + 32, first + 64)))

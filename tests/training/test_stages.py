@@ -33,9 +33,9 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_a_run_that_reached_its_end_is_returned(config: Path, tmp_path: Path) -> None:
-    run = train_config(config, tmp_path / "logs", ["model.learning_rate=1.0e-4"], "one")
+    run = train_config(config, tmp_path / "logs", ["training.learning_rate=1.0e-4"], "one")
     assert run.parent == tmp_path / "logs" and run.name.endswith("_tiny")
-    assert yaml.safe_load((run / "configs" / "config.yaml").read_text())["model"]["learning_rate"] == 1e-4
+    assert yaml.safe_load((run / "configs" / "config.yaml").read_text())["training"]["learning_rate"] == 1e-4
 
 
 def test_a_run_that_was_stopped_is_named_with_how_to_go_on(config: Path, tmp_path: Path) -> None:

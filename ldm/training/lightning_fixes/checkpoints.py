@@ -23,6 +23,7 @@ from ldm.errors import UserError
 from ldm.training.lightning_fixes import loop_state
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.lightning_fixes.signals import GracefulStop
+from ldm.training.module import TrainingModule
 from ldm.training.strategies import local_part
 from ldm.weights import files as storage
 
@@ -264,14 +265,14 @@ def _metrics_of(trainer: pl.Trainer) -> MetricsCsv | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
 
 
-def _frozen_names(module: pl.LightningModule) -> list[str]:
+def _frozen_names(module: TrainingModule) -> list[str]:
     """List the tensors of submodules that are in eval mode while others train and of which nothing is trained."""
     names: dict[str, None] = {}
     for prefix, part in module.named_modules(remove_duplicate=False):
         parameters = list(part.parameters())
         if parameters and not part.training and not any(parameter.requires_grad for parameter in parameters):
             names |= dict.fromkeys(part.state_dict(prefix=f"{prefix}."))
-    return list(names)
+    return [module.published_name(name) for name in names]
 
 
 def _is_last_step(trainer: pl.Trainer) -> bool:
