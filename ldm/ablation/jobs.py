@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.ablation.evaluate import Evaluator
 from ldm.ablation.resolve import Content
-from ldm.ablation.study import Budget
+from ldm.ablation.study import Budget, Measure, Sampling
 from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.errors import UserError
 from ldm.training.plan import RunOptions
@@ -23,7 +22,8 @@ class Training:
     """Train a first stage, or with `budget` a latent model.
 
     Args:
-        first_stage: name of the training whose weights are used; `checkpoint`: or a file with them.
+        first_stage: name of the training whose weights are used.
+        checkpoint: file of weights of the first stage, in place of a training.
         speed: name of the short training by which the minutes of the budget become steps.
     """
 
@@ -42,7 +42,7 @@ class Training:
         return tuple(name for name in (self.first_stage, self.speed) if name is not None)
 
     def arguments(self, workspace: Workspace, slot: DeviceSlot) -> dict[str, Any]:
-        """Go on with the run of this name, or begin it."""
+        """Return what `run_training` takes: it goes on with the run of this name, if there is one."""
         run = workspace.run(self.name)
         return {
             "config": self.config(workspace),
@@ -106,13 +106,15 @@ class Evaluation:
 
     name: str
     training: str
-    metrics: tuple[str, ...]
-    extractor: str
-    count: int
+    measure: Measure
     steps: int | None = None
-    sample: Mapping[str, Any] | None = None
+    sampling: Sampling = Sampling()
     part: tuple[int, int] | None = None
-    function = "ldm.ablation.jobs.run_evaluation"
+
+    @property
+    def function(self) -> str:
+        """Return the function of what is evaluated."""
+        return f"ldm.ablation.evaluate.measure_{'first_stage' if self.steps is None else 'samples'}"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -128,22 +130,8 @@ class Evaluation:
         """Return the checkpoint with what is measured."""
         run = workspace.finished_run(self.training)
         if self.part is not None:
-            run = workspace.checkpoint(self.training, self.step(workspace))
-        return {
-            "run": str(run),
-            "folder": str(workspace.path("evaluations", self.name)),
-            "metrics": list(self.metrics),
-            "extractor": self.extractor,
-            "count": self.count,
-            "steps": self.steps,
-            "sample": dict(self.sample or {}),
-            "device": slot.device,
-        }
-
-
-def run_evaluation(
-    run: str, folder: str, steps: int | None, sample: Mapping[str, Any], **evaluator: Any
-) -> dict[str, Any]:
-    """Evaluate samples, or with `steps` None the first stage; see `Evaluator`, which takes the other arguments."""
-    evaluator = Evaluator(folder=Path(folder), **evaluator)
-    return evaluator.first_stage(Path(run)) if steps is None else evaluator.samples(Path(run), steps, sample)
+            run = run / "checkpoints" / f"step={self.step(workspace):09}.ckpt"
+        folder = str(workspace.path("evaluations", self.name))
+        arguments = {"run": str(run), "folder": folder, "device": slot.device, "measure": asdict(self.measure)}
+        drawn = {} if self.steps is None else {"steps": self.steps, "sampling": asdict(self.sampling)}
+        return arguments | drawn

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from ldm.ablation.jobs import Evaluation, Training
 from ldm.ablation.resolve import Content, Resolved, digest
-from ldm.ablation.study import Budget, EvaluationSpec, Study
+from ldm.ablation.study import Budget, EvaluationSpec, Sampling, Study
 from ldm.ablation.workspace import Job
 from ldm.errors import UserError
 
@@ -86,13 +85,13 @@ def _jobs(study: Study, resolved: Resolved) -> TrialJobs:
     training = _training(study.budget, resolved)
     speed = None
     if study.budget.kind == "minutes":
-        short, content = Budget("steps", _SPEED_STEPS), _without_validation(resolved.content)
+        short, content = Budget(steps=_SPEED_STEPS), _without_validation(resolved.content)
         speed = replace(training, name=f"{training.name}-speed", budget=short, content=content)
         training = replace(training, speed=speed.name)
-    spec, points, sample = study.evaluation, study.budget.points, resolved.trial.variant.sample
+    spec, points, sampling = study.evaluation, study.budget.points, resolved.trial.variant.sampling
     parts, name = [(part, points) for part in range(1, points)], training.name
-    curve = tuple(_of_samples(spec, name, spec.curve_steps, sample, part) for part in parts)
-    final = {steps: _of_samples(spec, name, steps, sample) for steps in spec.all_steps}
+    curve = tuple(_of_samples(spec, name, spec.curve_steps, sampling, part) for part in parts)
+    final = {steps: _of_samples(spec, name, steps, sampling) for steps in spec.all_steps}
     return TrialJobs(resolved, training, speed, _of_first_stage(spec, resolved), curve, final)
 
 
@@ -109,18 +108,17 @@ def _without_validation(content: Content) -> Content:
 
 
 def _of_samples(
-    spec: EvaluationSpec, training: str, steps: int, sample: dict[str, Any], part: tuple[int, int] | None = None
+    spec: EvaluationSpec, training: str, steps: int, sampling: Sampling, part: tuple[int, int] | None = None
 ) -> Evaluation:
-    given = (spec.metrics, spec.extractor, spec.num_samples)
     when = "end" if part is None else f"part{part[0]}of{part[1]}"
-    name = f"{training}-{digest(sample, given)[:6]}-{when}-steps{steps}"
-    return Evaluation(name, training, *given, steps, sample, part)
+    name = f"{training}-{digest(asdict(sampling), asdict(spec.of_samples))[:6]}-{when}-steps{steps}"
+    return Evaluation(name, training, spec.of_samples, steps, sampling, part)
 
 
 def _of_first_stage(spec: EvaluationSpec, latent: Resolved) -> Evaluation | None:
     """Evaluate a first stage inside the latent model, so that all are measured by that one's images, as in Table 8."""
     if latent.first_stage is None:
         return None
-    given = (spec.first_stage_metrics, spec.extractor, spec.num_samples)
     images = latent.content["data"]["params"].get("validation")
-    return Evaluation(f"{latent.first_stage.name}-measured-{digest(given, images)[:6]}", latent.name, *given)
+    name = f"{latent.first_stage.name}-measured-{digest(asdict(spec.of_first_stages), images)[:6]}"
+    return Evaluation(name, latent.name, spec.of_first_stages)

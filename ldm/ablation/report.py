@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ldm.ablation import tables
-from ldm.ablation.evaluate import IMAGES
 from ldm.ablation.plan import StudyPlan, TrialJobs
-from ldm.ablation.study import is_number
 from ldm.ablation.tables import Row
 from ldm.ablation.workspace import Workspace
+from ldm.config.types import fits
 from ldm.evaluation.report import Panel, Section, plot_panels, write_page
 
 _COSTS = ("samples", "training PFLOP", "minutes")
@@ -133,7 +132,7 @@ def _axes(plan: StudyPlan, rows: list[Row], figures: list[str], folder: Path) ->
     means = tables.over_seeds(at, list(plan.study.axes))
     sections = []
     for axis, values in plan.study.axes.items():
-        if means and len(values) > 1 and all(is_number(value) for value in values):
+        if means and len(values) > 1 and all(fits(value, float) for value in values):
             path = folder / f"axis_{axis}.png"
             panels = [_panel(plan, means, axis, figure, without=axis) for figure in figures]
             plot_panels(panels, path, columns=3)
@@ -153,5 +152,6 @@ def _images(plan: StudyPlan, workspace: Workspace) -> list[Section]:
 
 def _sheets(plan: StudyPlan, trial: TrialJobs, workspace: Workspace) -> list[tuple[str, Path]]:
     jobs = {"first stage": trial.first_stage, "samples": trial.final[plan.study.evaluation.curve_steps]}
-    sheets = [(what, workspace.path("evaluations", job.name) / IMAGES) for what, job in jobs.items() if job is not None]
-    return [(what, sheet) for what, sheet in sheets if sheet.is_file()]
+    names = {what: job.name for what, job in jobs.items() if job is not None}
+    sheets = {what: workspace.path("evaluations", name) / "samples.png" for what, name in names.items()}
+    return [(what, sheet) for what, sheet in sheets.items() if sheet.is_file()]

@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm import compat, config
+from ldm import compat
 from ldm.ablation.evaluate import check_metrics, check_sampling
 from ldm.ablation.study import PIXELS, Study, Trial, Variant
+from ldm.config.check import check_sections
+from ldm.config.merge import set_value
+from ldm.config.overrides import split_key
+from ldm.config.plain import resolve as resolved
 from ldm.errors import UserError
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import train_option
 from ldm.networks.unet import UNet
-from ldm.training.latent_diffusion import LatentDiffusion
 from ldm.training.plan import Plan, make_plan
+from ldm.training.run import instantiate_training
 from ldm.training.run_folder import RunFolder
 
 Content = dict[str, Any]
@@ -71,15 +75,15 @@ class Resolved:
 def resolve(study: Study) -> list[Resolved]:
     """Resolve and check every trial; nothing is written. UserError names the trial that is impossible."""
     check_metrics(study)
-    resolved: list[Resolved] = []
+    found: list[Resolved] = []
     built: dict[str, tuple[LatentDiffusion, ModelCost]] = {}  # many trials may share a training
     for trial in study.trials():
         try:
-            resolved.append(_resolve(study, trial, built))
+            found.append(_resolve(study, trial, built))
         except UserError as error:
             raise UserError(f"{study.name}, {trial}: {error}") from error
-    _check_parameters(study, resolved)
-    return resolved
+    _check_parameters(study, found)
+    return found
 
 
 def _resolve(study: Study, trial: Trial, built: dict[str, tuple[LatentDiffusion, ModelCost]]) -> Resolved:
@@ -88,14 +92,12 @@ def _resolve(study: Study, trial: Trial, built: dict[str, tuple[LatentDiffusion,
         latent["model"]["params"]["autoencoder"] = _PIXELS
     elif trial.variant.config("first_stage") is not None:
         stage = _first_stage(trial)
-        node = stage.content["model"]
-        latent["model"]["params"]["autoencoder"] = {key: node[key] for key in ("target", "params")}
+        latent["model"]["params"]["autoencoder"] = {key: stage.content["model"][key] for key in ("target", "params")}
     name = _name(study, trial, latent, stage)
     if name not in built:
         built[name] = _build(trial, latent)
     model, cost = built[name]
-    multiple = cost.factor * model.model.diffusion_model.size_multiple
-    check_sampling(study.evaluation, trial.variant.sample, model.process, multiple)
+    check_sampling(study.evaluation, trial.variant.sampling, model)
     return Resolved(trial, name, latent, stage, cost)
 
 
@@ -119,13 +121,13 @@ def _name(study: Study, trial: Trial, latent: Content, stage: FirstStage | None)
 
 
 def _load(variant: Variant, part: str) -> Content:
-    overrides = []
+    content = compat.translate(compat.read(variant.config(part)))
     for key, value in variant.of(part):
-        if isinstance(value, dict) and "target" in value:
-            overrides.append(f"{key}=null")  # another node takes the place of the one that is there
         if key != "checkpoint":
-            overrides.append(f"{key}={json.dumps(value)}")
-    return OmegaConf.to_container(compat.load(variant.config(part), overrides), resolve=True)
+            content = set_value(content, split_key(key), value)
+    content = resolved(content)
+    check_sections(content)
+    return content
 
 
 def digest(*parts: Any) -> str:
@@ -137,7 +139,7 @@ def _build(trial: Trial, content: Content) -> tuple[LatentDiffusion, ModelCost]:
     """Build a latent training without weights, and measure it. UserError for what cannot be trained together."""
     plan = make_plan(content, _NOWHERE, trial.seed)
     with torch.device("meta"):
-        model = config.instantiate(plan.model, "model")
+        model = instantiate_training(plan.config).model
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"latent: {plan.model['target']} is no latent diffusion model")
     return model, _cost(trial, plan, model)
@@ -157,7 +159,7 @@ def _cost(trial: Trial, plan: Plan, model: LatentDiffusion) -> ModelCost:
         latent_shape=shape,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         network_flops=_network_flops(network, shape),
-        decoder_flops=_flops(lambda: model.decode_latents(_empty(shape), snap=False)),
+        decoder_flops=_flops(lambda: model.decode(_empty(shape), quantize=False)),
         global_batch=plan.batch.total,
         learning_rate=plan.learning_rate,
     )

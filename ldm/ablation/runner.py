@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ldm.ablation.workspace import DeviceSlot, Job, Workspace, write_json
@@ -37,10 +37,11 @@ class _Running:
 class Runner:
     """Run jobs in the order given as far as their needs allow; finished ones are left alone."""
 
-    def __init__(self, workspace: Workspace, slots: Sequence[DeviceSlot], environment: Mapping[str, str]) -> None:
+    def __init__(self, workspace: Workspace, slots: Sequence[DeviceSlot]) -> None:
         workspace.create()
         self.workspace, self.slots = workspace, list(slots)
-        self.environment = {**os.environ, **environment}
+        cores = max((os.cpu_count() or 1) // len(slots), 1)
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(cores)}
         self._running: list[_Running] = []
         self._failed: dict[str, str] = {}
 

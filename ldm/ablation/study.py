@@ -6,46 +6,138 @@
     set           settings of all trials, {KEY: value}. A KEY begins with
                     first_stage.  latent.     and goes on with a key of that config
                     first_stage.checkpoint    weights, in place of a training
-                    sample.                   and is scale, eta, sampler, H or W of the evaluation
+                    sample.                   and is a field of `Sampling`
     axes          name -> {value: settings}, as in `set`; `first_stage` and `latent` name other configs;
                   or name -> {key: KEY, values: [...]} where only one key changes
     seeds         of the latent trainings; first stages are trained once
-    budget        one of steps, samples, minutes, for every latent training; points: how often it is evaluated;
-                  parameters: largest relative difference between the sizes of the networks, unchecked if absent
-    evaluation    metrics, first_stage_metrics, extractor, num_samples, steps (of the sampler at the end of a
-                  training), curve_steps (on the way)
+    budget        fields of `Budget`, for every latent training
+    evaluation    fields of `EvaluationSpec`
     workers       trainings at a time on the CPU
 
-Paths of configs are relative to the study's file; a checkpoint, as in every config, to the working directory. Settings
-are overrides as on the command line of main.py: a mapping is merged into the one that is there, unless it is a node
-with a target of its own. `minutes` become steps by the speed of a short training before the real one, so that a run
+A study may be based on others (`base:`, see `ldm.config.files`). Paths of configs are relative to the study's file; a
+checkpoint, as in every config, to the working directory. A mapping is merged into the one that is there, unless it is a
+node with another target. `minutes` become steps by the speed of a short training before the real one, so that a run
 keeps its length when it is interrupted or the machine is busier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from ldm.config.files import read_yaml
+from ldm.bounds import Count, Ge, Gt, Natural, NonNegative
+from ldm.config.check import check_value
+from ldm.config.files import read_with_bases
+from ldm.config.nodes import SECTIONS
 from ldm.config.overrides import parse_override
 from ldm.config.plain import resolve
-from ldm.config.targets import did_you_mean
-from ldm.errors import ConfigError, UserError
+from ldm.config.targets import did_you_mean, parameters_of
+from ldm.errors import ConfigError
 
-BUDGETS = ("steps", "samples", "minutes")
 PIXELS = "none"
-_SECTIONS = ("model", "training", "data", "lightning")
-_KEYS = {
-    "first_stage": (*_SECTIONS, "checkpoint"),
-    "latent": _SECTIONS,
-    "sample": ("scale", "eta", "sampler", "H", "W"),
-}
 _CONFIGS = ("first_stage", "latent")
+_LENGTHS = ("steps", "samples", "minutes")
+_Positive = Annotated[float, Gt(0)]
+_Object = TypeVar("_Object")
 Settings = tuple[tuple[str, Any], ...]  # (dotted key, value), in the order in which they are applied
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Length of each latent training, by one of steps, samples and minutes; evaluated at `points` equal distances.
+
+    parameters: largest relative difference between the sizes of the networks; None allows all.
+    """
+
+    steps: _Positive | None = None
+    samples: _Positive | None = None
+    minutes: _Positive | None = None
+    points: Count = 1
+    parameters: NonNegative | None = None
+
+    def __post_init__(self) -> None:
+        if sum(getattr(self, name) is not None for name in _LENGTHS) != 1:
+            raise ConfigError(f"give one of {', '.join(_LENGTHS)}", "budget")
+
+    @property
+    def kind(self) -> str:
+        """Return which of the three is given."""
+        return next(name for name in _LENGTHS if getattr(self, name) is not None)
+
+    @property
+    def amount(self) -> float:
+        """Return its value."""
+        return getattr(self, self.kind)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """By what models are measured: metrics, the extractor of features, and the number of images."""
+
+    metrics: tuple[str, ...]
+    extractor: str
+    count: int
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """How models are evaluated.
+
+    Args:
+        metrics: of samples, as for scripts/evaluate.py.
+        extractor: of features.
+        num_samples: number of samples, and of reconstructions.
+        steps: of the sampler, at the end of a training.
+        curve_steps: the same on the way (default: the largest of `steps`).
+        first_stage_metrics: of reconstructions by the first stages.
+    """
+
+    metrics: tuple[str, ...]
+    extractor: str
+    num_samples: Annotated[int, Ge(2)]
+    steps: tuple[Count, ...] = (50,)
+    curve_steps: Count | None = None
+    first_stage_metrics: tuple[str, ...] = ("psnr",)
+
+    def __post_init__(self) -> None:
+        if self.curve_steps is None:
+            object.__setattr__(self, "curve_steps", max(self.steps))
+
+    @property
+    def all_steps(self) -> tuple[int, ...]:
+        """Return the numbers of steps at the end of a training, in order; `curve_steps` is one of them."""
+        return tuple(sorted({*self.steps, self.curve_steps}))
+
+    @property
+    def of_samples(self) -> Measure:
+        """Return how samples are measured."""
+        return Measure(self.metrics, self.extractor, self.num_samples)
+
+    @property
+    def of_first_stages(self) -> Measure:
+        """Return how reconstructions are measured."""
+        return Measure(self.first_stage_metrics, self.extractor, self.num_samples)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples of an evaluation are drawn; H, W: in pixels (default: as trained)."""
+
+    scale: float = 1.0
+    eta: NonNegative | None = None
+    sampler: str = "ddim"
+    H: Count | None = None
+    W: Count | None = None
+
+
+_BEGINNINGS = (
+    *(f"{part}.{section}" for part in _CONFIGS for section in SECTIONS),
+    "first_stage.checkpoint",
+    *(f"sample.{field.name}" for field in fields(Sampling)),
+)
 
 
 @dataclass(frozen=True)
@@ -74,41 +166,14 @@ class Variant:
         return dict(self.of("first_stage")).get("checkpoint")
 
     @property
-    def sample(self) -> dict[str, Any]:
-        """Return the settings of the evaluation's samples."""
-        return dict(self.of("sample"))
+    def sampling(self) -> Sampling:
+        """Return how samples are drawn. ConfigError for values of another kind."""
+        return _made(Sampling, dict(self.of("sample")), "sample")
 
     @property
     def changes_training(self) -> bool:
         """Return whether anything but sampling is set."""
         return any(not key.startswith("sample.") for key, _ in self.settings)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Length of each latent training: an amount of one of BUDGETS, evaluated at `points` equal distances."""
-
-    kind: str
-    amount: float
-    points: int = 1
-    parameters: float | None = None
-
-
-@dataclass(frozen=True)
-class EvaluationSpec:
-    """How models are evaluated: with `steps` of the sampler at the end of a training, `curve_steps` on the way."""
-
-    metrics: tuple[str, ...]
-    extractor: str
-    num_samples: int
-    steps: tuple[int, ...] = (50,)
-    curve_steps: int = 50
-    first_stage_metrics: tuple[str, ...] = ("psnr",)
-
-    @property
-    def all_steps(self) -> tuple[int, ...]:
-        """Return the numbers of steps at the end of a training, in order; `curve_steps` is one of them."""
-        return tuple(sorted({*self.steps, self.curve_steps}))
 
 
 @dataclass(frozen=True)
@@ -129,13 +194,13 @@ class Study:
 
     name: str
     title: str
-    text: str
     variant: Variant
     axes: dict[str, dict[Any, Variant]]
-    seeds: tuple[int, ...]
     budget: Budget
     evaluation: EvaluationSpec
-    workers: int = 1
+    text: str = ""
+    seeds: tuple[Natural, ...] = (23,)
+    workers: Count = 1
     last: Variant = Variant()
 
     def trials(self) -> Iterator[Trial]:
@@ -149,60 +214,50 @@ class Study:
 
     def changed(self, overrides: Sequence[str]) -> Study:
         """Return the study with `KEY=VALUE` set in every trial. UserError for unknown keys."""
-        settings = []
-        for override in overrides:
-            if "." not in override.partition("=")[0] or "=" not in override:
-                raise UserError(f"{override!r}: write first_stage.KEY=VALUE or latent.KEY=VALUE")
-            settings.append(parse_override(override))
-            _check_key(settings[-1][0], "")
-        return replace(self, last=self.last.changed(Variant(tuple(settings))))
+        settings = tuple(map(parse_override, overrides))
+        for key, _ in settings:
+            _check_key(key, "command line")
+        return replace(self, last=self.last.changed(Variant(settings)))
 
 
 def read(path: Path) -> Study:
     """Read a study. ConfigError names the place in the file."""
     try:
-        return _study(path, resolve(read_yaml(path)))
+        return _study(path, resolve(read_with_bases(path).content))
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(path)) from error
 
 
-def _study(path: Path, content: Any) -> Study:
+def _study(path: Path, content: dict[str, Any]) -> Study:
     known = ("title", "text", *_CONFIGS, "set", "axes", "seeds", "budget", "evaluation", "workers")
-    content = _mapping(content, "", known, required=("title", "latent", "axes", "budget", "evaluation"))
-    axes = _mapping(content["axes"], "axes")
-    if not axes:
-        raise ConfigError("name at least one axis", "axes")
-    configs = _variant({name: content[name] for name in _CONFIGS if name in content}, "", path.parent)
-    return Study(
-        name=path.stem,
-        title=str(content["title"]),
-        text=str(content.get("text", "")),
-        variant=configs.changed(_variant(content.get("set") or {}, "set", path.parent)),
-        axes={str(name): _axis(axis, f"axes.{name}", path.parent) for name, axis in axes.items()},
-        seeds=tuple(_whole(seed, "seeds", 0) for seed in _list(content.get("seeds", [23]), "seeds")),
-        budget=_budget(content["budget"]),
-        evaluation=_evaluation(content["evaluation"]),
-        workers=_whole(content.get("workers", 1), "workers", 1),
-    )
+    _mapping(content, "", known, required=("title", "latent", "axes", "budget", "evaluation"))
+    configs = {name: content.pop(name) for name in _CONFIGS if name in content}
+    settings = _variant(content.pop("set", {}), "set", path.parent)
+    content["axes"] = {
+        str(name): _axis(axis, f"axes.{name}", path.parent) for name, axis in _mapping(content["axes"], "axes").items()
+    }
+    content["budget"] = _made(Budget, content["budget"], "budget")
+    content["evaluation"] = _made(EvaluationSpec, content["evaluation"], "evaluation")
+    variant = _variant(configs, "", path.parent).changed(settings)
+    return _made(Study, {**content, "name": path.stem, "variant": variant}, "")
 
 
 def _axis(node: Any, path: str, folder: Path) -> dict[Any, Variant]:
-    node = _mapping(node, path)
-    if not node:
-        raise ConfigError("name at least one value", path)
-    if "key" not in node:
+    if "key" not in _mapping(node, path):
         return {value: _variant(settings or {}, f"{path}.{value}", folder) for value, settings in node.items()}
-    node = _mapping(node, path, ("key", "values"), required=("key", "values"))
-    values = _list(node["values"], f"{path}.values")
+    values = _mapping(node, path, ("key", "values"), required=("key", "values"))["values"]
+    check_value(values, list, f"{path}.values")
+    _check_list(values, f"{path}.values")
     named = {str(value) if isinstance(value, (list, dict)) else value: value for value in values}
     return {name: _variant({node["key"]: value}, f"{path}.key", folder) for name, value in named.items()}
 
 
 def _variant(node: Any, path: str, folder: Path) -> Variant:
+    check_value(node, dict, path)
     settings = []
-    for key, value in _mapping(node, path).items():
+    for key, value in node.items():
         if key in _CONFIGS:
-            settings.insert(0, (key, _config(value, key, f"{path}.{key}".lstrip("."), folder)))
+            settings.insert(0, (key, _config(value, key, _at(path, key), folder)))
         else:
             _check_key(str(key), path)
             settings.append((str(key), value))
@@ -219,51 +274,33 @@ def _config(value: Any, part: str, path: str, folder: Path) -> Path | str:
 
 def _check_key(key: str, path: str) -> None:
     """Raise ConfigError unless a key begins as one of a setting does."""
-    part, _, rest = key.partition(".")
-    if part not in _KEYS:
-        hint = did_you_mean(part, _KEYS) or f"; begin with {'., '.join(_KEYS)}."
+    begin = ".".join(key.split(".")[:2])
+    if begin not in _BEGINNINGS:
+        hint = did_you_mean(begin, _BEGINNINGS) or f"; begin with {', '.join(_BEGINNINGS)}"
         raise ConfigError(f"unknown{hint}", _at(path, key))
-    name = rest.partition(".")[0]
-    if name not in _KEYS[part]:
-        hint = did_you_mean(name, _KEYS[part]) or f"; known are {', '.join(_KEYS[part])}"
-        raise ConfigError(f"{name}: unknown{hint}", _at(path, key))
 
 
-def _at(path: str, key: str) -> str:
-    return f"{path}.{key}".lstrip(".")
+def _made(cls: type[_Object], node: Any, path: str) -> _Object:
+    """Make a dataclass of a mapping that holds its fields. ConfigError for unknown, absent and unfitting ones."""
+    parameters = parameters_of(cls)
+    for key, value in _mapping(node, path, parameters.names, parameters.required).items():
+        check_value(value, parameters.hints[key], _at(path, key))
+        if isinstance(value, list):
+            _check_list(value, _at(path, key))
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in node.items()})
 
 
-def _budget(node: Any) -> Budget:
-    node = _mapping(node, "budget", (*BUDGETS, "points", "parameters"))
-    kinds = [kind for kind in BUDGETS if kind in node]
-    if len(kinds) != 1:
-        raise ConfigError(f"give one of {', '.join(BUDGETS)}", "budget")
-    amount, tolerance = node[kinds[0]], node.get("parameters")
-    if not is_number(amount) or amount <= 0:
-        raise ConfigError(f"{amount!r} is no positive number", f"budget.{kinds[0]}")
-    if tolerance is not None and (not is_number(tolerance) or tolerance < 0):
-        raise ConfigError(f"{tolerance!r} is no number from 0 up; 0.1 allows a difference of 10%", "budget.parameters")
-    return Budget(kinds[0], amount, _whole(node.get("points", 1), "budget.points", 1), tolerance)
-
-
-def _evaluation(node: Any) -> EvaluationSpec:
-    known = tuple(EvaluationSpec.__dataclass_fields__)
-    node = _mapping(node, "evaluation", known, required=("metrics", "extractor", "num_samples"))
-    steps = [_whole(count, "evaluation.steps", 1) for count in _list(node.get("steps", [50]), "evaluation.steps")]
-    on_first_stages = _list(node.get("first_stage_metrics", ["psnr"]), "evaluation.first_stage_metrics")
-    return EvaluationSpec(
-        metrics=tuple(map(str, _list(node["metrics"], "evaluation.metrics"))),
-        extractor=str(node["extractor"]),
-        num_samples=_whole(node["num_samples"], "evaluation.num_samples", 2),
-        steps=tuple(steps),
-        curve_steps=_whole(node.get("curve_steps", max(steps)), "evaluation.curve_steps", 1),
-        first_stage_metrics=tuple(map(str, on_first_stages)),
-    )
+def _check_list(values: list[Any], path: str) -> None:
+    if not values:
+        raise ConfigError("name at least one", path)
+    if len(set(map(str, values))) != len(values):
+        raise ConfigError(f"{values} must be different values", path)
 
 
 def _mapping(node: Any, path: str, known: Sequence[str] = (), required: Sequence[str] = ()) -> dict[Any, Any]:
-    if not isinstance(node, dict):
-        raise ConfigError("must be a mapping", path)
+    check_value(node, dict, path)
+    if not node and path.startswith("axes"):
+        raise ConfigError("name at least one", path)
     for key in node:
         if known and key not in known:
             hint = did_you_mean(str(key), known) or f"; known are {', '.join(known)}"
@@ -274,18 +311,5 @@ def _mapping(node: Any, path: str, known: Sequence[str] = (), required: Sequence
     return node
 
 
-def _list(node: Any, path: str) -> list[Any]:
-    if not isinstance(node, list) or not node or len(set(map(str, node))) != len(node):
-        raise ConfigError("must be a list of different values", path)
-    return node
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a number; truth values are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _whole(value: Any, path: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{value!r} is no whole number from {least} up", path)
-    return value
+def _at(path: str, key: str) -> str:
+    return f"{path}.{key}".lstrip(".")

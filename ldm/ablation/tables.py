@@ -30,7 +30,7 @@ def first_stages(plan: StudyPlan, workspace: Workspace) -> list[Row]:
     for trial in plan.trials:
         found = result(workspace, trial.first_stage)
         if found is not None:
-            node = trial.resolved.first_stage.content["model"]["params"]["autoencoder"]["params"]
+            node = trial.resolved.first_stage.content["model"]["params"]
             regularizer = node["regularizer"]
             codes = regularizer.get("params", {}).get("num_codes", regularizer["target"].rpartition(".")[2])
             name, is_trained = trial.resolved.first_stage.name, trial.resolved.first_stage.checkpoint is None
@@ -119,8 +119,8 @@ def throughput(plan: StudyPlan, workspace: Workspace) -> list[Row]:
 
 def _sample_cost(trial: TrialJobs, steps: int) -> float:
     """Return the GFLOP of one decoded sample; guidance runs the network twice a step."""
-    cost, sample = trial.resolved.cost, trial.resolved.trial.variant.sample
-    passes = steps * (1 if float(sample.get("scale", 1)) == 1 else 2)
+    cost = trial.resolved.cost
+    passes = steps * (1 if trial.resolved.trial.variant.sampling.scale == 1 else 2)
     return (passes * cost.network_flops + cost.decoder_flops) / _GIGA
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.ablation.workspace import write_json
-from ldm.cli.entry import main_guard
+from ldm.errors import UserError
 
 
-@main_guard
-def main(argv: Sequence[str] | None = None) -> None:
+def main(job: Path, done: Path) -> None:
     """Call what JOB.json names; nothing is written if it raises."""
-    job, done = map(Path, sys.argv[1:] if argv is None else argv)
     content = json.loads(job.read_text(encoding="utf-8"))
     module, _, name = content["function"].rpartition(".")
     start = time.monotonic()
@@ -26,4 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ldm").setLevel(logging.INFO)
+    try:
+        main(*map(Path, sys.argv[1:]))
+    except UserError as mistake:
+        sys.exit(f"error: {mistake}")

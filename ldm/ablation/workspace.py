@@ -43,27 +43,22 @@ class Workspace:
             raise UserError(f"{self.folder / 'runs'}: no run *_{name} with a checkpoint, though it was finished")
         return run
 
-    def checkpoint(self, name: str, step: int) -> Path:
-        """Return the checkpoint that a training kept of a step."""
-        return self.finished_run(name) / "checkpoints" / f"step={step:09}.ckpt"
-
     def is_done(self, name: str) -> bool:
         """Return whether a job is finished."""
         return self.path("done", f"{name}.json").is_file()
 
     def seconds(self, name: str) -> float | None:
         """Return how long a finished job took; None if it was interrupted."""
-        return self._done(name)["seconds"]
+        return self._done(name, "seconds")
 
     def result(self, name: str) -> dict[str, Any]:
         """Return what the function of a finished job returned."""
-        return self._done(name)["result"]
+        return self._done(name, "result")
 
-    def _done(self, name: str) -> dict[str, Any]:
+    def _done(self, name: str, key: str) -> Any:
         path = self.path("done", f"{name}.json")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return {"seconds": content["seconds"], "result": content["result"]}
+            return json.loads(path.read_text(encoding="utf-8"))[key]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: is no result of a job ({error}); remove it and run the study again") from error
 

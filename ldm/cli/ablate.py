@@ -18,17 +18,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ldm.ablation import tables
-from ldm.ablation.devices import device_slots, share_cores
 from ldm.ablation.evaluate import check_ready
 from ldm.ablation.plan import StudyPlan, plan
 from ldm.ablation.report import write_report
 from ldm.ablation.resolve import resolve
 from ldm.ablation.runner import Runner
 from ldm.ablation.study import read
-from ldm.ablation.workspace import Workspace
+from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.cli.entry import main_guard
 from ldm.cli.options import TaskParser
+from ldm.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     slots = device_slots(options.devices, options.workers, study.workers)
     check_ready(study)
     try:
-        Runner(workspace, slots, share_cores(len(slots))).run(mine.jobs)
+        Runner(workspace, slots).run(mine.jobs)
     finally:
         _log.info("see %s", write_report(whole, workspace))
 
@@ -78,6 +80,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers {options.workers}: use 1 or more")
     return options
+
+
+def device_slots(devices: str, workers: int | None, cpu_workers: int) -> list[DeviceSlot]:
+    """Return a slot for each job that may run at a time.
+
+    Args:
+        devices: auto, cpu, or GPUs by number as 0,1.
+        workers: slots on each device; None means `cpu_workers` on the CPU, else one.
+
+    Raises UserError for GPUs that this machine does not have.
+    """
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if devices == "cpu" or (devices == "auto" and kind is None):
+        return [DeviceSlot("cpu", (("accelerator", "cpu"),))] * (workers or cpu_workers)
+    numbers = ["0"] if devices == "auto" else devices.split(",")
+    present = [] if kind is None else list(map(str, range(torch.accelerator.device_count())))
+    if not set(numbers) <= set(present):
+        hint = "write auto, cpu, or numbers of them as 0,1"
+        raise UserError(f"--devices {devices}: this machine has {len(present)} GPUs; {hint}")
+    return [DeviceSlot(f"{kind.type}:{number}", (("gpus", f"{number},"),)) for number in numbers] * (workers or 1)
 
 
 def show(whole: StudyPlan) -> None:

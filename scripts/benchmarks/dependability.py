@@ -61,10 +61,6 @@ class PlainDraws:
         """Draw uniforms on the CPU."""
         return torch.rand(shape)
 
-    def timesteps(self, count: int, num_steps: int) -> Tensor:
-        """Draw steps."""
-        return torch.randint(num_steps, (count,), device=self.device)
-
 
 class InTurns(DiffusionTraining):
     """Leave out, while `is_plain`, what makes training dependable."""
@@ -132,7 +128,7 @@ def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         words = ["-b", str(CONFIG), "-l", folder, "--max_steps", str(steps), "lightning.trainer.limit_val_batches=0"]
         settings = [
-            f"model.target={InTurns.__module__}.InTurns",
+            f"training.target={InTurns.__module__}.InTurns",
             "training.allow_untrained_first_stage=true",
             f"lightning.modelcheckpoint.params.every_n_steps={every}",
             *overrides,

@@ -36,6 +36,7 @@ from ldm.config.files import follow_references, read_with_bases
 from ldm.config.targets import find_target
 from ldm.errors import UserError
 from ldm.training.plan import Plan
+from ldm.training.run import instantiate_training
 from ldm.training.trainer import build_trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -214,8 +215,7 @@ def has_default(config: dict[str, Any], place: Place, null: bool) -> bool:
 def is_right(config: dict[str, Any], kind: str, place: Place, plan: Plan, new: dict[str, Any]) -> bool:
     """Judge an accepted mutation."""
     if kind == "other number":
-        held = plan.config
-        return place[0] == "model" and place[-1] == "global_batch" or at(held, place) == at(new, place)
+        return place == ("training", "global_batch") or at(plan.config, place) == at(new, place)
     if kind in ("dropped", "null"):
         return has_default(config, place, null=kind == "null")
     if kind == "negative":
@@ -236,17 +236,22 @@ def data_problem(data: dict[str, Any]) -> str:
 
 @cache
 def unchanged(name: str) -> tuple[str, str]:
-    """Return the resolved model section of a shipped config, and what is wrong with its data (no files here)."""
+    """Return the sections of a shipped config that are built, and what is wrong with its data (no files here)."""
     plan = plan_of(parse(["--base", str(CONFIGS / name), *ON_CPU]))
-    return json.dumps(plan.model, default=str), data_problem(plan.config["data"])
+    return built_sections(plan), data_problem(plan.config["data"])
+
+
+def built_sections(plan: Plan) -> str:
+    """Return the resolved sections `model` and `training` as text."""
+    return json.dumps([plan.model, plan.training], default=str)
 
 
 def start(name: str, file: Path) -> Plan:
     """Go as far as a run can go without data, devices and weights. Raises whatever is raised."""
     plan = plan_of(parse(["--base", str(file), *ON_CPU, "--logdir", str(file.parent)]))
-    if json.dumps(plan.model, default=str) != unchanged(name)[0]:
+    if built_sections(plan) != unchanged(name)[0]:
         with torch.device("meta"):
-            instantiate(plan.model, "model")
+            instantiate_training(plan.config)
     build_trainer(plan)
     problem = data_problem(plan.config["data"])
     if problem and problem != unchanged(name)[1]:

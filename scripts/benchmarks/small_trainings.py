@@ -26,10 +26,10 @@ def write_configs(folder: Path) -> dict[str, Path]:
     _write_images(folder)
     paths = {}
     stages = (("autoencoder", _first_stage(), "val/rec_loss"), ("diffusion", _second_stage(), "val/loss_simple_ema"))
-    for stage, model, monitor in stages:
+    for stage, sections, monitor in stages:
         for kind in ("folder", "shards"):
             lightning = {**_LIGHTNING, "modelcheckpoint": {"params": {**_SAVES, "monitor": monitor}}}
-            config = {"model": {"learning_rate": 1e-3, **model}, "data": _data(folder, kind), "lightning": lightning}
+            config = {**sections, "data": _data(folder, kind), "lightning": lightning}
             paths[f"{stage}, {kind}"] = folder / f"{stage}-{kind}.yaml"
             paths[f"{stage}, {kind}"].write_text(yaml.safe_dump(config))
     return paths
@@ -87,7 +87,8 @@ def _autoencoder() -> dict[str, Any]:
 def _first_stage() -> dict[str, Any]:
     discriminator = _node("networks.discriminator.PatchDiscriminator", width=4, num_layers=1)
     loss = _node("autoencoder.losses.KLLoss", kl_weight=1e-6, disc_start=8, discriminator=discriminator)
-    return _node("training.autoencoder.AutoencoderTraining", autoencoder=_autoencoder(), loss=loss, ema_decay=0.9)
+    training = _node("training.autoencoder.AutoencoderTraining", loss=loss, ema_decay=0.9)
+    return {"model": _autoencoder(), "training": training | {"learning_rate": 1e-3}}
 
 
 def _second_stage() -> dict[str, Any]:
@@ -97,13 +98,14 @@ def _second_stage() -> dict[str, Any]:
     conditioner = _node("conditioning.text.TextConditioner", tokenizer=tokenizer, dim=8, depth=1, drop_rate=0.2)
     warm_up = {"warm_up_steps": 5, "lr_min": 1.0, "lr_max": 1.0, "lr_start": 0.1, "max_decay_steps": 100}
     schedule = _node("training.lr_schedules.WarmUpCosine", **warm_up)
-    node = _node(
-        "training.latent_diffusion.LatentDiffusion",
+    model = _node(
+        "models.latent_diffusion.LatentDiffusion",
         network=_node("networks.unet.UNet", **network),
         autoencoder=_autoencoder(),
+        process=_node("diffusion.discrete.DiscreteVP.linear", num_steps=20),
         conditioner=conditioner,
         latent_scale="measure",
-        schedule=_node("diffusion.process.Schedule.linear", num_steps=20),
-        optimization=_node("training.optimization.Optimization", schedule=schedule),
     )
-    return node | {"allow_untrained_first_stage": True}
+    optimization = _node("training.optimization.Optimization", schedule=schedule)
+    training = _node("training.latent_diffusion.DiffusionTraining", optimization=optimization)
+    return {"model": model, "training": training | {"learning_rate": 1e-3, "allow_untrained_first_stage": True}}

@@ -18,7 +18,7 @@ from ldm.ablation.study import read
 from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.errors import UserError
 
-STUDY = Path(__file__).resolve().parents[3] / "configs" / "ablation" / "toy_f.yaml"
+STUDY = Path(__file__).resolve().parents[2] / "configs" / "ablation" / "toy_f.yaml"
 CPU = DeviceSlot("cpu", (("accelerator", "cpu"),))
 FRECHET = {4: {1: 40.0, 2: 30.0}, 8: {1: 20.0, 2: 10.0}}  # by f and seed
 SECONDS_OF_A_STEP = 0.5

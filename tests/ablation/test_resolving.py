@@ -14,7 +14,7 @@ from ldm.ablation.resolve import Resolved, resolve
 from ldm.ablation.study import Variant, read
 from ldm.errors import UserError
 
-STUDIES = Path(__file__).resolve().parents[3] / "configs" / "ablation"
+STUDIES = Path(__file__).resolve().parents[2] / "configs" / "ablation"
 FACTORS = (1, 2, 4, 8, 16, 32)
 SIZES = {  # counted from the hyperparameters of Tables 13 and 14, with 16 channels at f = 32
     "imagenet_f": (396_835_971, 390_888_578, 400_920_579, 394_984_196, 395_002_632, 395_039_504),
@@ -67,7 +67,7 @@ def test_flops_are_those_of_one_picture_of_the_latent_size():
 
 
 def test_names_follow_what_is_trained():
-    names = [resolve(toy(*overrides))[0].name for overrides in ((), (), ("latent.model.params.ema_decay=0.9",))]
+    names = [resolve(toy(*overrides))[0].name for overrides in ((), (), ("latent.training.params.ema_decay=0.9",))]
     assert names[0] == names[1] != names[2]
     assert resolve(toy(seeds=(24,)))[0].name != names[0]
     assert resolve(toy(seeds=(24,)))[0].first_stage == resolve(toy())[0].first_stage
@@ -78,7 +78,7 @@ def test_names_follow_what_is_trained():
     [
         (["first_stage.data.params.train.params.size=30", "latent.data.params.train.params.size=30"], "multiple of 4"),
         (["latent.model.params.network.params.channel_mult=[1, 2, 3, 4, 5]"], "latents of 8x8 .* multiples of 16"),
-        (["first_stage.model.params.autoencoder.params.architecture.params.channel_mult=[1, 1]"], "f=4: .* has f=2"),
+        (["first_stage.model.params.architecture.params.channel_mult=[1, 1]"], "f=4: .* has f=2"),
         (["latent.model.params.network.params.in_channels=5"], "in_channels is 5.*set in_channels: 3"),
         (["latent.model.params.network.params.model_channel=32"], "did you mean model_channels"),
     ],
@@ -95,7 +95,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(overrides, message
         ({"metrics": ("frechet", "kernel")}, "toy_f, evaluation.metrics: kernel: needs 1000 samples or more, .* 500"),
         ({"first_stage_metrics": ("kernel",)}, "toy_f, evaluation.first_stage_metrics: kernel: needs 1000"),
         ({"extractor": "inceptoin"}, "toy_f, evaluation.metrics: .*inceptoin: unknown; did you mean inception"),
-        ({"steps": (50, 2000)}, "toy_f, f=4: .*steps is 2000; the schedule has 1000 steps"),
+        ({"steps": (50, 2000)}, "toy_f, f=4: .*steps is 2000; .*1000 steps"),
         ({"curve_steps": 1001}, "toy_f, f=4: .*steps is 1001"),
     ],
 )
@@ -108,10 +108,10 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_trained(changes, me
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ({"scale": "big"}, "sample.scale: 'big' is no number"),
-        ({"sampler": "nosuch"}, "sample.sampler: 'nosuch' is unknown; use one of ddim"),
-        ({"sampler": "plms", "eta": 1.0}, "plms has no eta"),
-        ({"eta": -1.0}, "eta -1: use 0"),
+        ({"scale": "big"}, "sample.scale: 'big' is not a number"),
+        ({"sampler": "nosuch"}, "sampler 'nosuch' is unknown; use one of ddim"),
+        ({"sampler": "plms", "eta": 1.0}, "plms: has no eta"),
+        ({"eta": -1.0}, "sample.eta: -1.0 is not a number, 0 or more"),
         ({"H": 40}, "sample.H is 40; these models need multiples of 16"),
     ],
 )

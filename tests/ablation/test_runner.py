@@ -16,7 +16,13 @@ from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.errors import UserError
 
 CPU = DeviceSlot("cpu")
-HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture(autouse=True)
+def jobs_are_found(monkeypatch):
+    """Let the worker processes import tests/line_jobs.py."""
+    tests = str(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def wait_for(condition, seconds=60):
 def test_jobs_run_after_what_they_need_and_never_again(tmp_path):
     jobs = [Program("b", needs=("a",)), Program("a"), Program("c", needs=("b",))]
     for _ in range(2):
-        Runner(Workspace(tmp_path), [CPU, CPU], HERE).run(jobs)
+        Runner(Workspace(tmp_path), [CPU, CPU]).run(jobs)
         assert order(tmp_path) == ["a", "b", "c"]
     assert Workspace(tmp_path).result("b") == {"name": "b"}
     assert json.loads((tmp_path / "done" / "a.json").read_text())["seconds"] > 0
@@ -56,24 +62,24 @@ def test_jobs_run_after_what_they_need_and_never_again(tmp_path):
 def test_what_failed_is_named_with_what_needs_it_and_the_rest_is_done(tmp_path):
     jobs = [Program("bad", "raise SystemExit(3)"), Program("after", needs=("bad",)), Program("good")]
     with pytest.raises(UserError, match=r"2 jobs failed: .*bad ended with status 3, see .*bad.log.*after needs bad"):
-        Runner(Workspace(tmp_path), [CPU], HERE).run(jobs)
+        Runner(Workspace(tmp_path), [CPU]).run(jobs)
     assert order(tmp_path) == ["bad", "good"]
     mended = [Program("bad"), *jobs[1:]]
-    Runner(Workspace(tmp_path), [CPU], HERE).run(mended)
+    Runner(Workspace(tmp_path), [CPU]).run(mended)
     assert order(tmp_path) == ["bad", "good", "bad", "after"]
     assert Workspace(tmp_path).seconds("bad") is None  # of two attempts nobody knows the time
 
 
 def test_a_process_that_ended_without_a_result_is_not_done(tmp_path):
     with pytest.raises(UserError, match="a ended with status 0, see .*a.log"):
-        Runner(Workspace(tmp_path), [CPU], HERE).run([Program("a", "raise SystemExit(0)")])
+        Runner(Workspace(tmp_path), [CPU]).run([Program("a", "raise SystemExit(0)")])
     assert not Workspace(tmp_path).is_done("a")
 
 
 def test_a_mistake_is_one_line_in_the_log(tmp_path):
     line = "from ldm.errors import UserError\nraise UserError('was stopped')"
     with pytest.raises(UserError, match="a ended with status 1, see .*a.log"):
-        Runner(Workspace(tmp_path), [CPU], HERE).run([Program("a", line)])
+        Runner(Workspace(tmp_path), [CPU]).run([Program("a", line)])
     assert (tmp_path / "logs" / "a.log").read_text().splitlines()[-1] == "error: was stopped"
 
 
@@ -81,10 +87,10 @@ RUNNER = """
 import sys
 sys.path.insert(0, {folder!r})
 from pathlib import Path
-from test_runner import CPU, HERE, Program
+from test_runner import CPU, Program
 from ldm.ablation.workspace import Workspace
 from ldm.ablation.runner import Runner
-Runner(Workspace(Path({out!r})), [CPU], HERE).run([Program("long", {line!r}), Program("next", needs=("long",))])
+Runner(Workspace(Path({out!r})), [CPU]).run([Program("long", {line!r}), Program("next", needs=("long",))])
 """
 
 

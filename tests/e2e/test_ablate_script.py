@@ -78,7 +78,7 @@ def test_a_number_of_workers_that_is_none_is_refused(study, workers):
 
 
 def refused(study, capsys, *words) -> str:
-    """Tell why a study is refused; nothing is written then."""
+    """Return why a study is refused; nothing is written then."""
     with pytest.raises(SystemExit):
         script("ablate").main([str(study), "--out", str(study.parent / "out"), *words])
     assert not (study.parent / "out").exists()
