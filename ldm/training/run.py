@@ -134,10 +134,19 @@ def first_stage_problem(plan: Plan) -> str:
     return _UNTRAINED if untrained_first_stage(plan) and not is_allowed else ""
 
 
-def describe(plan: Plan, model: nn.Module) -> list[str]:
+def _parts(module: TrainingModule) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts of a training under the names that they have in checkpoints."""
+    for name, part in module.named_children():
+        if name in module.root_parts:
+            yield from part.named_children()
+        else:
+            yield name, part
+
+
+def describe(plan: Plan, model: TrainingModule) -> list[str]:
     """Return lines on what is trained, how fast and where."""
     lines = [f"model: {type(model).__name__}"]
-    for name, part in model.named_children():
+    for name, part in _parts(model):
         total = sum(p.numel() for p in part.parameters())
         trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
         if total:
