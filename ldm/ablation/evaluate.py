@@ -8,90 +8,70 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ldm.ablation.study import EvaluationSpec, Measure, Sampling, Study
-from ldm.environment import environment
 from ldm.errors import UserError
-from ldm.evaluation import MetricSuite, Samples, evaluate_reconstructions, evaluate_samples
+from ldm.evaluation import MetricSuite
 from ldm.evaluation.build import make_metric_suite
-from ldm.evaluation.conditions import DataConditions, Unconditional
 from ldm.evaluation.distribution_metrics import moments
-from ldm.evaluation.image_sets import ImageSet, split_images
-from ldm.evaluation.references import ReferenceSet, data_reference
 from ldm.evaluation.report import pyplot
+from ldm.evaluation.run import (
+    EvaluationOptions,
+    ReferenceOptions,
+    SampleOptions,
+    evaluate_first_stage,
+    evaluate_model,
+)
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.loading import Loaded, load_first_stage, load_model
+from ldm.models.loading import ModelSource
 from ldm.sampling import make_sampler
 from ldm.sampling.base import Sampler
 from ldm.weights import load as checkpoint
 
-_KEPT = 64
+_BATCH = 50
 
 
-def measure_samples(
-    run: str, folder: str, device: str, measure: Mapping[str, Any], steps: int, sampling: Mapping[str, Any]
+def evaluate_run(
+    run: str, folder: str, device: str, measure: Mapping[str, Any], sampling: Mapping[str, Any], steps: int | None
 ) -> dict[str, Any]:
-    """Compare samples of a run, under the conditions of its validation set, with that set.
+    """Measure samples of a run under the conditions of its validation set, or its first stage, against that set.
 
     Args:
         run: run folder, or a checkpoint in one.
-        folder: for evaluation.json, samples.png, and the parts from which an interrupted evaluation goes on.
+        folder: where the result goes, and from where an interrupted evaluation goes on.
         device: as torch names it.
         measure: fields of `Measure`.
-        steps: of the sampler.
         sampling: fields of `Sampling`.
+        steps: of the sampler; None measures the first stage.
 
     Returns the content of evaluation.json.
     """
-    loaded, given, by = load_model(run, device), Sampling(**sampling), Measure(**measure)
-    conditions = Unconditional()
-    if any(loaded.model.conditioners()):
-        conditions = DataConditions(split_images(loaded.content, "validation", by.count))
-    height, width = loaded.trained_size()
-    size = given.H or height, given.W or width
-    samples = Samples(by.count, size, sampler(given, steps), conditions, scale=given.scale)
-    metrics, images = suite(by, device), split_images(loaded.content, "validation")
-    metrics.check(by.count)
-    reference, weights = _reference(metrics, images, folder), _weights(loaded)
-    result = evaluate_samples(loaded.model, samples, metrics, reference, Path(folder) / "samples", weights)
-    return result.write(Path(folder), _made(loaded, device))
-
-
-def measure_first_stage(run: str, folder: str, device: str, measure: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure reconstructions of validation images by the first stage inside a latent run; see `measure_samples`."""
-    loaded, by = load_first_stage(run, device), Measure(**measure)
-    metrics, images = suite(by, device), split_images(loaded.content, "validation", by.count)
-    metrics.check(len(images))
-    reference, weights = _reference(metrics, images, folder), _weights(loaded)
-    result = evaluate_reconstructions(
-        loaded.autoencoder, images, metrics, reference, Path(folder) / "samples", weights
+    how, by, out = Sampling(**sampling), Measure(**measure), Path(folder)
+    samples = SampleOptions(
+        sampler(how, steps or 1), how.scale if steps else 1.0, None, 0, (how.H, how.W), "data", has_neighbours=False
     )
-    return result.write(Path(folder), _made(loaded, device))
+    reference = ReferenceOptions("validation", None, out.parent / "references", None)
+    options = EvaluationOptions(
+        ModelSource(run), torch.device(device), tuple(by.metrics), by.extractor, by.count, _BATCH, samples, reference,
+        out, (),
+    )  # fmt: skip
+    return (evaluate_first_stage if steps is None else evaluate_model)(options, _progress)
 
 
-def suite(measure: Measure, device: str = "cpu") -> MetricSuite:
+def _progress(total: int, title: str) -> tqdm:
+    return tqdm(total=total, desc=title, mininterval=30.0)  # into a log file
+
+
+def suite(measure: Measure) -> MetricSuite:
     """Return the metrics. UserError for unknown ones, and for unknown extractors."""
-    return make_metric_suite(measure.metrics, measure.extractor, torch.device(device), _KEPT)
+    return make_metric_suite(measure.metrics, measure.extractor, torch.device("cpu"), keep=0)
 
 
 def sampler(sampling: Sampling, steps: int) -> Sampler:
     """Return the sampler. UserError for an unknown one, and for an eta where it has none."""
     name = sampling.sampler
     return make_sampler(name, steps=None if name == "ddpm" else steps, eta=sampling.eta)
-
-
-def _reference(metrics: MetricSuite, images: ImageSet, folder: str) -> ReferenceSet | None:
-    if not metrics.needs_reference:
-        return None
-    return data_reference(images, metrics.extractor, Path(folder).parent / "references")
-
-
-def _weights(loaded: Loaded) -> dict[str, str]:
-    return {name: value for name, value in loaded.provenance().items() if name in ("weights", "checkpoint_sha256")}
-
-
-def _made(loaded: Loaded, device: str) -> dict[str, Any]:
-    return {**environment(), "device": device, "checkpoint": str(loaded.checkpoint)}
 
 
 # ---------------------------------------------------------------------------------------------------- checks beforehand
@@ -105,7 +85,9 @@ def check_metrics(study: Study) -> None:
 
 
 def check_sampling(spec: EvaluationSpec, sampling: Sampling, model: LatentDiffusion) -> None:
-    """Raise UserError for samples that a model cannot draw: numbers of steps, sizes."""
+    """Raise UserError for samples that a model cannot draw: numbers of steps, guidance, sizes."""
+    if sampling.scale != 1 and not any(model.conditioners()):
+        raise UserError(f"sample.scale is {sampling.scale:g}; a model without conditions has no guidance")
     for steps in spec.all_steps:
         sampler(sampling, steps).times(model.process)
     for name, side in (("H", sampling.H), ("W", sampling.W)):

@@ -110,11 +110,7 @@ class Evaluation:
     steps: int | None = None
     sampling: Sampling = Sampling()
     part: tuple[int, int] | None = None
-
-    @property
-    def function(self) -> str:
-        """Return the function of what is evaluated."""
-        return f"ldm.ablation.evaluate.measure_{'first_stage' if self.steps is None else 'samples'}"
+    function = "ldm.ablation.evaluate.evaluate_run"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -131,7 +127,11 @@ class Evaluation:
         run = workspace.finished_run(self.training)
         if self.part is not None:
             run = run / "checkpoints" / f"step={self.step(workspace):09}.ckpt"
-        folder = str(workspace.path("evaluations", self.name))
-        arguments = {"run": str(run), "folder": folder, "device": slot.device, "measure": asdict(self.measure)}
-        drawn = {} if self.steps is None else {"steps": self.steps, "sampling": asdict(self.sampling)}
-        return arguments | drawn
+        return {
+            "run": str(run),
+            "folder": str(workspace.path("evaluations", self.name)),
+            "device": slot.device,
+            "measure": asdict(self.measure),
+            "sampling": asdict(self.sampling),
+            "steps": self.steps,
+        }

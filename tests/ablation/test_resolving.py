@@ -109,6 +109,7 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_trained(changes, me
     ("sample", "message"),
     [
         ({"scale": "big"}, "sample.scale: 'big' is not a number"),
+        ({"scale": 3.0}, "sample.scale is 3; .*without conditions"),
         ({"sampler": "nosuch"}, "sampler 'nosuch' is unknown; use one of ddim"),
         ({"sampler": "plms", "eta": 1.0}, "plms: has no eta"),
         ({"eta": -1.0}, "sample.eta: -1.0 is not a number, 0 or more"),
