@@ -1,9 +1,9 @@
 """Train a toy of every conditional task of the paper, and measure whether its samples follow the conditions.
 
-    python scripts/tasks.py                               text, layout, semantic map, retrieval
-    python scripts/tasks.py --photos DIR                  class, super-resolution, inpainting too: DIR/train, DIR/val
-    python scripts/tasks.py --tasks layout,semantic       some of them
-    python scripts/tasks.py --run layout=logs/RUN         measure a finished run instead of training; can be repeated
+    ldm tasks                               text, layout, semantic map, retrieval
+    ldm tasks --photos DIR                  class, super-resolution, inpainting too: DIR/train, DIR/val
+    ldm tasks --tasks layout,semantic       some of them
+    ldm tasks --run layout=logs/RUN         measure a finished run instead of training; can be repeated
 
 Any further dotted.key=value overrides the configs of all trainings.
 outputs/tasks/report.html has a row a task: conditions, samples, and values with the right and with shuffled conditions.
