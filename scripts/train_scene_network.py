@@ -1,7 +1,5 @@
 """Train the feature network that ships with the project, on generated scenes; about five minutes on one CPU core.
 
-    python scripts/train_scene_network.py
-
 Logs for how many unseen scenes the largest logit is a thing of the scene.
 """
 

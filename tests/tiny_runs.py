@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from tiny import autoencoder_config, autoencoder_training_config, latent_diffusion_config, node, unet_config
 
+from ldm.conditioning.text import TextConditioner
 from ldm.config import instantiate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,9 @@ def write_run(folder, training):
     for parameter in built.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter.detach(), std=0.05)
+    for module in built.modules():
+        if isinstance(module, TextConditioner):
+            module.tokenizer.fit(["a red circle above a blue square", "a green triangle"])
     torch.save({"state_dict": built.state_dict()}, folder / "checkpoints" / "last.ckpt")
     return folder
 

@@ -60,8 +60,7 @@ _LONGEST_WAIT = timedelta(days=7)  # of a rank for the others, whose parts or se
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate, and log the values."""
-    parser = _parser()
-    given = parse_with_overrides(parser, argv)
+    given = parse_with_overrides(_parser(), argv)
     counts = {"--n": given.n, "--reference-n": given.reference_n, "--batch-size": given.batch_size}
     for flag, value in counts.items():
         if value is not None and value < 1:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -185,12 +183,6 @@ def choose_device(name: str) -> torch.device:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"--device {name}: not usable on this machine ({reason}); use auto or cpu") from error
     return device
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Compute in the precision of --precision inside the block."""
-    dtype = PRECISIONS[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def progress(total: int, what: str) -> tqdm:

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure samples, reconstructions or a folder of images",
     "compare": "compare two evaluations",
     "ablate": "run an ablation study",
+    "tasks": "train and measure a toy of every conditional task of the paper",
     "export": "write the weights of a run as one file",
     "check-data": "check the data of a config",
 }

@@ -22,11 +22,11 @@ from ldm.cli.entry import main_guard
 from ldm.cli.inputs import Source, list_images, readable
 from ldm.cli.options import (
     AS_TRAINED,
+    PRECISIONS,
     TaskParser,
     add_device_arguments,
     add_image_arguments,
     add_model_arguments,
-    autocast,
     choose_device,
     model_source,
     progress,
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources, device = list_images(given.indir, "--indir"), choose_device(given.device)
     loaded = load_first_stage(model_source(given.run, given.config, given.ckpt, given.raw), device)
     model, lpips = _tiled(loaded.autoencoder, given.tile), _lpips(device)
+    dtype = PRECISIONS[given.precision]
     channels, size, folder = loaded.autoencoder.in_channels, (given.H, given.W), None
 
     def read(source: Source) -> Tensor:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for source, image in readable(sources, read):
             folder = folder or ImageWriter(given.outdir, grid_limit=0 if given.skip_grid else GRID_LIMIT)
             x = from_bytes(image)[None].to(device)  # (1, C, H, W)
-            with torch.no_grad(), autocast(given.precision, device):
+            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
                 rebuilt = cropped(model.decode(model.encode_mode(padded(x, model.factor))), x.shape[2:]).float()
             written = to_bytes(rebuilt)  # (1, C, H, W)
             details = {"image": str(source.path), **_measured(from_bytes(written), x, lpips)}

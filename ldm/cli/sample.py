@@ -24,17 +24,14 @@ _DEFAULTS = Defaults("outputs/samples", steps=50, eta=1.0, n_samples=16)
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw n_samples images, of each class if classes are given."""
     parser = SamplingParser("sample", __doc__, _DEFAULTS)
-    parser.add_argument("--classes", type=_labels, metavar="1,2,3", help="labels to draw, n_samples of each")
+    classes = {"type": lambda text: list(map(int, text.split(","))), "metavar": "1,2,3"}
+    parser.add_argument("--classes", **classes, help="labels to draw, n_samples of each")
     given, options = parser.parse(argv)
     loaded = load_for_sampling(options, given.overrides)
     entries = _conditions(loaded, given.classes, given.n_samples)
     size, columns = loaded.size(options.size), max(1, min(given.n_samples, 8))
     requests = (ImageRequest(size, entry, details=entry) for entry in entries)
     sample_into_folder(loaded, requests, len(entries), options, columns)
-
-
-def _labels(text: str) -> list[int]:
-    return [int(label) for label in text.split(",")]
 
 
 def _conditions(loaded: LoadedModel, classes: list[int] | None, n_samples: int) -> list[dict[str, int]]:

@@ -19,12 +19,12 @@ from torch import Tensor
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import Source, list_images, readable
 from ldm.cli.options import Defaults, OptionalSize, SamplingParser
-from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.data.readers.single_images import cropped, padded, read_indices
 from ldm.errors import UserError
 from ldm.images import colour_classes
+from ldm.models.enlargement import enlargement, input_size
 from ldm.models.loading import LoadedModel, train_option
 
 _DEFAULTS = Defaults("outputs/semantic2img", steps=200)
@@ -53,7 +53,7 @@ def _requests(
     size: OptionalSize,
 ) -> Iterator[ImageRequest]:
     """Yield one request for each map; sides that the model cannot have are filled up and cropped again."""
-    scale, num_classes = enlargement(loaded, conditioner), conditioner.in_channels
+    scale, num_classes = enlargement(loaded.model, conditioner), conditioner.in_channels
     map_size, multiple = input_size(size, scale), (loaded.model.side_multiple / scale).numerator
     ignore_index = train_option(loaded.content, "ignore_index")
 

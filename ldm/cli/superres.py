@@ -19,13 +19,13 @@ from torch import Tensor
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import Source, list_images, readable
 from ldm.cli.options import Defaults, OptionalSize, SamplingParser
-from ldm.cli.rescaling import enlargement, input_size
 from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.data.readers.single_images import cropped, padded, read_image
 from ldm.errors import UserError
 from ldm.models.back_projection import back_project
+from ldm.models.enlargement import enlargement, input_size
 from ldm.models.loading import LoadedModel, train_option
 
 _DEFAULTS = Defaults("outputs/superres", steps=100, eta=1.0)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _factor(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> int:
     """Return the enlargement. UserError for a model of larger images, or of maps of class indices."""
-    scale, channels = enlargement(loaded, conditioner), conditioner.in_channels
+    scale, channels = enlargement(loaded.model, conditioner), conditioner.in_channels
     # maps are under `segmentation` unless the data say so
     has_maps = conditioner.key == "segmentation" or train_option(loaded.content, "num_classes") is not None
     if scale.denominator > 1 or has_maps:

@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--n_iter {given.n_iter}, --n_samples {given.n_samples}: use 1 or more of each")
     prompts = [given.prompt] if given.from_file is None else read_prompts(given.from_file)
     loaded = load_for_sampling(options)
-    texts = (TextConditioner, CLIPTextConditioner)
-    keys = [module.key for module in loaded.model.conditioners() if isinstance(module, texts)]
+    known = loaded.model.conditioners()
+    keys = [module.key for module in known if isinstance(module, (TextConditioner, CLIPTextConditioner))]
     if not keys:
         raise UserError(f"{loaded.config}: this model is not conditioned on text; use ldm sample")
     size, count = loaded.size(options.size), given.n_iter * given.n_samples

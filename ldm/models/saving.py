@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.models.loading import ModelSource, read_config
+from ldm.weights import load as checkpoint
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
+
+_log = logging.getLogger(__name__)
 
 
 def save_model(model: LatentDiffusion, path: str | Path, config: Mapping[str, Any] | None = None) -> Path:
@@ -41,3 +46,16 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
     return path
+
+
+def export_run(run: str | Path, out: Path, averaged: bool = False, half: bool = False) -> None:
+    """Write the newest good checkpoint of a run to a file, whole or not at all. Raises UserError."""
+    source = ModelSource(run)
+    config, (_, found) = yaml.safe_dump(read_config(source), sort_keys=False, allow_unicode=True), source.files()
+    state = checkpoint.read(found)
+    if averaged:
+        state = checkpoint.choose(state, "ema")
+    if half:
+        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    save_state(out, state, {"config": config, "checkpoint": found.name})
+    _log.info("%s: %d tensors of %s", out, len(state), found)

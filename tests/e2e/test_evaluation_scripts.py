@@ -12,9 +12,7 @@ import yaml
 from tiny import autoencoder_training_config, node
 from tiny_runs import ROOT, diffusion_config, fails, first_stage_config, noise, save, script, write_run
 
-from ldm.cli.evaluate import _conditions as conditions_of
-from ldm.cli.evaluate import join_ranks, parse
-from ldm.conditioning.labels import ClassConditioner
+from ldm.cli.evaluate import join_ranks
 from ldm.evaluation.image_sets import scaled_folder_images
 
 pytest.importorskip("torch_fidelity")
@@ -117,12 +115,16 @@ def test_a_folder_of_pictures_and_a_comparison(runs, tmp_path, capsys, caplog):
 
 
 def test_uniform_labels_follow_the_seed_and_untrained_guidance_is_told(runs, tmp_path, caplog):
-    options = parse(arguments(runs["class"], tmp_path, "--conditions", "uniform", "--seed", 7))
-    labels = conditions_of(options, {}, [ClassConditioner(4, 8)])
-    assert labels.seed == 7 and parse(arguments(runs["class"], tmp_path)).seed == 0
+    common = ("--n", 4, "--metrics", "captions_drawn")
+    for seed in (None, 7):
+        words = (*common, "--conditions", "uniform", *(() if seed is None else ("--seed", seed)))
+        evaluate(arguments(runs["class"], tmp_path / f"seed {seed}", *words))
+    default, seven = (result(tmp_path / f"seed {seed}")[0] for seed in (None, 7))
+    assert (default["seeds"][0], seven["seeds"][0]) == (0, 7)
+    assert default["conditions_sha256"] != seven["conditions_sha256"]
     words = ("--n", 2, "--metrics", "captions_drawn", "layout_iou", "map_iou", "ssim", "--scale", 2)
     evaluate(arguments(runs["class"], tmp_path / "out", *words))
-    assert "--scale 2: guidance may harm" in caplog.text
+    assert "guidance 2: may harm" in caplog.text
     assert len(result(tmp_path / "out")[0]["conditions_sha256"]) == 64
 
 

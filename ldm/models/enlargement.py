@@ -5,17 +5,17 @@ from __future__ import annotations
 from fractions import Fraction
 
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
-from ldm.models.loading import LoadedModel
+from ldm.models.latent_diffusion import LatentDiffusion
 
 
-def enlargement(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> Fraction:
+def enlargement(model: LatentDiffusion, conditioner: ImageConditioner | SpatialRescaler) -> Fraction:
     """Return the output's side per side of the conditioning image: f m^n, for n scalings by m before the latent."""
-    scale = Fraction(loaded.model.first_stage_model.factor)
+    scale = Fraction(model.first_stage_model.factor)
     if isinstance(conditioner, SpatialRescaler):
         scale *= Fraction(conditioner.multiplier).limit_denominator(1000) ** conditioner.num_stages
     return scale
 
 
 def input_size(size: tuple[int | None, int | None], scale: Fraction) -> tuple[int | None, int | None]:
-    """Return the sides of the input from which an output of `size` is drawn; None stays None."""
+    """Return the sides of the input that gives an output of `size`; None stays None."""
     return tuple(None if side is None else max(1, round(side / scale)) for side in size)
