@@ -39,14 +39,18 @@ def run_demo(
     device: torch.device,
     progress: Progress,
     overrides: Sequence[str] = (),
+    config: str = "txt2img_shapes",
 ) -> Path:
-    """Train both stages into `folder`/logs, sample PROMPTS and unseen captions, and return the path of the report."""
+    """Train both stages into `folder`/logs, sample PROMPTS and unseen captions, and return the path of the report.
+
+    config: name of the second stage in configs/demo.
+    """
     start, logs = time.monotonic(), folder / "logs"
     title = "1/4 the autoencoder (about 3 minutes on two cores)"
     first = train_config(CONFIGS / "autoencoder_shapes.yaml", logs, overrides, title)
     weights = f"model.params.autoencoder.checkpoint={first}"
     title = "2/4 the diffusion model (about 9 minutes)"
-    second = train_config(CONFIGS / "txt2img_shapes.yaml", logs, [weights, *overrides], title)
+    second = train_config(CONFIGS / f"{config}.yaml", logs, [weights, *overrides], title)
     _log.info("\n3/4 sampling ten captions, and %d that training never showed", num_captions)
     loaded = load_run(second, device)
     captions = held_out_captions(num_captions)

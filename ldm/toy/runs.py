@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.models.generate import Request, generate
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import LoadedModel, load_model
-from ldm.sampling.ddim import DDIM
+from ldm.sampling import make_sampler
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
 Progress = Callable[[int, str], AbstractContextManager[Any]]  # of a number of steps and a title; has `update()`
@@ -22,11 +22,12 @@ Progress = Callable[[int, str], AbstractContextManager[Any]]  # of a number of s
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: DDIM steps, scale of classifier-free guidance, samples at a time."""
+    """How to sample: steps, scale of classifier-free guidance, samples at a time, name of the sampler."""
 
     steps: int = 50
     scale: float = 1.0
     batch_size: int = 50
+    sampler: str = "ddim"
 
 
 def load_run(run: Path, device: torch.device) -> LoadedModel:
@@ -40,6 +41,7 @@ def sample_all(
     """Return one image for each entry of the conditions, seeds 0, 1, ...: (N, C, H, W) in [-1, 1] on the CPU."""
     count = len(next(iter(conditions.values())))
     request = Request(range(count), size, conditions, sampling.scale, sampling.batch_size)
+    sampler = make_sampler(sampling.sampler, steps=sampling.steps)
     with progress(-(-count // sampling.batch_size) * sampling.steps, f"{count} samples") as bar:
-        parts = list(generate(model, DDIM(sampling.steps), request, lambda step: bar.update()))
+        parts = list(generate(model, sampler, request, lambda step: bar.update()))
     return torch.cat(parts).clamp(-1, 1).cpu()
