@@ -49,6 +49,7 @@ from ldm.evaluation.run import (
     evaluate_first_stage,
     evaluate_folder,
     evaluate_model,
+    refuse,
 )
 from ldm.models.loading import is_first_stage
 
@@ -77,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples, reference, given.out, tuple(given.overrides),
     )  # fmt: skip
     if given.images is not None:
-        if given.first_stage:
-            raise UserError("--first-stage: is not used for --images; leave it out")
+        unused = {"--neighbours": given.neighbours, "--first-stage": given.first_stage}
+        refuse({**samples.of_conditions(), **unused}, "--images")
         content = evaluate_folder(given.images, options, progress)
     elif given.first_stage or is_first_stage(source):
         content = evaluate_first_stage(options, progress)

@@ -90,9 +90,8 @@ class SamplingParser(TaskParser):
         sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, self.defaults.eta)
         source = model_source(given.run, given.config, given.ckpt, given.raw)
         model = ModelOptions(source, choose_device(given.device), given.tile)
-        size, has_grid = (given.H, given.W), not given.skip_grid
-        how = (given.scale, given.precision, given.seed, given.batch_size)
-        return given, SamplingOptions(model, sampler, *how, size, given.outdir, has_grid)
+        how = (given.scale, given.precision, given.seed, given.batch_size, (given.H, given.W))
+        return given, SamplingOptions(model, sampler, *how, given.outdir, has_grid=not given.skip_grid)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

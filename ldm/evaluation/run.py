@@ -122,7 +122,6 @@ class EvaluationOptions:
 
 def evaluate_folder(folder: str, options: EvaluationOptions, progress: Progress) -> dict[str, Any]:
     """Measure the images of a folder; return the content of OUT/evaluation.json, as the next two do."""
-    _refuse({**options.samples.of_conditions(), "--neighbours": options.samples.has_neighbours}, "--images")
     metrics, source = options.suite(_FOR_SAMPLES), options.source
     has_data = source.run is not None or source.config is not None
     if metrics.needs_reference and options.reference.is_split and not has_data:
@@ -142,7 +141,7 @@ def evaluate_first_stage(options: EvaluationOptions, progress: Progress) -> dict
     without_use = {**options.samples.of_conditions(), "--neighbours": options.samples.has_neighbours}
     without_use[f"--reference {reference.name}"] = not reference.is_split
     without_use["--reference-n"] = reference.limit is not None
-    _refuse(without_use, "a first stage, whose reference are the originals: a split of the data, --n of it")
+    refuse(without_use, "a first stage, whose reference are the originals: a split of the data, --n of it")
     content, metrics = read_config(options.source), options.suite(_FOR_FIRST_STAGES)
     images = options.split(content, reference.name, options.count)
     metrics.check(len(images))
@@ -179,7 +178,7 @@ def evaluate_model(options: EvaluationOptions, progress: Progress) -> dict[str, 
     return result.write(options.out, {**_made(options.device), **_files(provenance)}, **more)
 
 
-def _refuse(given: Mapping[str, bool], what: str) -> None:
+def refuse(given: Mapping[str, bool], what: str) -> None:
     """Raise UserError for flags that would be ignored."""
     unused = [flag for flag, is_given in given.items() if is_given]
     if unused:
@@ -224,7 +223,7 @@ def _measured_reference(
 def _conditions(options: EvaluationOptions, content: dict[str, Any], known: list[Conditioner]) -> Conditions:
     how = options.samples
     if not known:
-        _refuse(how.of_conditions(), "a model without conditions")
+        refuse(how.of_conditions(), "a model without conditions")
         return Unconditional()
     if how.conditions == "data":
         return DataConditions(options.split(content, "validation", options.count or 1000))

@@ -46,7 +46,7 @@ def test_export_of_averages_in_half_precision(run: Path, tmp_path: Path) -> None
 def test_a_mistake_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for absent, words in (
         ("absent", ["--run", str(tmp_path / "absent"), "--out", str(tmp_path / "a.safetensors")]),
-        ("a.safetensors", ["--run", str(run), "--out", str(tmp_path / "absent" / "a.safetensors")]),
+        ("a.safetensors", ["--run", str(run), "--out", str(run / "configs" / "config.yaml" / "a.safetensors")]),
     ):
         with pytest.raises(SystemExit) as caught:
             main(words)

@@ -300,14 +300,14 @@ def test_configs_that_cannot_be_sampled_from(runs, tmp_path, capsys):
     ckpt = runs["none"] / "checkpoints" / "last.ckpt"
     network = {"target": "ldm.networks.unet.UNet", "params": {"num_head": 3}}
     for content, message in [
-        ("model: [", "cannot be read"),
+        ("model: [", "c.yaml: is not valid YAML"),
         ("data: {}", "has no section model"),
         (yaml.safe_dump({"model": network}), "c.yaml: model.target: is ldm.networks.unet.UNet; samples need"),
         (yaml.safe_dump(sections(model_config(network))), "c.yaml: model.params"),
     ]:
         (tmp_path / "c.yaml").write_text(content)
         assert message in fails(capsys, sample, "--config", tmp_path / "c.yaml", "--ckpt", ckpt)
-    assert "cannot be read" in fails(capsys, sample, "--config", tmp_path / "none.yaml", "--ckpt", ckpt)
+    assert "none.yaml: no such file" in fails(capsys, sample, "--config", tmp_path / "none.yaml", "--ckpt", ckpt)
 
 
 def test_weights_of_another_model_do_not_fit(runs, tmp_path, capsys):
