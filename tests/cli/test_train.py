@@ -105,7 +105,7 @@ def test_run_folder_has_all_that_a_run_leaves(first_stage: Path) -> None:
     assert first_stage.name.endswith("_kl_x")
     assert content(first_stage)["global_step"] == 4
     resolved = yaml.safe_load((first_stage / "configs" / "config.yaml").read_text())
-    assert resolved["model"]["global_batch"] == 4 and resolved["model"]["learning_rate"] == 1e-3
+    assert resolved["training"]["global_batch"] == 4 and resolved["training"]["learning_rate"] == 1e-3
     environment = json.loads((first_stage / "configs" / "environment.json").read_text())
     assert environment["seed"] == 7 and "torch" in environment["versions"]
     assert {row["step"] for row in rows(first_stage)} >= {"1", "2", "3", "4"}

@@ -184,12 +184,14 @@ def test_all_own_configs_are_tried() -> None:
 
 @pytest.mark.parametrize("flag", ["-t", "--dry-run"])
 def test_a_misfit_of_network_and_condition_is_one_line_that_names_both(
-    flag: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = CONFIGS / "ldm" / "inpainting.yaml"
     words = [*narrowing(plain(config)), *made_up_data(plain(config))[0], "model.params.network.params.in_channels=6"]
-    assert main(["--base", str(config), flag, "-l", str(tmp_path / "logs"), *words]) == 1
-    message = caplog.records[-1].getMessage()
+    with pytest.raises(SystemExit) as ended:
+        main(["--base", str(config), flag, "-l", str(tmp_path / "logs"), *words])
+    assert ended.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
     assert "model: UNet: in_channels is 6" in message and "FirstStageConditioner concatenates 4" in message
-    assert "set in_channels: 7" in message and "\n" not in message
+    assert "set in_channels: 7" in message
     assert not (tmp_path / "logs").exists()
