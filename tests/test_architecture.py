@@ -27,7 +27,7 @@ ARROWS = {
     "images": {"data", "environment"},
     "autoencoder": {"aliases", "distributed", "networks"},
     "conditioning": {"aliases", "networks"},
-    "sampling": {"diffusion"},
+    "sampling": {"aliases", "diffusion"},
 }
 LIBRARY = set(ARROWS)
 ARROWS["models"] = LIBRARY

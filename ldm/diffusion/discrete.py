@@ -192,8 +192,9 @@ class DiscreteVP:
     def _between_steps(self, t: Tensor) -> Level:
         lower = t.floor().clamp(0, self.num_steps - 1)
         index, weight = lower.long(), (t - lower).clamp(min=0)
-        alpha, sigma, log_snr = (table.to(t.device)[index] for table in self._amounts(t.dtype))
-        upper = self._amounts(t.dtype)[2].to(t.device)[(index + 1).clamp(max=self.num_steps - 1)]
+        tables = [table.to(t.device) for table in self._amounts(t.dtype)]
+        alpha, sigma, log_snr = (table[index] for table in tables)
+        upper = tables[2][(index + 1).clamp(max=self.num_steps - 1)]
         log_snr = torch.where(weight > 0, torch.lerp(log_snr, upper, weight), log_snr)
         alpha = torch.where(weight > 0, torch.sigmoid(log_snr).sqrt(), alpha)
         sigma = torch.where(weight > 0, torch.sigmoid(-log_snr).sqrt(), sigma)

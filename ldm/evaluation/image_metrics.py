@@ -6,7 +6,7 @@ form may be named by a dotted target; `FunctionMetric` makes metrics of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.aliases import Batch
 from ldm.errors import UserError
 from ldm.evaluation.extractors import weights_hash
 from ldm.networks.perceptual import LPIPS, MIN_SIZE
 
-Batch = Mapping[str, Any]
 MIN_SSIM_SIDE = 11  # of SSIM's window
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.aliases import Batch, Noise
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
 from ldm.diffusion.guidance import extrapolate, repeat_pair
 from ldm.diffusion.objective import Objective, Terms
@@ -29,9 +30,6 @@ from ldm.models.conditional_network import ConditionalNetwork, check_fit
 from ldm.models.generate import Request, generate
 from ldm.models.latent_scale import LatentScale, unit_variance_scale
 from ldm.sampling import make_sampler
-
-Noise = Callable[[tuple[int, ...]], Tensor]
-Batch = Mapping[str, Any]
 
 
 class LatentDiffusion(nn.Module):

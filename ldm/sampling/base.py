@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ldm.aliases import Noise
 from ldm.diffusion.grids import Grid, resolve_grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process, float64_levels
@@ -21,7 +22,6 @@ from ldm.errors import UserError
 
 Refine = Callable[[Tensor], Tensor]
 Constrain = Callable[[Tensor, Tensor], Tensor]
-Noise = Callable[[tuple[int, ...]], Tensor]
 
 
 class Step(NamedTuple):

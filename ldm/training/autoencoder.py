@@ -12,7 +12,7 @@ The state dict is flat as published: the autoencoder's own parts, loss.*, model_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from ldm.aliases import Batch
 from ldm.autoencoder.losses import AdversarialLoss
 from ldm.autoencoder.regularizers import Info, VectorQuantizer
 from ldm.bounds import Count, Fraction, NonNegative
@@ -33,7 +34,6 @@ from ldm.training.module import TrainingModule
 from ldm.training.optimization import Multiplier, scheduler, stepwise
 from ldm.training.randomness import Draws, seed_from
 
-Batch = Mapping[str, Any]
 _RESIZE_MULTIPLE = 16
 _COUNTED = ("train", "val", "val_ema", "test", "test_ema")
 _FULL_SIZE_STEPS = 5  # the first batches have the largest size, so that too little memory shows at once

@@ -8,13 +8,14 @@ samples, the optimiser, evaluation and logs. Its state dict is that of the model
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.aliases import Batch
 from ldm.bounds import Fraction
 from ldm.diffusion.objective import Objective, Terms
 from ldm.diffusion.times import golden_ratio_uniforms
@@ -30,7 +31,6 @@ from ldm.training.randomness import MEASURE, Draws
 
 _log = logging.getLogger(__name__)
 _FITTING_STD = (0.7, 1.4)
-Batch = Mapping[str, Any]
 
 
 class DiffusionTraining(TrainingModule):
