@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from small_configs import CONFIGS, draw, made_up_data, narrowing, pinned, plain, train
+from small_configs import CONFIGS, FROM_FILES, draw, made_up_data, narrowing, pinned, plain, train
 
 from ldm.cli.train import main
 from ldm.config import instantiate, load
@@ -74,12 +74,16 @@ def kind(value: Any) -> Any:
 
 
 def representatives() -> list[Any]:
-    """Return the names of all configs; those that differ from an earlier one in nothing but numbers are slow."""
+    """Return the names of all configs.
+
+    Slow are those that differ from an earlier one in nothing but numbers, and those that test_task_data trains.
+    """
     kinds: set[str] = set()
     names: list[Any] = []
     for name in NAMES:
         text = json.dumps(kind(yaml.safe_load((CONFIGS / name).read_text())), sort_keys=True)
-        names.append(pytest.param(name, marks=pytest.mark.slow) if text in kinds else name)
+        is_slow = text in kinds or (name.startswith("ldm/") and Path(name).stem in FROM_FILES)
+        names.append(pytest.param(name, marks=pytest.mark.slow) if is_slow else name)
         kinds.add(text)
     return names
 
