@@ -168,20 +168,6 @@ def test_own_data_by_a_path(name: str, partners: str | None, own_data: Path, tmp
     assert draw(run, items).shape == items["image"].shape
 
 
-def test_five_channels_go_through_data_losses_and_pictures(tmp_path: Path) -> None:
-    """Arrays of 16 bits with five channels, with the perceptual loss, on random features, and with logged pictures."""
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        np.save(tmp_path / f"{number}.npy", rng.integers(0, 2**16, (40, 80, 5), dtype=np.uint16))
-    config = CONFIGS / "own" / "autoencoder.yaml"
-    words = [f"{_TRAIN}.root={tmp_path}", f"{_TRAIN}.size=32", f"{_TRAIN}.channels=5", f"{_TRAIN}.validation_share=0.3"]
-    perceptual = "{target: ldm.networks.perceptual.LPIPS, params: {random_features: true}}"
-    words += [*narrowing(plain(config)), f"training.params.loss.params.perceptual_loss={perceptual}"]
-    run = train(config, tmp_path, [*words, "lightning.callbacks.image_logger={params: {every_n_steps: 1}}"])
-    assert any((run / "images").rglob("*.png"))
-    assert draw(run, {"image": torch.zeros(1, 5, 32, 48)}).shape == (1, 5, 32, 48)
-
-
 def test_all_own_configs_are_tried() -> None:
     assert {name for name, _ in CASES} == {*OWN}
 
