@@ -18,7 +18,7 @@ ARROWS = {
     "environment": set(),
     "aliases": set(),
     "distributed": set(),
-    "weights": set(),
+    "weights": {"compat"},  # the names of foreign files
     "config": {"weights"},
     "compat": {"config"},
     "diffusion": set(),

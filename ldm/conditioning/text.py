@@ -124,6 +124,7 @@ class CLIPTextConditioner(Conditioner):
 
     version: a local folder, or a name in the Hugging Face cache; nothing is downloaded. Weights come from a loaded
     state dict (keys transformer.text_model.*), else from `version` at the first use; UserError if in neither.
+    tokenizer: the same for the tokenizer, if it is elsewhere.
     """
 
     def __init__(
@@ -133,12 +134,13 @@ class CLIPTextConditioner(Conditioner):
         key: str = "caption",
         drop_rate: Fraction = 0.0,
         trainable: bool = False,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__(key, "context", drop_rate, trainable)
         self.version = version
         self.transformer = _clip_skeleton(version)
         vocab_size, self.width = self.transformer.text_model.embeddings.token_embedding.weight.shape
-        self.tokenizer = HuggingFaceTokenizer(version, max_length, vocab_size)
+        self.tokenizer = HuggingFaceTokenizer(tokenizer or version, max_length, vocab_size)
         self._has_weights = False
         self.register_load_state_dict_pre_hook(_accept_clip_weights)
         self._freeze_unless_trainable()

@@ -6,6 +6,7 @@ As in the published text models, padding is not masked. Nothing is downloaded.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -83,6 +84,12 @@ class HuggingFaceTokenizer:
                 starts = [start for start, end in encoded["offset_mapping"][i] if end > start]
                 self._warn(texts[source], min(starts, default=0))
         return torch.tensor([rows[i] for i in range(len(texts))], dtype=torch.long).view(-1, self.max_length)
+
+    def save_folder(self, folder: Path) -> None:
+        """Write the tokenizer as transformers reads it."""
+        tokenizer = self._tokenizer()
+        tokenizer.model_max_length = self.max_length
+        tokenizer.save_pretrained(folder)
 
     def _tokenizer(self) -> Any:
         if self._loaded is None:
@@ -166,6 +173,15 @@ class TrainedTokenizer(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the vocabulary into a folder."""
         (Path(folder) / VOCABULARY_FILE).write_text("".join(f"{token}\n" for token in self.tokens()), encoding="utf-8")
+
+    def save_folder(self, folder: Path) -> None:
+        """Write the tokenizer as transformers reads it, as one of BERT."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save(folder)
+        kinds = {"pad": PAD, "unk": UNKNOWN, "cls": START, "sep": END, "mask": UNKNOWN}  # there is no token for masks
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": self.max_length}
+        config |= {f"{kind}_token": token for kind, token in kinds.items()}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     def load(self, path: str | Path) -> None:
         """Read the vocabulary from a file or a folder. UserError if it is missing or does not fit."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.bounds import Count
+from ldm.diffusion.grids import Grid
 from ldm.diffusion.process import Level, Moments, per_sample
 from ldm.errors import UserError
 
@@ -75,14 +76,14 @@ class DiscreteVP:
     """The variance-preserving process of T steps. Its time is the number of a step, 0 to T - 1; -1 is clean data.
 
     tables: the twelve float32 tables (T,) that checkpoints hold, by their published names; made by `from_betas` and by
-    the constructors of the published schedules.
+    the constructors of the published schedules. grid: on which samplers walk by default.
     """
 
     tables: dict[str, Tensor]
     posterior_weight: float = 0.0
+    grid: Grid | str = "uniform"
     clean = -1.0
     cleanest = 0.0
-    grid = "uniform"
     prior_std = 1.0
 
     @classmethod
@@ -165,6 +166,11 @@ class DiscreteVP:
         """Build the squared-cosine schedule."""
         return cls.from_betas(cosine_betas(num_steps, s), posterior_weight, zero_terminal_snr)
 
+    @classmethod
+    def on_grid(cls, process: DiscreteVP, grid: Grid | str) -> DiscreteVP:
+        """Return a process on which samplers walk this grid unless told otherwise."""
+        return replace(process, grid=grid)
+
     # --- the process -----------------------------------------------------------------------------------------------
 
     @property
@@ -231,7 +237,7 @@ class DiscreteVP:
 
     def with_buffers(self, buffers: dict[str, Tensor]) -> DiscreteVP:
         """Return the process that these tables describe."""
-        return DiscreteVP(buffers, self.posterior_weight)
+        return replace(self, tables=buffers)
 
     def to(self, device: torch.device | str) -> DiscreteVP:
         """Copy the tables to a device."""

@@ -89,6 +89,8 @@ class LatentDiffusion(nn.Module):
     ) -> LatentDiffusion:
         """Load a model in eval mode from a run folder, a checkpoint in one, an exported file, or a published zip.
 
+        Folders of diffusers as well, also by their name on the hub if they are in the local cache.
+
         weights: "ema" for the averaged weights where there are any, "raw" for the trained ones. UserError for absent or
         damaged files, and for a model of another kind.
         """
@@ -96,15 +98,19 @@ class LatentDiffusion(nn.Module):
 
         return load_model(ModelSource(path, weights=weights), device).model
 
-    def save_pretrained(self, path: str | Path, config: Mapping[str, Any] | None = None) -> Path:
-        """Write weights and config into one safetensors file, which `from_pretrained` reads. Returns its path.
+    def save_pretrained(
+        self, path: str | Path, config: Mapping[str, Any] | None = None, format: str = "safetensors"
+    ) -> Path:
+        """Write weights and config, as `from_pretrained` reads them. Returns the path. UserError for what cannot be.
 
-        config: section `model` from which this model was built; by default the one with which it was loaded. UserError
-        if there is none.
+        Args:
+            path: File, or new folder.
+            config: Section `model` from which this model was built; by default the one with which it was loaded.
+            format: One `safetensors` file, a folder of `diffusers`, or a file of `compvis`, which has no config.
         """
         from ldm.models.saving import save_model
 
-        return save_model(self, path, config)
+        return save_model(self, path, config, format)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Set the mode; the first stage stays in eval mode."""

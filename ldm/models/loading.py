@@ -1,4 +1,4 @@
-"""A model from disk, ready to use: a run folder, a file with its config inside, or a config with a checkpoint.
+"""A model from disk, ready to use: a run folder or one of diffusers, a file with its config inside, or both files.
 
 Ours and published ones; the weights are read without running anything that files name (see `ldm.weights`).
 """
@@ -58,7 +58,7 @@ class ModelSource:
         if self.config is not None:
             return Path(self.config), found
         is_folder = self.run is not None and Path(self.run).is_dir()
-        is_inside = "config" in checkpoint.metadata(found)
+        is_inside = found.suffix == ".json" or "config" in checkpoint.metadata(found)
         beside = found if is_inside else config_of_run(self.run if is_folder else found)
         if beside is None:
             raise UserError(f"{found}: no {' or '.join(CONFIGS_OF_RUNS[:2])} beside it; give --config YAML")
@@ -75,9 +75,12 @@ class Loaded:
     content: dict[str, Any]
 
     def provenance(self) -> dict[str, str]:
-        """Return the names of the files, and the SHA-256 of the checkpoint."""
-        with self.checkpoint.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        """Return the names of the files, and the SHA-256 of the checkpoint (of all its files, in turn)."""
+        whole = hashlib.sha256()
+        for path in checkpoint.files_of(self.checkpoint):
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: whole)
+        digest = whole.hexdigest()
         paths = {"config": str(self.config), "checkpoint": str(self.checkpoint)}
         return {**paths, "weights": self.weights, "checkpoint_sha256": digest}
 
@@ -206,7 +209,9 @@ def _without_training(section: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if wrong := [word for word in overrides if not word.startswith("model.")]:
         raise UserError(f"{wrong[0]}: has no effect on samples; override model.key=value")
-    if path.suffix in (".safetensors", ".zip"):
+    if path.suffix == ".json":
+        content = apply_overrides({"model": compat.diffusers.read(path).section}, overrides)
+    elif path.suffix in (".safetensors", ".zip"):
         content = compat.translate(apply_overrides(yaml.safe_load(checkpoint.metadata(path)["config"]), overrides))
     else:
         content = compat.translate(compat.read(path, overrides))

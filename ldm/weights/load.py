@@ -7,6 +7,7 @@ moving average (`model_ema.*`, names without dots); `choose` picks one of the tw
 
 import logging
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm.compat.diffusers import index_of
 from ldm.errors import UserError
 from ldm.weights import files as storage
+from ldm.weights import folders
 from ldm.weights.archives import config_in, unpacked
 from ldm.weights.audit import UnsafeCheckpoint, load_inert
 
@@ -29,7 +32,10 @@ State = dict[str, Tensor]
 
 IN_A_RUN = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "model.ckpt", "last.ckpt")
 EMA = "model_ema."
-FIRST_STAGE = "first_stage_model."
+PARTS = ("first_stage_model.", "model.diffusion_model.", "cond_stage_model.")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# The tables of a discrete process, which follow from the config.
+_SCHEDULE = re.compile(r"betas|(alphas_cumprod|sqrt_|log_one_minus_|posterior_)\w*")
 _EMA_COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
 _EXAMPLES = 3
 
@@ -37,13 +43,16 @@ _EXAMPLES = 3
 def locate(path: str | Path) -> Path:
     """Return the checkpoint of a path: the file itself, or the newest readable one of a run folder. Raises UserError.
 
-    Truncated and damaged files of a run folder are skipped with a warning.
+    Truncated and damaged files of a run folder are skipped with a warning. A folder of diffusers is its JSON file, and
+    a name on the hub the folder in the cache of huggingface_hub.
     """
-    path = Path(path).expanduser()
+    path = _cached(str(path)) or Path(path).expanduser()
     if path.is_file():
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint; give a file, or a run folder with {IN_A_RUN[0]}")
+    if (index := index_of(path)) is not None:
+        return index
     problems = []
     for candidate in _candidates(path):
         try:
@@ -60,6 +69,21 @@ def locate(path: str | Path) -> Path:
     raise UserError(f"{path}: holds no checkpoint; expected {' or '.join(IN_A_RUN)} in it")
 
 
+def _cached(name: str) -> Path | None:
+    """Return the folder of a name on the hub in the local cache; None for a path. UserError if it is not there."""
+    if Path(name).exists() or not _HUB_NAME.fullmatch(name) or Path(name).parent.exists():
+        return None
+    from huggingface_hub import snapshot_download  # slow to import, seldom used
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: no such file or folder, nor is it in the cache of huggingface_hub (HF_HOME); for a model of that "
+            f"name run `hf download {name}` where there is a network, and copy the cache here"
+        ) from error
+
+
 def _candidates(folder: Path) -> list[Path]:
     """Return the checkpoints of a run folder, newest first."""
     numbered = sorted((folder / "checkpoints").glob("step=*.ckpt"), reverse=True)
@@ -70,10 +94,12 @@ def _candidates(folder: Path) -> list[Path]:
 def read(path: str | Path) -> State:
     """Return the tensors of a checkpoint by name, on the CPU, with its frozen parts.
 
-    `path` is a file, a published zip or a run folder. UserError if there is no checkpoint, or if it is truncated, of
-    another format, or does more than hold tensors.
+    `path` is a file, a published zip, a run folder or one of diffusers. UserError if there is no checkpoint, or if it
+    is truncated, of another format, or does more than hold tensors.
     """
     path = locate(path)
+    if path.suffix == ".json":
+        return folders.read(path, read)
     try:
         with unpacked(path) as file:
             content = _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
@@ -91,6 +117,11 @@ def read(path: str | Path) -> State:
     if others:
         log.warning("%s: skipped what is not a tensor: %s", path, _some(others))
     return tensors
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a checkpoint that `locate` found: itself and, of a folder of diffusers, those of weights."""
+    return [path, *(folders.weights_of(path) if path.suffix == ".json" else [])]
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -210,9 +241,9 @@ def load_into(
 ) -> LoadReport:
     """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
-    An autoencoder takes its weights also from a latent diffusion model. Tolerated are a training loss (`loss.*`,
-    `logvar`) or an average that the module does not have, an average that the file does not have (it starts at the raw
-    weights), and CLIP's `position_ids`.
+    A part, such as an autoencoder, takes its weights also from a latent diffusion model. Tolerated are a training loss
+    (`loss.*`, `logvar`) or an average that the module does not have, an average that the file does not have (it starts
+    at the raw weights), tables of the schedule of which the file has none, and CLIP's `position_ids`.
 
     Args:
         module: with the names of the published checkpoints.
@@ -241,12 +272,13 @@ def load_into(
 
 
 def _for_names(names: Iterable[str], state: State) -> State:
-    """Return a state dict, or its first stage if only that holds any of these names."""
+    """Return a state dict, or that of its parts which alone holds any of these names."""
     names = set(names)
-    if not names.isdisjoint(state):
-        return state
-    inner = {name.removeprefix(FIRST_STAGE): value for name, value in state.items() if name.startswith(FIRST_STAGE)}
-    return state if names.isdisjoint(inner) else inner
+    for prefix in ("", *PARTS):
+        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if not names.isdisjoint(inner):
+            return inner
+    return state
 
 
 def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> LoadReport:
@@ -255,7 +287,8 @@ def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> Loa
     mismatched = [name for name in common if wanted[name].shape != offered[name].shape]
     filled = {id(wanted[name]) for name in loaded}  # one tensor may have two names
     absent = [name for name in wanted if name not in offered and id(wanted[name]) not in filled]
-    missing = [name for name in absent if not _may_be_absent(name)]
+    has_schedule = any(_SCHEDULE.fullmatch(name) for name in offered)
+    missing = [name for name in absent if not _may_be_absent(name) and (has_schedule or not _SCHEDULE.fullmatch(name))]
     surplus = [name for name in offered if name not in wanted]
     unexpected = [name for name in surplus if not _may_be_surplus(name)]
     tolerated = [name for name in absent if name not in missing] + [name for name in surplus if _may_be_surplus(name)]

@@ -1,0 +1,277 @@
+"""Folders: a single component (`config.json`), or a pipeline (`model_index.json`) <-> section `model` of our config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldm.compat.diffusers.first_stage import AUTOENCODER_KL, DEFAULT_SCALE, VQ_MODEL
+from ldm.compat.diffusers.rules import Component, Node, Rename, Values
+from ldm.compat.diffusers.schedule import SCHEDULERS, write_scheduler
+from ldm.compat.diffusers.text import CLIP_TEXT, LDM_BERT
+from ldm.compat.diffusers.unet import UNET_2D, UNET_2D_CONDITION
+from ldm.errors import ConfigError, UserError
+
+INDEX, CONFIG, SCHEDULER, TOKENIZER = "model_index.json", "config.json", "scheduler_config.json", "tokenizer"
+VERSION = "0.42.1"  # of diffusers, whose fields these are
+_MODEL = "ldm.models.latent_diffusion.LatentDiffusion"
+_KINDS = {kind.name: kind for kind in (UNET_2D, UNET_2D_CONDITION, AUTOENCODER_KL, VQ_MODEL, LDM_BERT, CLIP_TEXT)}
+
+
+@dataclass(frozen=True, eq=False)  # a key of mappings
+class Role:
+    """What a folder of a pipeline is to our model: its parameter, the beginning of its weights' names, its classes."""
+
+    parameter: str
+    prefix: str
+    kinds: tuple[Component, ...]
+
+
+_UNET = Role("network", "model.diffusion_model.", (UNET_2D, UNET_2D_CONDITION))
+_VAE = Role("autoencoder", "first_stage_model.", (AUTOENCODER_KL, VQ_MODEL))
+_TEXT = Role("conditioner", "cond_stage_model.", (CLIP_TEXT, LDM_BERT))
+# The folders of each pipeline; those without a role are read in their own way.
+PIPELINES = {
+    "LDMPipeline": {"unet": _UNET, "vqvae": _VAE},
+    "LDMTextToImagePipeline": {"unet": _UNET, "vqvae": _VAE, "bert": _TEXT},
+    "StableDiffusionPipeline": {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT},
+}
+_NO_PART_OF_THE_MODEL = ("safety_checker", "feature_extractor", "requires_safety_checker")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component of a folder: where it is, what it is, its config, and how its weights are named in our model."""
+
+    folder: str
+    kind: Component
+    config: Values
+    names: tuple[Rename, ...]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder in both dialects: our section `model`, their components, and their other JSON files by path."""
+
+    section: Node
+    parts: tuple[Part, ...]
+    files: dict[str, Values]
+
+
+def index_of(folder: str | Path) -> Path | None:
+    """Return the JSON file that makes a folder one of diffusers or of a component of it; None for other folders."""
+    for name in (INDEX, CONFIG):
+        path = Path(folder) / name
+        if path.is_file() and (name == INDEX or _class_of(read_json(path)) is not None):
+            return path
+    return None
+
+
+def read_json(path: Path) -> Values:
+    """Return the mapping that a JSON file holds. UserError if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; copy the whole folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not readable JSON ({' '.join(str(error).split())[:80]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a mapping")
+    return content
+
+
+def _class_of(config: Values) -> str | None:
+    """Return their class that a config names, as diffusers or as transformers writes it."""
+    architectures = config.get("architectures")
+    named = config.get("_class_name") or (architectures[0] if isinstance(architectures, list) and architectures else "")
+    return named if named in _KINDS or "_class_name" in config else None
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read(index: Path) -> Folder:
+    """Return what the folder of an index describes. UserError, one line, for what is missing or not expressible."""
+    content = read_json(index)
+    name = str(_class_of(content))
+    if index.name == CONFIG:
+        part, node = _component(index.parent, "", tuple(_KINDS.values()), name)
+        return Folder(node, (part,), {})
+    if name not in PIPELINES:
+        raise ConfigError(f"{name} is not supported; only {', '.join(PIPELINES)}", "_class_name", str(index))
+    roles = PIPELINES[name]
+    for key, value in content.items():
+        is_absent = not isinstance(value, list) or value == [None, None] or key.startswith("_")
+        if not is_absent and key not in (*roles, "scheduler", TOKENIZER, *_NO_PART_OF_THE_MODEL):
+            raise ConfigError(f"{value[-1]} is not supported in a {name}", key, str(index))
+    found = {role.parameter: _component(index.parent, key, role.kinds, *_named(content, key), role.prefix)
+             for key, role in roles.items()}  # fmt: skip
+    params: Values = {parameter: node for parameter, (_, node) in found.items()}
+    params |= _schedule(index.parent / "scheduler" / SCHEDULER)
+    params["latent_scale"] = float(found["autoencoder"][0].config.get("scaling_factor", DEFAULT_SCALE))
+    if (size := found["network"][0].config.get("sample_size")) is not None:
+        params["latent_size"] = size
+    if "conditioner" in params:
+        _complete_text(params["conditioner"], index.parent, found["conditioner"][0])
+    return Folder({"target": _MODEL, "params": params}, tuple(part for part, _ in found.values()), {})
+
+
+def _named(content: Values, key: str) -> tuple[str | None]:
+    """Return the class that an index names for a folder."""
+    value = content.get(key)
+    return (value[-1] if isinstance(value, list) and value and isinstance(value[-1], str) else None,)
+
+
+def _component(
+    folder: Path, name: str, kinds: Sequence[Component], expected: str | None, prefix: str = ""
+) -> tuple[Part, Node]:
+    file = folder / name / CONFIG
+    config = read_json(file)
+    found = _class_of(config) or expected
+    kind = next((kind for kind in kinds if kind.name == found), None)
+    if kind is None:
+        allowed = " or ".join(kind.name for kind in kinds)
+        raise ConfigError(f"{found} is not supported here; only {allowed}", "_class_name", str(file))
+    try:
+        parameters = kind.read(config)
+        node = kind.node(parameters)
+        names = kind.names(kind.parameters(node)[0], config)
+    except ConfigError as error:
+        raise ConfigError(error.problem, error.path, str(file)) from error
+    return Part(name, kind, config, tuple(names), prefix), node
+
+
+def _schedule(file: Path) -> Values:
+    config = read_json(file)
+    name = config.get("_class_name")
+    if name not in SCHEDULERS:
+        raise ConfigError(f"{name} is not supported; only {', '.join(SCHEDULERS)}", "_class_name", str(file))
+    try:
+        return SCHEDULERS[name].read(config)
+    except ConfigError as error:
+        raise ConfigError(error.problem, error.path, str(file)) from error
+
+
+def _complete_text(node: Node, folder: Path, part: Part) -> None:
+    """Add what a text conditioner reads from the folder; these pipelines are made for guidance."""
+    tokenizer = folder / TOKENIZER
+    if not tokenizer.is_dir():
+        raise UserError(f"{tokenizer}: is missing; copy the whole folder")
+    params = node["params"]
+    params["drop_rate"] = 0.1
+    if part.kind is CLIP_TEXT:
+        params |= {"version": str(folder / part.folder), "tokenizer": str(tokenizer)}
+    else:
+        sizes = {"max_length": params["max_length"], "vocab_size": params["vocab_size"]}
+        target = "ldm.conditioning.tokenizers.HuggingFaceTokenizer"
+        params["tokenizer"] = {"target": target, "params": {"name_or_path": str(tokenizer), **sizes}}
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def write(section: Node, scale: float) -> Folder:
+    """Return the folder for section `model` of our config: a pipeline, or one component.
+
+    scale: by which latents are multiplied. ConfigError names the parameter that diffusers cannot express.
+    """
+    if section["target"] != _MODEL:
+        part = _written(section, "", "", "model")
+        if part.kind in _VAE.kinds:
+            part = replace(part, config={**part.config, "scaling_factor": scale})
+        return Folder(section, (part,), {})
+    params = section["params"]
+    parts = {
+        role: _written(params[role.parameter], "", role.prefix, f"model.params.{role.parameter}")
+        for role in (_UNET, _VAE, _TEXT)
+        if params.get(role.parameter) is not None
+    }
+    pipeline = _pipeline(parts)
+    folders = {role: key for key, role in PIPELINES[pipeline].items()}
+    parts = {role: replace(part, folder=folders[role]) for role, part in parts.items()}
+    parts[_VAE].config["scaling_factor"] = scale
+    parts[_UNET].config["sample_size"] = _sample_size(params, parts[_VAE])
+    try:
+        scheduler = write_scheduler(params["process"], params.get("prediction"))
+    except ConfigError as error:
+        raise ConfigError(error.problem, f"model.params.{error.path}") from error
+    index = {
+        "_class_name": pipeline,
+        "_diffusers_version": VERSION,
+        **{part.folder: _library(part, pipeline) for part in parts.values()},
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+    }
+    if _TEXT in parts:
+        tokenizer = "CLIPTokenizer" if parts[_TEXT].kind is CLIP_TEXT else "BertTokenizer"
+        index[TOKENIZER] = ["transformers", tokenizer]
+    if pipeline == "StableDiffusionPipeline":
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
+                  "requires_safety_checker": False}  # fmt: skip
+    return Folder(section, tuple(parts.values()), {INDEX: index, f"scheduler/{SCHEDULER}": scheduler})
+
+
+def _written(node: Node, folder: str, prefix: str, place: str) -> Part:
+    kind = _kind_of(node, place)
+    try:
+        fields = kind.write(node)
+    except ConfigError as error:
+        raise ConfigError(error.problem, f"{place}.{error.path}") from error
+    config = fields if kind.is_open else {"_class_name": kind.name, "_diffusers_version": VERSION, **fields}
+    names = kind.names(kind.parameters(node)[0], config)
+    return Part(folder, kind, config, tuple(names), prefix)
+
+
+def _kind_of(node: Node, place: str) -> Component:
+    """Return their component for a node of ours."""
+    params = node.get("params") or {}
+    regularizer = params.get("regularizer") or {}
+    same_target = [kind for kind in _KINDS.values() if kind.target == node["target"]]
+    if node["target"] == UNET_2D.target:
+        return UNET_2D if params.get("context_dim") is None else UNET_2D_CONDITION
+    if node["target"] == AUTOENCODER_KL.target:
+        same_target = [kind for kind in same_target if kind.children["regularizer"] == regularizer.get("target")]
+        place = f"{place}.params.regularizer"
+    if not same_target:
+        known = ", ".join(sorted({kind.target.rpartition(".")[2] for kind in _KINDS.values()}))
+        raise ConfigError(f"diffusers: {regularizer.get('target') or node['target']} has no counterpart; only {known}",
+                          f"{place}.target")  # fmt: skip
+    return same_target[0]
+
+
+def _pipeline(parts: dict[Role, Part]) -> str:
+    """Return the pipeline that has these parts. LDMTextToImagePipeline takes 77 tokens and f = 8, whatever is given."""
+    if _TEXT not in parts:
+        return "LDMPipeline"
+    text, first_stage = parts[_TEXT], parts[_VAE]
+    factor = 2 ** (len(first_stage.config["block_out_channels"]) - 1)
+    tokens = text.config["max_position_embeddings"]
+    if text.kind is LDM_BERT and (tokens, factor) == (77, 8):
+        return "LDMTextToImagePipeline"
+    if first_stage.kind is VQ_MODEL:
+        raise ConfigError(
+            f"diffusers: text to image with a codebook needs 77 tokens and f = 8 there, not {tokens} and {factor}",
+            "model.params.autoencoder.params.regularizer",
+        )
+    return "StableDiffusionPipeline"
+
+
+def _sample_size(params: Values, first_stage: Part) -> int:
+    """Return the side of the latents."""
+    size = params.get("latent_size")
+    if size is None:
+        return first_stage.config["sample_size"] // 2 ** (len(first_stage.config["block_out_channels"]) - 1)
+    if not isinstance(size, int):
+        if len(set(size)) != 1:
+            raise ConfigError(f"diffusers: {list(size)} is no square", "model.params.latent_size")
+        size = size[0]
+    return size
+
+
+def _library(part: Part, pipeline: str) -> list[Any]:
+    if part.kind is LDM_BERT:
+        return ["latent_diffusion", part.kind.name]
+    return ["transformers" if part.kind is CLIP_TEXT else "diffusers", part.kind.name]
