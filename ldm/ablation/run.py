@@ -39,7 +39,6 @@ from ldm.training.run_folder import new_run, resume_run
 _log = logging.getLogger(__name__)
 FIRST_STAGE_SEED = 23  # first stages are trained once, whatever the seeds of the study
 _SPEED_STEPS = 120
-_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -207,13 +206,10 @@ def _evaluate(
     spec, how, steps = study.evaluation, trial.sampling, evaluation.steps
     is_first_stage, out = steps is None, workspace.path("evaluations", evaluation.name)
     metrics = spec.first_stage_metrics if is_first_stage else spec.metrics
-    scale = 1.0 if is_first_stage else how.scale
-    samples = SampleOptions(sampler(how, steps or 1), scale, None, 0, (how.H, how.W), "data", has_neighbours=False)
-    reference = ReferenceOptions("validation", None, out.parent / "references", None)
-    options = EvaluationOptions(
-        ModelSource(str(run)), torch.device(slot.device), metrics, spec.extractor, spec.num_samples, _BATCH, samples,
-        reference, out, (),
-    )  # fmt: skip
+    samples = SampleOptions(sampler(how, steps or 1), 1.0 if is_first_stage else how.scale, (how.H, how.W))
+    source, device = ModelSource(str(run)), torch.device(slot.device)
+    reference = ReferenceOptions(out.parent / "references")
+    options = EvaluationOptions(source, device, metrics, spec.extractor, samples, reference, out, spec.num_samples)
     evaluate = evaluate_first_stage if is_first_stage else evaluate_model
     workspace.once(evaluation.name, lambda: evaluate(options, _progress))
 
