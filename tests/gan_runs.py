@@ -21,8 +21,8 @@ TOLERANCE = 1e-9
 VARIANTS = ("synchronized", "actnorm", "per_rank")
 
 
-class Pictures(Dataset):
-    """Give pictures that are a function of the index, of unequal brightness."""
+class Images(Dataset):
+    """Images that are a function of the index, of unequal brightness."""
 
     def __len__(self) -> int:
         return STEPS * BATCH
@@ -56,7 +56,7 @@ def train(rank: int, ranks: int, folder: Path, port: int) -> None:
         if ranks > 1:
             strategy = DDPStrategy(process_group_backend="gloo", broadcast_buffers=False, gradient_as_bucket_view=True)
         trained, validated = (
-            DataLoader(Subset(Pictures(), range(rank, count, ranks)), BATCH // ranks) for count in (STEPS * BATCH, 5)
+            DataLoader(Subset(Images(), range(rank, count, ranks)), BATCH // ranks) for count in (STEPS * BATCH, 5)
         )
         trainer = pl.Trainer(
             accelerator="cpu", devices=ranks, strategy=strategy, precision="64-true", max_steps=STEPS, logger=False,

@@ -24,7 +24,7 @@ from ldm.ablation.tables import (
     without,
     write_csv,
 )
-from ldm.ablation.workspace import Workspace
+from ldm.ablation.workspace import Workspace, file_name
 from ldm.config.types import fits
 from ldm.evaluation.report import Panel, Section, plot_panels, write_page
 
@@ -36,7 +36,7 @@ def report_folder(study: Study, workspace: Workspace) -> Path:
     content = asdict(study)
     content["axes"] = [[name, list(map(str, axis.items()))] for name, axis in study.axes.items()]
     digest = hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()[:8]
-    return workspace.folder / f"report-seeds{'_'.join(map(str, study.seeds))}-{digest}"
+    return workspace.folder / f"report-seeds{file_name('_'.join(map(str, study.seeds)))}-{digest}"
 
 
 def write_report(study: Study, trials: Sequence[Resolved], workspace: Workspace) -> Path:
@@ -133,7 +133,8 @@ class _Report:
         means = over_seeds(rows, list(self.study.axes))
         for axis, values in self.study.axes.items():
             if means and len(values) > 1 and all(fits(value, float) for value in values):
-                yield Section(f"Against {axis}", images=[self._plot(f"axis_{axis}.png", means, [axis], 3, axis)])
+                image = self._plot(f"axis_{file_name(axis)}.png", means, [axis], columns=3, without=axis)
+                yield Section(f"Against {axis}", images=[image])
 
     def _plot(self, name: str, rows: Sequence[Row], costs: Sequence[str], columns: int, without: str = "") -> Path:
         """Plot each metric against each of the costs, a line for each trial."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm import compat
 from ldm.ablation.study import PIXELS, EvaluationSpec, Sampling, Study, Trial, make
+from ldm.ablation.workspace import file_name
 from ldm.config.check import check_sections
 from ldm.config.merge import set_value
 from ldm.config.overrides import split_key
@@ -143,7 +143,7 @@ def _name(study: Study, trial: Trial, latent: Content, stage: FirstStage | None)
     for name, value in trial.labels.items():
         keys = [key for settings in study.axes[name].values() for key, _ in settings]
         if not all(key.startswith("sample.") for key in keys):
-            label += f"-{name}{re.sub(r'[^A-Za-z0-9.]+', '_', str(value))}"
+            label += f"-{file_name(name + str(value))}"
     budget = [study.budget.kind, study.budget.amount, study.budget.points]
     return f"{study.name}{label}-seed{trial.seed}-{digest(latent, trial.seed, budget, stage and stage.name)}"
 

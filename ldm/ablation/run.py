@@ -90,7 +90,7 @@ def share(trials: Sequence[Resolved], task: int, of: int) -> list[Resolved]:
     Trials that share a training stay together. UserError for a task that is not in the array.
     """
     if not 0 <= task < of:
-        raise UserError(f"--task {task} --of {of}: tasks count from 0 to {of - 1}")
+        raise UserError(f"task {task} of {of}: tasks count from 0 to {of - 1}")
     mine = list(dict.fromkeys(map(_shared, trials)))[task::of]
     return [trial for trial in trials if _shared(trial) in mine]
 
@@ -117,7 +117,7 @@ def device_slots(devices: str, workers: int | None, cpu_workers: int) -> list[De
         present = [] if kind is None else list(map(str, range(torch.accelerator.device_count())))
         if not set(numbers) <= set(present):
             hint = "write auto, cpu, or numbers of them as 0,1"
-            raise UserError(f"--devices {devices}: this machine has {len(present)} GPUs; {hint}")
+            raise UserError(f"devices {devices}: this machine has {len(present)} GPUs; {hint}")
         slots = [DeviceSlot(f"{kind.type}:{number}", {"gpus": f"{number},"}) for number in numbers] * (workers or 1)
     threads = max((os.cpu_count() or 1) // len(slots), 1)
     return [replace(slot, threads=threads) for slot in slots]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from typing import Any
 from ldm.errors import UserError
 
 
+def file_name(text: str) -> str:
+    """Return a text as it can be part of the name of a file: letters, digits and dots, at most 40 characters."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text)[:40]
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Paths below the folder of a study."""
@@ -26,9 +32,14 @@ class Workspace:
     folder: Path
 
     def create(self) -> None:
-        """Make the folders."""
-        for kind in ("runs", "evaluations", "logs", "done", "locks"):
-            (self.folder / kind).mkdir(parents=True, exist_ok=True)
+        """Make the folders. UserError if that is impossible."""
+        try:
+            for kind in ("runs", "evaluations", "logs", "done", "locks"):
+                (self.folder / kind).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"out: {self.folder}: cannot be written ({error.strerror}); choose another folder"
+            ) from error
 
     def path(self, kind: str, name: str) -> Path:
         """Return a path below the folder `kind`."""

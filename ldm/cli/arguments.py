@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
@@ -82,7 +83,7 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py",
+        prog="main.py" if Path(sys.argv[0]).name == "main.py" else "ldm train",
         allow_abbrev=False,
         description="Train an autoencoder or a latent diffusion model from YAML configs.",
         epilog="Any further dotted.key=value overrides the configs, e.g. data.params.batch_size=4.",

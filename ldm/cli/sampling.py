@@ -77,17 +77,22 @@ def require_conditioner(loaded: LoadedModel, kinds: type | tuple[type, ...], nee
 
 
 def sample_into_folder(
-    loaded: LoadedModel, requests: Iterable[ImageRequest], count: int, options: SamplingOptions, columns: int = 4
+    loaded: LoadedModel,
+    requests: Iterable[ImageRequest],
+    count: int,
+    options: SamplingOptions,
+    copies: int = 1,
+    columns: int = 4,
 ) -> None:
-    """Draw `count` images, or fewer if there are not so many requests, and write them with their record and a grid.
+    """Draw `copies` images of each of `count` requests, fewer if there are not so many, with a record and a grid.
 
     Neighbours of one size share a batch; seeds count on from --seed. What was drawn before an interruption is recorded.
     """
-    model, sampler = loaded.model, options.sampler
+    model, sampler, count = loaded.model, options.sampler, count * copies
     batch_size = _batch_size(count, options.batch_size, columns)
     if options.model.source.run is not None:  # published configs do not say it
         loaded.warn_of_untrained_guidance(options.guidance)
-    batches = _batches(requests, batch_size)
+    batches = _batches((request for request in requests for _ in range(copies)), batch_size)
     first = next(batches)
     model.first_stage_model.latent_shape(*first[0].size)  # before the folder, so that it leaves nothing behind
     as_bytes = to_bytes_truncated if getattr(sampler, "grid", None) in _PUBLISHED_GRIDS else to_bytes

@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     keys = [module.key for module in known if isinstance(module, (TextConditioner, CLIPTextConditioner))]
     if not keys:
         raise UserError(f"{loaded.config}: this model is not conditioned on text; use ldm sample")
-    size, count = loaded.size(options.size), given.n_iter * given.n_samples
-    entries = [dict.fromkeys(keys, prompt) for prompt in prompts for _ in range(count)]
+    size, entries = loaded.size(options.size), [dict.fromkeys(keys, prompt) for prompt in prompts]
     requests = (ImageRequest(size, entry, details=entry) for entry in entries)
-    sample_into_folder(loaded, requests, len(entries), options, columns=given.n_samples)
+    sample_into_folder(loaded, requests, len(entries), options, given.n_iter * given.n_samples, given.n_samples)

@@ -76,6 +76,14 @@ def test_names_follow_what_is_trained():
     assert resolve(toy(seeds=(24,)))[0].first_stage == resolve(toy())[0].first_stage
 
 
+def test_names_of_axes_and_values_become_names_of_files():
+    values = {
+        text: (("latent.training.params.ema_decay", decay),) for text, decay in (("x" * 300, 0.9), ("a/b c", 0.8))
+    }
+    names = [trial.name for trial in resolve(replace(toy(), axes={**toy().axes, "up/down": values}))]
+    assert len(set(names)) == 2 and all("/" not in name and len(name) < 100 for name in names)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -99,3 +99,9 @@ def test_a_runner_that_is_asked_to_stop_asks_its_jobs_and_waits_for_them(tmp_pat
     runner.terminate()
     assert runner.wait(30) != 0
     assert (tmp_path / "saved").exists() and not Workspace(tmp_path).is_done("long")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="out: .*file.*: cannot be written"):
+        Workspace(tmp_path / "file" / "out").create()

@@ -97,7 +97,7 @@ def test_devices_that_this_machine_does_not_have_are_refused(study, capsys, monk
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    assert f"--devices {devices}: this machine has 2 GPUs" in refused(study, capsys, "--devices", devices)
+    assert f"devices {devices}: this machine has 2 GPUs" in refused(study, capsys, "--devices", devices)
 
 
 def test_a_study_that_cannot_be_judged_here_is_refused(study, capsys):
