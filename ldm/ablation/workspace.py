@@ -37,9 +37,7 @@ class Workspace:
             for kind in ("runs", "evaluations", "logs", "done", "locks"):
                 (self.folder / kind).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"out: {self.folder}: cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            raise UserError(f"out: {self.folder}: cannot be made ({error.strerror}); choose another") from error
 
     def path(self, kind: str, name: str) -> Path:
         """Return a path below the folder `kind`."""

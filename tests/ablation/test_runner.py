@@ -103,5 +103,5 @@ def test_a_runner_that_is_asked_to_stop_asks_its_jobs_and_waits_for_them(tmp_pat
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="out: .*file.*: cannot be written"):
+    with pytest.raises(UserError, match="out: .*file.*: cannot be made"):
         Workspace(tmp_path / "file" / "out").create()
