@@ -7,6 +7,7 @@ one's images, as in Table 8.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -191,6 +192,7 @@ def _train(name: str, content: Content, seed: int, workspace: Workspace, slot: D
             result = train(content, run, seed, RunOptions(**slot.options))
         except INTERRUPTIONS as stop:
             raise UserError(f"{name}: was stopped: {stop}") from stop
+        gc.collect()  # trainer and model hold one another; the next step needs their memory
         wanted = content["lightning"]["trainer"].get("max_steps", -1)
         if result.global_step < wanted:
             raise UserError(f"{name}: was stopped at step {result.global_step} of {wanted}")

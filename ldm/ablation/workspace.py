@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def file_name(text: str) -> str:
@@ -49,7 +52,11 @@ class Workspace:
         The lock is free as soon as the process that holds it has ended, however that was.
         """
         with self.path("locks", name).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.info("%s: waiting for the process that does it", name)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.is_done(name):
                 is_first = lock.tell() == 0
                 lock.write("attempt\n")
