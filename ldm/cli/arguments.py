@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
-from ldm.training.plan import RunOptions
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -42,10 +41,6 @@ class Arguments:
     strategy: str | None
     precision: str | None
     max_steps: int | None
-
-    def run_options(self) -> RunOptions:
-        """Return the flags that win over the config."""
-        return RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
 
 
 def boolean(text: str) -> bool:
