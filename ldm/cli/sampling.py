@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.cli.options import AS_TRAINED, PRECISIONS, SamplingOptions, progress
+from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
 from ldm.data.core.pixels import to_bytes, to_bytes_truncated
 from ldm.errors import UserError
 from ldm.images import GRID_LIMIT, ImageWriter
@@ -37,6 +38,8 @@ class ImageRequest:
         name: Name of the file; without it images are numbered.
         source: Bytes (C, H, W) that are shown left of the image in the grid.
         target: Image (C, H, W) in [-1, 1] and mask (1, H, W), above 0 in the hole, for models without a mask.
+        image: Image (C, H, W) in [-1, 1] to start from instead of from noise.
+        negative: Like `conditions`, to be guided away from.
         finish: What happens to the bytes (C, H, W) of the image before they are written.
     """
 
@@ -46,6 +49,8 @@ class ImageRequest:
     name: str | None = None
     source: Tensor | None = None
     target: tuple[Tensor, Tensor] | None = None
+    image: Tensor | None = None
+    negative: Mapping[str, Any] | None = None
     finish: Callable[[Tensor], Tensor] = identity
 
 
@@ -74,6 +79,12 @@ def require_conditioner(loaded: LoadedModel, kinds: type | tuple[type, ...], nee
         found = ", ".join(f"{type(module).__name__} of '{module.key}'" for module in known) or "nothing"
         raise UserError(f"{loaded.config}: this model is conditioned on {found}; {needed}")
     return known[0]
+
+
+def text_keys(loaded: LoadedModel) -> list[str]:
+    """Return the batch keys of the texts that a model is conditioned on, perhaps none."""
+    kinds = (TextConditioner, CLIPTextConditioner)
+    return [module.key for module in loaded.model.conditioners() if isinstance(module, kinds)]
 
 
 def sample_into_folder(
@@ -134,12 +145,15 @@ def _batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list
 
 
 def _request(batch: Sequence[ImageRequest], seed: int, options: SamplingOptions) -> Request:
-    conditions = {key: _collated([each.conditions[key] for each in batch]) for key in batch[0].conditions}
-    target = None
-    if batch[0].target is not None:
+    first, target = batch[0], None
+    conditions = {key: _collated([each.conditions[key] for each in batch]) for key in first.conditions}
+    negative = first.negative and {key: _collated([each.negative[key] for each in batch]) for key in first.negative}
+    images = None if first.image is None else torch.stack([each.image for each in batch])
+    if first.target is not None:
         target = InpaintingTarget(*map(torch.stack, zip(*(each.target for each in batch), strict=True)))
     seeds, autocast = range(seed, seed + len(batch)), PRECISIONS[options.precision]
-    return Request(seeds, batch[0].size, conditions, options.guidance, len(batch), autocast, target)
+    how = (options.guidance, len(batch), autocast, target, images, negative)
+    return Request(seeds, first.size, conditions, *how)
 
 
 def _collated(entries: list[Any]) -> list[Any] | Tensor:
