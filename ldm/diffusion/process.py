@@ -46,7 +46,7 @@ class Process(Protocol):
 
     clean: time of clean data (sigma = 0); cleanest, noisiest: ends of the range that a network learns, `noisiest` being
     where sampling begins; prior_std: standard deviation of x at `noisiest`; num_steps: number of steps of a discrete
-    process, None for a continuous one; grid: name of the grid of times on which samplers walk by default;
+    process, None for a continuous one; grid: that on which samplers walk by default, or its name;
     posterior_weight: v in [0, 1] mixes the bounds of the variance of an ancestral step: (1 - v) * exact + v * added.
     """
 
@@ -54,7 +54,7 @@ class Process(Protocol):
     cleanest: float
     noisiest: float
     num_steps: int | None
-    grid: str
+    grid: object
     posterior_weight: float
 
     @property

@@ -105,10 +105,12 @@ def _write_folder(path: Path, described: Folder, state: Mapping[str, Tensor], co
         save_state(path / part.folder / f"{part.kind.weights}.safetensors", tensors, {"format": "pt"})
         of_clip = conditioner.transformer.text_model.config.to_dict() if part.kind is diffusers.CLIP_TEXT else {}
         _write_json(path / part.folder / diffusers.CONFIG, {**of_clip, **part.config})
-    for name, content in described.files.items():
-        _write_json(path / name, content)
     if conditioner is not None:
         conditioner.tokenizer.save_folder(path / diffusers.TOKENIZER)
+        config = diffusers.read_json(path / diffusers.TOKENIZER / "tokenizer_config.json")
+        described.files[diffusers.INDEX][diffusers.TOKENIZER] = ["transformers", config["tokenizer_class"]]
+    for name, content in described.files.items():
+        _write_json(path / name, content)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ldm.compat.diffusers.first_stage import AUTOENCODER_KL, DEFAULT_SCALE, VQ_MODEL
 from ldm.compat.diffusers.rules import Component, Node, Rename, Values
@@ -39,6 +38,7 @@ PIPELINES = {
     "LDMTextToImagePipeline": {"unet": _UNET, "vqvae": _VAE, "bert": _TEXT},
     "StableDiffusionPipeline": {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT},
 }
+_LIBRARIES = {CLIP_TEXT: "transformers", LDM_BERT: "latent_diffusion"}  # where diffusers finds a class, or in itself
 _NO_PART_OF_THE_MODEL = ("safety_checker", "feature_extractor", "requires_safety_checker")
 
 
@@ -110,7 +110,7 @@ def read(index: Path) -> Folder:
             raise ConfigError(f"{value[-1]} is not supported in a {name}", key, str(index))
     found = {role.parameter: _component(index.parent, key, role.kinds, *_named(content, key), role.prefix)
              for key, role in roles.items()}  # fmt: skip
-    params: Values = {parameter: node for parameter, (_, node) in found.items()}
+    params = {parameter: node for parameter, (_, node) in found.items()}
     params |= _schedule(index.parent / "scheduler" / SCHEDULER)
     params["latent_scale"] = float(found["autoencoder"][0].config.get("scaling_factor", DEFAULT_SCALE))
     if (size := found["network"][0].config.get("sample_size")) is not None:
@@ -202,12 +202,9 @@ def write(section: Node, scale: float) -> Folder:
     index = {
         "_class_name": pipeline,
         "_diffusers_version": VERSION,
-        **{part.folder: _library(part, pipeline) for part in parts.values()},
+        **{part.folder: [_LIBRARIES.get(part.kind, "diffusers"), part.kind.name] for part in parts.values()},
         "scheduler": ["diffusers", scheduler["_class_name"]],
     }
-    if _TEXT in parts:
-        tokenizer = "CLIPTokenizer" if parts[_TEXT].kind is CLIP_TEXT else "BertTokenizer"
-        index[TOKENIZER] = ["transformers", tokenizer]
     if pipeline == "StableDiffusionPipeline":
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
                   "requires_safety_checker": False}  # fmt: skip
@@ -270,8 +267,3 @@ def _sample_size(params: Values, first_stage: Part) -> int:
         size = size[0]
     return size
 
-
-def _library(part: Part, pipeline: str) -> list[Any]:
-    if part.kind is LDM_BERT:
-        return ["latent_diffusion", part.kind.name]
-    return ["transformers" if part.kind is CLIP_TEXT else "diffusers", part.kind.name]

@@ -193,7 +193,12 @@ class Component:
             for name, value in values.items():
                 if name not in known and value != defaults.get(name):
                     raise ConfigError(f"{value!r} has no counterpart in {self.name}", name)
-            return {key: value for rule in self.rules for key, value in rule.write(values).items()}
+            written = [(rule, rule.write(values)) for rule in self.rules]
+            for rule, fields in written:
+                for name, (kind, _) in rule.fields.items():
+                    if problem := mismatch(fields[name], kind):
+                        raise ConfigError(f"{problem}, as {self.name} has it", rule.parameters[0])
+            return {name: value for _, fields in written for name, value in fields.items()}
         except ConfigError as error:
             raise ConfigError(f"diffusers: {error.problem}", places.get(error.path, error.path)) from error
 
