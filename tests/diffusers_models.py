@@ -51,12 +51,12 @@ def unconditional(**options: Any) -> Config:
     return model(unet(3), autoencoder("VectorQuantizer"), **options)
 
 
-def with_bert(tokenizer: Path, max_length: int = 8) -> Config:
+def with_bert(tokenizer: Path, max_length: int = 8, **architecture: Any) -> Config:
     """Return section `model` of a model of texts with the paper's transformer."""
     inner = {"name_or_path": str(tokenizer), "max_length": max_length, "vocab_size": 64}
     texts = {"tokenizer": tiny.node("conditioning.tokenizers.HuggingFaceTokenizer", **inner), "dim": 32, "depth": 2}
     network = unet(context_dim=32, num_heads=2)
-    return model(network, autoencoder(), tiny.node("conditioning.text.TextConditioner", **texts))
+    return model(network, autoencoder(**architecture), tiny.node("conditioning.text.TextConditioner", **texts))
 
 
 def with_clip(folder: Path) -> Config:
@@ -71,6 +71,7 @@ def build(section: Config, seed: int = 0) -> torch.nn.Module:
     built = config.instantiate(section).eval().requires_grad_(False)
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.08)
+    built.load_state_dict(built.state_dict())  # so that published weights do not take their place
     return built
 
 

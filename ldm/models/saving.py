@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm.compat import diffusers
 from ldm.compat.diffusers import Folder
+from ldm.conditioning.text import CLIPTextConditioner
 from ldm.errors import UserError
 from ldm.models.loading import ModelSource, is_first_stage, load_first_stage, load_model, read_config
 from ldm.weights import files as storage
@@ -87,11 +88,14 @@ def save_folder(path: str | Path, model: nn.Module, section: dict[str, Any], hal
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: is there already; name a new folder")
     described = diffusers.write(section, float(getattr(model, "scale_factor", 1.0)))
+    conditioner = getattr(model, "cond_stage_model", None)
+    if isinstance(conditioner, CLIPTextConditioner):
+        conditioner.load_weights()  # which are otherwise read at the first use
     state = halved(model.state_dict()) if half else model.state_dict()
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        _write_folder(temporary, described, state, getattr(model, "cond_stage_model", None))
+        _write_folder(temporary, described, state, conditioner)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
