@@ -42,8 +42,8 @@ def unet(channels: int = 4, **options: Any) -> Config:
 def model(network: Config, first_stage: Config, conditioner: Config | None = None, **options: Any) -> Config:
     """Return section `model` of a latent diffusion model."""
     process = tiny.node("diffusion.discrete.DiscreteVP.linear", num_steps=STEPS)
-    parts = {"process": process, "latent_scale": 0.7, **options}
-    return tiny.latent_diffusion_config(network, first_stage, conditioner, **parts)["params"]["model"]
+    section = tiny.latent_diffusion_config(network, first_stage, conditioner)["params"]["model"]
+    return {**section, "params": section["params"] | {"process": process, "latent_scale": 0.7, **options}}
 
 
 def unconditional(**options: Any) -> Config:

@@ -87,7 +87,7 @@ def save_folder(path: str | Path, model: nn.Module, section: dict[str, Any], hal
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: is there already; name a new folder")
-    described = diffusers.write(section, float(getattr(model, "scale_factor", 1.0)))
+    described = diffusers.write(section, _scale_of(model))
     conditioner = getattr(model, "cond_stage_model", None)
     if isinstance(conditioner, CLIPTextConditioner):
         conditioner.load_weights()  # which are otherwise read at the first use
@@ -102,6 +102,14 @@ def save_folder(path: str | Path, model: nn.Module, section: dict[str, Any], hal
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _scale_of(model: nn.Module) -> float:
+    """Return the factor of the latents: as the config has it, or as it was measured; 1 for a first stage."""
+    scale = getattr(model, "latent_scale", None)
+    if scale is None:
+        return 1.0
+    return float(model.scale_factor if scale.is_measured else scale.value)
 
 
 def _write_folder(path: Path, described: Folder, state: Mapping[str, Tensor], conditioner: nn.Module | None) -> None:

@@ -68,9 +68,10 @@ def _blocks(attention: tuple[str, str], middle: str, default: str, may_resample:
             raise ConfigError("has another number of levels than block_out_channels", "down_block_types")
         has_attention = [kind == attention[0] for kind in theirs["down_block_types"]]
         resamples = may_resample and theirs["downsample_type"] == "resnet"
-        for name, value in types(has_attention, *choose(resamples)).items():
+        kinds, how = choose(resamples)
+        for name, value in types(has_attention, kinds, how).items():
             if theirs[name] != value:
-                raise ConfigError(f"{theirs[name]} is not supported; where {value} is expected", name)
+                raise ConfigError(f"is not supported; with downsample_type {how} it must be {value}", name)
         factors = [2**level for level, has in enumerate(has_attention) if has]
         return {"attention_factors": factors, **({"resblock_updown": resamples} if may_resample else {})}
 

@@ -8,9 +8,13 @@ import torch
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.sampling import make_sampler
 
-diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.slow  # importing diffusers takes longer than all of these
 LATENT = models.SIDE // 2
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    return pytest.importorskip("diffusers")
 
 
 def near(a: torch.Tensor, b: torch.Tensor, tolerance: float = 5e-6) -> bool:
@@ -33,7 +37,7 @@ UNETS = {
 
 
 @pytest.mark.parametrize("node", UNETS.values(), ids=UNETS)
-def test_unets_agree(node, tmp_path):
+def test_unets_agree(node, diffusers, tmp_path):
     folder, ours = models.folder_of(node, tmp_path / "unet")
     context_dim = node["params"].get("context_dim")
     kind = diffusers.UNet2DModel if context_dim is None else diffusers.UNet2DConditionModel
@@ -46,7 +50,7 @@ def test_unets_agree(node, tmp_path):
         assert near(theirs(x, t, encoder_hidden_states=context).sample, ours(x, t, context=context))
 
 
-def test_unets_with_classes_agree(tmp_path):
+def test_unets_with_classes_agree(diffusers, tmp_path):
     folder, ours = models.folder_of(models.unet(num_classes=5), tmp_path / "unet")
     theirs = diffusers.UNet2DModel.from_pretrained(folder).eval()
     x, t, y = torch.randn(2, 4, LATENT, LATENT), torch.tensor([3, 70]), torch.tensor([0, 4])
@@ -62,7 +66,7 @@ KLS = {
 
 
 @pytest.mark.parametrize("node", KLS.values(), ids=KLS)
-def test_kl_first_stages_agree(node, tmp_path):
+def test_kl_first_stages_agree(node, diffusers, tmp_path):
     folder, ours = models.folder_of(node, tmp_path / "vae")
     theirs = diffusers.AutoencoderKL.from_pretrained(folder).eval()
     x = torch.randn(2, 3, models.SIDE, models.SIDE)
@@ -72,7 +76,7 @@ def test_kl_first_stages_agree(node, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [3, 6])
-def test_vq_first_stages_agree(channels, tmp_path):
+def test_vq_first_stages_agree(channels, diffusers, tmp_path):
     folder, ours = models.folder_of(models.autoencoder("VectorQuantizer", channels), tmp_path / "vq")
     theirs = diffusers.VQModel.from_pretrained(folder).eval()
     x = torch.randn(2, 3, models.SIDE, models.SIDE)
@@ -99,7 +103,7 @@ def _walk(model: LatentDiffusion, z: torch.Tensor, steps: int, conditioning=None
 
 @pytest.mark.parametrize("grid", ["uniform", "compvis", tiny.node("diffusion.grids.Leading", end="clean")], ids=str)
 @pytest.mark.parametrize("prediction", ["Epsilon", "Velocity"])
-def test_50_steps_without_condition_agree(grid, prediction, tmp_path):
+def test_50_steps_without_condition_agree(grid, prediction, diffusers, tmp_path):
     inner = tiny.node("diffusion.discrete.DiscreteVP.linear", num_steps=models.STEPS)
     process = tiny.node("diffusion.discrete.DiscreteVP.on_grid", process=inner, grid=grid)
     section = models.unconditional(process=process, prediction=tiny.node(f"diffusion.prediction.{prediction}"))
@@ -107,7 +111,9 @@ def test_50_steps_without_condition_agree(grid, prediction, tmp_path):
     pipeline = _pipeline(diffusers.LDMPipeline, folder)
     drawn = pipeline(batch_size=2, generator=torch.Generator().manual_seed(1), output_type="np").images
     z = torch.randn(2, 3, LATENT, LATENT, generator=torch.Generator().manual_seed(1))
-    assert near(_walk(LatentDiffusion.from_pretrained(folder), z, 50), torch.from_numpy(drawn), 1e-5)
+    walked = _walk(LatentDiffusion.from_pretrained(folder), z, 50)
+    assert walked.std() > 0.01
+    assert near(walked, torch.from_numpy(drawn), 1e-5)
 
 
 def _check_texts(kind, section, folder, encoder: str) -> None:
@@ -123,16 +129,17 @@ def _check_texts(kind, section, folder, encoder: str) -> None:
                      **{side: LATENT * ours.first_stage_model.factor for side in ("height", "width")})  # fmt: skip
     model = LatentDiffusion.from_pretrained(folder)
     walked = _walk(model, z, 50, model.condition({"caption": texts}), 3.0)
+    assert walked.std() > 0.01
     assert near(walked, torch.from_numpy(drawn.images), 1e-5)
 
 
 @pytest.mark.parametrize("text", ["clip", "bert"])
-def test_50_guided_steps_of_stable_diffusion_agree(text, clip_folder, bert_folder, tmp_path):
+def test_50_guided_steps_of_stable_diffusion_agree(text, clip_folder, bert_folder, diffusers, tmp_path):
     levels = {"channel_mult": [1, 1, 1, 1]}
     section = models.with_clip(clip_folder) if text == "clip" else models.with_bert(bert_folder, **levels)
     _check_texts(diffusers.StableDiffusionPipeline, section, tmp_path / "folder", "text_encoder")
 
 
-def test_50_guided_steps_of_the_papers_text_to_image_agree(bert_folder, tmp_path):
+def test_50_guided_steps_of_the_papers_text_to_image_agree(bert_folder, diffusers, tmp_path):
     section = models.with_bert(bert_folder, max_length=77, channel_mult=[1, 1, 1, 1], resolution=64)
     _check_texts(diffusers.LDMTextToImagePipeline, section, tmp_path / "folder", "bert")
