@@ -22,7 +22,7 @@ ARROWS = {
     "config": {"weights"},
     "compat": {"config"},
     "diffusion": set(),
-    "networks": {"distributed"},
+    "networks": {"distributed", "weights"},
     "data": {"distributed"},
     "images": {"data", "environment"},
     "autoencoder": {"aliases", "distributed", "networks"},

@@ -1,264 +1,413 @@
-"""Read a foreign torch checkpoint without importing or running anything that it names.
+"""Read a file of torch.save with an interpreter of our own: nothing that the file names is imported, called or run.
 
-A pickle is a program that looks up globals and calls them. Here the lookup knows only what rebuilds tensors; every
-other name becomes an inert class that ignores its arguments: a file with Lightning's callbacks next to its tensors can
-be read, and a file that names `os.system` does nothing. `audit` runs the program in the same way before any tensor is
-made, and compares the sizes that it declares with those of the file.
-
-torch's `weights_only=True` with `safe_globals` does not replace this: it refuses the lists and dicts of other classes
-that published Lightning checkpoints have, and allocates what a file declares.
+A pickle is a program for a small stack machine that looks up names and calls them. Here that machine knows lists,
+dicts, plain values and the few functions that rebuild tensors. Every other name of a file to take weights from stands
+for one inert object, so that what Lightning pickled beside its tensors can be read and `os.system` does nothing; in a
+checkpoint to resume from it is refused. Operations, calls, depth and what the content takes when written out are
+bounded; tensors are views of the mapped file and lie within it. Torch's own reader is not asked: two readers may
+find two programs in one archive.
 """
+
+from __future__ import annotations
 
 import math
 import mmap
-import pickle
+import pickletools
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import FunctionType
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor, UntypedStorage
+
+from ldm.errors import UserError, shown
+from ldm.weights.archives import DAMAGED, ZIP_MAGIC, directory
+
+_MOST_OPERATIONS = 1 << 21  # a tensor of a state dict takes about 35
+_MOST_CALLS = 1 << 18  # ... and two of these
+_LONGEST_PROGRAM = 1 << 25  # bytes
+_DEEPEST = 100
+_MOST_DIMENSIONS = 64
+_SPARE = 1 << 26  # bytes that a small file may hold when its tensors are written out
+_COPIES = 4  # times its size that a large one may: several names share a tensor
+_ALIGNMENT = 16  # bytes of the widest number
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_PARTS_OF_LEGACY = 5  # magic number, protocol, system, content, keys of the storages in their order
+_DAMAGED = (*DAMAGED, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, struct.error)
 
 
-class UnsafeCheckpoint(Exception):
-    """A file asks for an operation that reading tensors does not need."""
+class Unsafe(Exception):
+    """A file asks for what reading tensors does not need."""
 
 
-class _Inert:
-    """Replaces every class that is not loaded: accepts every construction, call and change."""
+def read_torch(path: Path, resumed: bool = False, checksums: bool = True) -> Any:
+    """Return the content of a file of torch.save (zip or old format) on the CPU, its tensors mapped from the file.
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
-        return super().__new__(cls)
+    UserError for a file of another format, a damaged one, and one that asks for more than tensors and plain values.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "_Inert":
-        return _Inert()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        """Ignore a list item."""
-
-    def extend(self, values: Any) -> None:
-        """Ignore list items."""
-
-    def add(self, value: Any) -> None:
-        """Ignore a set item."""
-
-
-class _Allowed:
-    """A function that may be called, but has no attributes that a pickle could change."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafeCheckpoint("it tries to change a function")
-
-
-def _parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
-    """Rebuild a parameter as torch does, as a plain tensor without its hooks."""
-    if not isinstance(data, torch.Tensor):
-        raise UnsafeCheckpoint("it holds a parameter without values")
-    return data
-
-
-def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
-    """Rebuild a tensor from a part of a storage as torch does, without its hooks."""
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise UnsafeCheckpoint("it holds a tensor without a storage")
-    return torch._utils._rebuild_tensor(storage, int(offset), tuple(size), tuple(stride))
-
-
-_FUNCTIONS = {
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-}
-_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-
-
-class _Unpickler(pickle._Unpickler):
-    """Looks up the names that tensors need; every other name is an inert class.
-
-    Not the faster C class, in which a few bytes of a file can allocate gigabytes for the memo.
+    Args:
+        path: A file; it is opened once, and may be replaced while its tensors are in use.
+        resumed: Refuse other classes by name instead of ignoring them, and copy the tensors into memory.
+        checksums: Compare the CRC-32 of every part of an archive (the old format has none), which reads all values.
     """
-
-    functions: Mapping[tuple[str, str], Callable[..., Any]] = _FUNCTIONS
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the object of a global name, without an import."""
-        if (module, name) in self.functions:
-            return _Allowed(self.functions[module, name])
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch", "Size"):
-            return torch.Size
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        return type("_Inert", (_Inert,), {})
-
-
-def _load(file: Any, **options: Any) -> Any:
-    return _Unpickler(file, **options).load()
-
-
-def load_inert(path: Path, mmap: bool) -> Any:
-    """Return the content of a file of torch.save (zip or old format) on the CPU, inert objects for all but tensors.
-
-    `mmap` maps the tensors instead of copying them (zip format only). UnsafeCheckpoint for operations that reading
-    tensors never needs; a damaged file raises what torch.load raises.
-    """
-    module = SimpleNamespace(__name__="ldm.weights.audit", Unpickler=_Unpickler, load=_load)
     try:
-        return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap, pickle_module=module)
-    except (AttributeError, TypeError, AssertionError, ImportError) as error:
-        raise UnsafeCheckpoint(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        with path.open("rb") as file:
+            return _read(file, resumed, checksums)
+    except Unsafe as error:
+        raise UserError(f"{path}: refused, this file does more than hold tensors ({error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except _DAMAGED as error:
+        reason = shown(str(error).partition("\n")[0] or type(error).__name__, 100)
+        raise UserError(f"{path}: is truncated or damaged ({reason})") from error
 
 
-# -------------------------------------------------------------------------------------------------------------- audit
+def _read(file: BinaryIO, resumed: bool, checksums: bool) -> Any:
+    start = file.read(len(_LEGACY_MAGIC))
+    if not start:
+        raise UserError("is empty")
+    if start != _LEGACY_MAGIC and not start.startswith(ZIP_MAGIC):
+        raise UserError("is not a checkpoint (neither safetensors nor written by torch.save)")
+    memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if start == _LEGACY_MAGIC:
+        content = _read_legacy(memory, resumed)
+    else:
+        content = _read_zip(file, memory, resumed, checksums)
+    check_extent(content, len(memory))
+    return content
+
+
+def check_extent(content: Any, size: int) -> None:
+    """Refuse what is, written out as a tree, deep, endless, or many times as large as its file of `size` bytes."""
+    number, remaining, waiting = 0, _COPIES * size + _SPARE, [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, Tensor):
+            remaining -= value.nbytes
+        elif isinstance(value, (dict, list, tuple)):
+            number += len(value)
+            if depth == _DEEPEST or number > _MOST_OPERATIONS:
+                raise Unsafe(f"its parts lie deeper than {_DEEPEST}, or refer to each other without end")
+            waiting += ((part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
+        if remaining < 0:
+            raise Unsafe(f"its {size:,} bytes stand for tensors of many times that size")
+
+
+# ------------------------------------------------------------------------------------------------------------ formats
+
+
+def _read_zip(file: BinaryIO, memory: mmap.mmap, resumed: bool, checksums: bool) -> Any:
+    entries = directory(file)
+    names = [entry.filename for entry in entries]
+    folder = next((name.removesuffix("data.pkl") for name in names if name.partition("/")[2] == "data.pkl"), None)
+    if folder is None or f"{folder}constants.pkl" in names:
+        found = "a zip archive" if folder is None else "a TorchScript program"
+        raise UserError(f"is {found}, not a checkpoint written by torch.save")
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
+        raise Unsafe("it is compressed or encrypted, which torch.save never does: it could fill any memory")
+    if sum(entry.file_size for entry in entries) > len(memory):
+        raise Unsafe("its parts overlap")
+    if len({name.casefold() for name in names}) < len(names):
+        raise Unsafe("two of its parts have one name")
+    spans = {entry.filename: _span(memory, entry) for entry in entries}
+    bytes_of = memoryview(memory)
+    for entry in entries:
+        if checksums or entry.filename == f"{folder}data.pkl":
+            if zlib.crc32(bytes_of[spans[entry.filename]]) != entry.CRC:
+                raise ValueError(f"{shown(entry.filename)}: wrong CRC-32")
+    if bytes_of[spans.get(f"{folder}byteorder", slice(0))] == b"big":
+        raise UserError("was written on a big-endian machine; save it again on another one")
+    whole = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+    found: dict[str, UntypedStorage] = {}
+
+    def storage(key: str, size: int) -> UntypedStorage:
+        span = spans[f"{folder}data/{key}"]
+        if size > span.stop - span.start:
+            raise EOFError(f"storage {shown(key)} is declared larger than the file has of it")
+        if key not in found:
+            part = whole[span]
+            found[key] = part.clone() if resumed or span.start % _ALIGNMENT else part
+        return found[key]
+
+    return _Interpreter(storage, resumed).run(bytes_of[spans[f"{folder}data.pkl"]])[0]
+
+
+def _span(memory: mmap.mmap, entry: zipfile.ZipInfo) -> slice:
+    """Find the bytes of a part of an archive, whose own header must have the name that the directory says."""
+    signature, name_length, extra_length = struct.unpack_from("<4s22xHH", memory, entry.header_offset)
+    name = entry.header_offset + 30
+    start = name + name_length + extra_length
+    written = memory[name : name + name_length].decode("utf-8", "replace")
+    if signature != ZIP_MAGIC or written != entry.orig_filename or start + entry.file_size > len(memory):
+        raise ValueError(f"{shown(entry.filename)} is not where the directory says")
+    return slice(start, start + entry.file_size)
+
+
+def _read_legacy(memory: mmap.mmap, resumed: bool) -> Any:
+    found: dict[str, UntypedStorage] = {}
+    remaining = len(memory)
+
+    def storage(key: str, size: int) -> UntypedStorage:
+        nonlocal remaining
+        if key not in found:
+            remaining -= size
+            if remaining < 0:
+                raise EOFError("the end of its tensors is missing")
+            found[key] = UntypedStorage(size, device="cpu")
+        return found[key]
+
+    interpreter, position, parts = _Interpreter(storage, resumed), 0, []
+    for _ in range(_PARTS_OF_LEGACY):
+        value, length = interpreter.run(memory[position : position + _LONGEST_PROGRAM])
+        parts.append(value)
+        position += length
+    system, content, keys = parts[2:]
+    if not system.get("little_endian", True):
+        raise UserError("was written on a big-endian machine; save it again on another one")
+    if sorted(map(str, keys)) != sorted(found):
+        raise ValueError("the list of its storages does not fit its content")
+    whole = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+    for part in (found[str(key)] for key in keys):
+        start = position + 8  # after the number of elements
+        position = start + part.nbytes()
+        if position > len(memory):
+            raise EOFError("the end of its tensors is missing")
+        part.copy_(whole[start:position])
+    return content
+
+
+# -------------------------------------------------------------------------------------------------------- interpreter
+
+
+class _Foreign:
+    """What every unknown name stands for, and what calling it returns: nothing can be done with it."""
 
 
 @dataclass(frozen=True)
-class _Declared:
-    """A storage as a file declares it: `count` elements of `width` bytes."""
-
-    count: int
-    width: int
+class _Storage:
+    memory: UntypedStorage
+    dtype: torch.dtype
 
 
-_EXPANDED = 1 << 24  # more elements than this, added by strides of 0, are refused
-_WIDTHS = {
-    **{f"{name}Storage": 1 for name in ("Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4")},
-    **{f"{name}Storage": 2 for name in ("Short", "Half", "BFloat16")},
-    **{f"{name}Storage": 4 for name in ("Int", "Float", "QInt32")},
-    **{f"{name}Storage": 8 for name in ("Long", "Double", "ComplexFloat")},
-    "ComplexDoubleStorage": 16,
-}
-_DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, LookupError, RuntimeError, OverflowError, struct.error)
-_PART_OF_LEGACY = 4  # magic number, protocol, system, content
-
-
-def _declared_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Declared:
-    """Check that a tensor lies within its storage."""
-    if not isinstance(storage, _Declared):
-        raise UnsafeCheckpoint("it holds a tensor without a storage")
-    width = rest[2].itemsize if len(rest) > 2 and isinstance(rest[2], torch.dtype) else storage.width
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or any(not isinstance(number, int) or number < 0 for number in numbers):
-        raise UnsafeCheckpoint("it holds a tensor whose shape makes no sense")
+def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+    """Rebuild a tensor from a part of a storage; `rest`: whether it has a gradient, hooks, [dtype], [what it is]."""
+    if not isinstance(storage, _Storage):
+        raise Unsafe("it holds a tensor without a storage")
+    if any(isinstance(value, dict) and value for value in rest):
+        raise Unsafe("it holds a tensor with hooks, or a conjugate one")
+    dtype = next((value for value in rest if isinstance(value, torch.dtype)), storage.dtype)
+    if not len(size) == len(stride) <= _MOST_DIMENSIONS:
+        raise Unsafe(f"it holds a tensor of {len(size)} sides and {len(stride)} strides")
+    if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
+        raise Unsafe("it holds a tensor whose shape makes no sense")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    available, elements = storage.count * storage.width // width, math.prod(size)
-    if elements > 0 and (last >= available or elements > available + _EXPANDED):
-        raise UnsafeCheckpoint(f"it holds a tensor of shape {tuple(size)} in a storage of {available} elements")
-    return storage
+    available = storage.memory.nbytes() // dtype.itemsize
+    if math.prod(size) > 0 and last >= available:
+        raise Unsafe(f"it holds a tensor of shape {shown(str(tuple(size)))} in a storage of {available} elements")
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage.memory, offset, tuple(size), tuple(stride))
 
 
-def _declared_parameter(data: Any, *_: Any) -> Any:
+def _parameter(data: Any, *_: Any) -> Tensor:
+    """Return the values of a parameter, without its hooks."""
+    if not isinstance(data, Tensor):
+        raise Unsafe("it holds a parameter without values")
     return data
 
 
-def _rebuilt(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    return function(*args) if isinstance(function, _Allowed) else _Inert()
+def _of_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """Rebuild a tensor of another class as a plain one."""
+    return function(*arguments) if function is _tensor or function is _parameter else _FOREIGN
 
 
-def _never(*_: Any) -> Any:
-    raise UnsafeCheckpoint("it asks for memory that no tensor of a state dict needs")
+def _size(numbers: Iterable[int] = ()) -> torch.Size:
+    if len(numbers) > _MOST_DIMENSIONS:
+        raise Unsafe(f"it holds a shape of {len(numbers)} sides")
+    return torch.Size(numbers)
 
 
-_AUDITED = {
-    **dict.fromkeys([key for key, value in _FUNCTIONS.items() if value is _tensor], _declared_tensor),
-    **dict.fromkeys([key for key, value in _FUNCTIONS.items() if value is _parameter], _declared_parameter),
-    ("torch._utils", "_rebuild_tensor_v3"): _declared_tensor,
-    ("torch._tensor", "_rebuild_from_type_v2"): _rebuilt,
-    **dict.fromkeys([("torch._utils", "_rebuild_qtensor"), ("builtins", "bytearray")], _never),
-    **dict.fromkeys([("__builtin__", "bytearray"), ("torch._utils", "_rebuild_sparse_tensor")], _never),
+def _ordered(pairs: Iterable[tuple[Any, Any]] = ()) -> dict[Any, Any]:
+    return _filled({}, [part for key, value in pairs for part in (key, value)])
+
+
+def _filled(target: Any, parts: list[Any]) -> Any:
+    """Put keys and values, in turn, into a dict, whose keys cost no more than their length and do not collide."""
+    if target is _FOREIGN:
+        return target
+    for key, value in zip(parts[::2], parts[1::2], strict=True):
+        is_small = key.bit_length() <= 60 if isinstance(key, int) else isinstance(key, (str, float, type(None), _Foreign))
+        if not is_small or not isinstance(target, dict):
+            raise Unsafe(f"it holds a {type(key).__name__} as a key")
+        target[key] = value
+    return target
+
+
+def _extended(target: Any, values: list[Any]) -> None:
+    if isinstance(target, list):
+        target += values
+    elif target is not _FOREIGN:
+        raise Unsafe(f"it appends to a {type(target).__name__}")
+
+
+_FOREIGN = _Foreign()
+_KINDS = {
+    "Double": torch.double, "Float": torch.float, "Half": torch.half, "BFloat16": torch.bfloat16,
+    "Long": torch.long, "Int": torch.int, "Short": torch.short, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool, "ComplexFloat": torch.cfloat, "ComplexDouble": torch.cdouble,
+}  # fmt: skip
+_DTYPES = {f"torch {name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_KNOWN = {
+    **{name: dtype for name, dtype in _DTYPES.items() if not name.startswith(("torch q", "torch bits"))},
+    **{f"torch {name}Storage": dtype for name, dtype in _KINDS.items()},
+    **dict.fromkeys(["torch UntypedStorage", "torch.storage UntypedStorage"], torch.uint8),
+    **{f"torch._utils _rebuild_tensor{version}": _tensor for version in ("", "_v2", "_v3")},
+    **{f"torch._utils _rebuild_parameter{form}": _parameter for form in ("", "_with_state")},
+    "torch._tensor _rebuild_from_type_v2": _of_type,
+    "torch Size": _size,
+    "collections OrderedDict": _ordered,
 }
+# Tensors of other kinds, and what only takes memory: better refused than missed.
+_REFUSED = ("bytearray", "_rebuild_qtensor", "_rebuild_sparse_tensor", "_rebuild_device_tensor_from_cpu_tensor")
+
+_VALUES = frozenset(
+    "INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
+_PUT, _GET = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")), frozenset(("GET", "BINGET", "LONG_BINGET"))
 
 
-class _Auditor(_Unpickler):
-    """Runs a pickle with declarations instead of storages; sizes(key) is the number of bytes in the file."""
+class _Interpreter:
+    """Run pickles on a stack; `storage` finds the memory of a key, of at least so many bytes."""
 
-    functions = _AUDITED
+    def __init__(self, storage: Callable[[str, int], UntypedStorage], resumed: bool) -> None:
+        self._storage, self._resumed = storage, resumed
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._operations = self._calls = 0
 
-    def __init__(self, file: Any, sizes: Callable[[str], int]) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._sizes = sizes
-        self.declared: dict[str, int] = {}
+    def run(self, program: bytes | memoryview) -> tuple[Any, int]:
+        """Return what a program makes, and its length."""
+        if len(program) > _LONGEST_PROGRAM:
+            raise Unsafe(f"its structure alone has {len(program):,} bytes")
+        memo: dict[int, Any] = {}
+        for opcode, value, position in pickletools.genops(BytesIO(program)):
+            name = opcode.name
+            self._count(1)
+            if name in _VALUES:
+                self._stack.append(value)
+            elif name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[name])
+            elif name in _EMPTY:
+                self._stack.append(_EMPTY[name]())
+            elif name in _PUT:
+                memo[len(memo) if name == "MEMOIZE" else value] = self._stack[-1]
+            elif name in _GET:
+                self._stack.append(memo[value])
+            elif name == "STOP":
+                return self._stack.pop(), position + 1
+            elif name not in ("PROTO", "FRAME") and not self._gather(name):
+                self._make(name, value)
+        raise EOFError("its program has no end")
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the width of a kind of storage; other names as for reading."""
-        if module.startswith("torch") and name == "UntypedStorage":
-            return 1
-        if module == "torch" and name in _WIDTHS:
-            return _WIDTHS[name]
-        return super().find_class(module, name)
+    def _count(self, operations: int) -> None:
+        self._operations += operations
+        if self._operations > _MOST_OPERATIONS:
+            raise Unsafe(f"its structure takes more than {_MOST_OPERATIONS:,} operations")
 
-    def persistent_load(self, pid: Any) -> _Declared:
-        """Check and record the storage that a pickle refers to."""
-        _, width, key, _, count, *view = pid
-        if not (isinstance(width, int) and isinstance(count, int) and count >= 0):
-            raise UnsafeCheckpoint("it declares a storage that makes no sense")
-        if count * width > self._sizes(str(key)):
-            raise UnsafeCheckpoint(f"it declares a storage of {count * width} bytes, more than the file has of it")
-        self.declared[str(key)] = count * width
+    def _pop(self, number: int) -> list[Any]:
+        """Take values from the top of the stack, the lowest first."""
+        taken = self._stack[-number:]
+        del self._stack[-number:]
+        if len(taken) < number:
+            raise IndexError("its program takes what is not there")
+        return taken
+
+    def _popped_to_mark(self) -> list[Any]:
+        return self._pop(number) if (number := len(self._stack) - self._marks.pop()) > 0 else []
+
+    def _gather(self, name: str) -> bool:
+        """Move values between stack and containers; return whether the operation is one of these."""
+        if name == "MARK":
+            self._marks.append(len(self._stack))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            self._stack.append(tuple(self._pop(int(name[-1]))))
+        elif name in ("TUPLE", "LIST"):
+            values = self._popped_to_mark()
+            self._stack.append(tuple(values) if name == "TUPLE" else values)
+        elif name == "DICT":
+            self._stack.append(_filled({}, self._popped_to_mark()))
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            values = self._pop(1) if name == "APPEND" else self._popped_to_mark()
+            _extended(self._stack[-1], values)
+        elif name in ("SETITEM", "SETITEMS"):
+            values = self._pop(2) if name == "SETITEM" else self._popped_to_mark()
+            _filled(self._stack[-1], values)
+        elif name == "DUP":
+            self._stack.append(self._stack[-1])
+        elif name == "POP":
+            self._pop(1)
+        elif name == "POP_MARK":
+            self._popped_to_mark()
+        else:
+            return False
+        return True
+
+    def _make(self, name: str, value: Any) -> None:
+        """Look up a name, call what it stands for, or find a storage."""
+        if name == "GLOBAL":
+            made = self._named(value)
+        elif name == "STACK_GLOBAL":
+            made = self._named(" ".join(self._pop(2)))
+        elif name in ("REDUCE", "NEWOBJ"):
+            made = self._called(*self._pop(2))
+        elif name == "BUILD":
+            made = self._pop(2)[0]  # attributes are left out
+            if isinstance(made, FunctionType):
+                raise Unsafe("it tries to change a function")
+        elif name == "BINPERSID":
+            made = self._found(*self._pop(1))
+        elif name in ("EMPTY_SET", "FROZENSET", "NEWOBJ_EX") and not self._resumed:
+            if name != "EMPTY_SET":
+                self._pop(3) if name == "NEWOBJ_EX" else self._popped_to_mark()
+            made = _FOREIGN
+        else:
+            raise Unsafe(f"it uses {name}")
+        self._stack.append(made)
+
+    def _named(self, name: str) -> Any:
+        if name in _KNOWN:
+            return _KNOWN[name]
+        if self._resumed or name.rpartition(" ")[2] in _REFUSED:
+            raise Unsafe(f"it uses {shown(name.replace(' ', '.'))}")
+        return _FOREIGN
+
+    def _called(self, function: Any, arguments: Any) -> Any:
+        if function is _FOREIGN:
+            return _FOREIGN
+        if not isinstance(function, FunctionType) or not isinstance(arguments, tuple):
+            raise Unsafe(f"it calls a {type(function).__name__}")
+        self._calls += 1
+        if self._calls > _MOST_CALLS:
+            raise Unsafe(f"it holds more than {_MOST_CALLS:,} tensors")
+        self._count(sum(len(argument) for argument in arguments if isinstance(argument, (list, tuple))))
+        return function(*arguments)
+
+    def _found(self, reference: Any) -> _Storage:
+        """Return the storage of a reference ("storage", kind, key, device, elements[, view])."""
+        _, dtype, key, _, count, *view = reference
+        if not isinstance(dtype, torch.dtype) or type(count) is not int or count < 0 or not isinstance(key, (str, int)):
+            raise Unsafe("it declares a storage that makes no sense")
+        memory = self._storage(str(key), count * dtype.itemsize)
         if view and view[0] is not None:
             _, offset, length = view[0]
             if min(offset, length) < 0 or offset + length > count:
-                raise UnsafeCheckpoint("it declares a view beyond its storage")
-            return _Declared(length, width)
-        return _Declared(count, width)
-
-
-def audit(path: Path) -> None:
-    """Check, before anything is allocated or run, that a file of torch.save has all bytes that it declares.
-
-    UnsafeCheckpoint for operations that no state dict needs, ValueError for a damaged or truncated file.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            _audit_zip(path)
-        else:
-            _audit_legacy(path)
-    except _DAMAGED as error:
-        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    except (AttributeError, TypeError, AssertionError) as error:
-        raise UnsafeCheckpoint(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-
-
-def _audit_zip(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        stored = sum(entry.file_size for entry in entries)
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or stored > path.stat().st_size:
-            raise UnsafeCheckpoint("it is compressed, which torch.save never does: it could fill any memory")
-        sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in entries}
-        (program,) = (entry for entry in entries if entry.filename.partition("/")[2] == "data.pkl")
-        with archive.open(program) as file:
-            _Auditor(file, lambda key: sizes.get(f"data/{key}", -1)).load()
-
-
-def _audit_legacy(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for _ in range(_PART_OF_LEGACY):
-            auditor = _Auditor(content, lambda key: size)
-            auditor.load()
-        if sum(auditor.declared.values()) > size - content.tell():
-            raise EOFError("the end of its tensors is missing")
+                raise Unsafe("it declares a view beyond its storage")
+            memory = memory[offset * dtype.itemsize : (offset + length) * dtype.itemsize]
+        return _Storage(memory, dtype)

@@ -6,22 +6,16 @@ moving average (`model_ema.*`, names without dots); `choose` picks one of the tw
 """
 
 import logging
-import pickle
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
 from ldm.weights import files as storage
 from ldm.weights.archives import config_in, unpacked
-from ldm.weights.audit import UnsafeCheckpoint, load_inert
 
 log = logging.getLogger(__name__)
 
@@ -35,59 +29,62 @@ _EXAMPLES = 3
 
 
 def locate(path: str | Path) -> Path:
-    """Return the checkpoint of a path: the file itself, or the newest readable one of a run folder. Raises UserError.
+    """Return the checkpoint of a path: the file itself, or the newest complete one of a run folder. Raises UserError.
 
-    Truncated and damaged files of a run folder are skipped with a warning.
+    Truncated files of a run folder are skipped with a warning; `newest` finds those whose values are damaged too.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint; give a file, or a run folder with {IN_A_RUN[0]}")
-    problems = []
-    for candidate in _candidates(path):
-        try:
-            if not _is_safetensors(candidate):
-                storage.inspect(candidate)
-        except (UserError, OSError) as error:
-            problems.append(str(error))
-            continue
-        for problem in problems:
-            log.warning("%s; using %s, which was saved before it", problem, candidate.name)
-        return candidate
-    if problems:
-        raise UserError(problems[0] + "; no other checkpoint beside it is good")
-    raise UserError(f"{path}: holds no checkpoint; expected {' or '.join(IN_A_RUN)} in it")
-
-
-def _candidates(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run folder, newest first."""
-    numbered = sorted((folder / "checkpoints").glob("step=*.ckpt"), reverse=True)
-    named = [folder / name for name in IN_A_RUN]
-    return [file for file in [*named[:2], *numbered, *named[2:]] if file.is_file()]
+    candidates = _candidates(path)
+    return candidates[0] if Path(path).expanduser().is_file() else storage.first_good(candidates, storage.inspect)[0]
 
 
 def read(path: str | Path) -> State:
-    """Return the tensors of a checkpoint by name, on the CPU, with its frozen parts.
+    """Return the tensors of a checkpoint by name; see `newest`."""
+    return newest(path)[1]
 
-    `path` is a file, a published zip or a run folder. UserError if there is no checkpoint, or if it is truncated, of
-    another format, or does more than hold tensors.
+
+def newest(path: str | Path) -> tuple[Path, State]:
+    """Return the file that was read, and its tensors by name, on the CPU, with its frozen parts.
+
+    Damaged ones are skipped with a warning where there are earlier ones of the same run.
+
+    path: a file, a published zip or a run folder. UserError if there is no checkpoint, or if it is truncated, damaged,
+        of another format, or does more than hold tensors.
     """
-    path = locate(path)
+    return storage.first_good(_candidates(path), _read)
+
+
+def _candidates(path: str | Path) -> list[Path]:
+    """List the checkpoints that a path stands for, newest first. UserError if there is none."""
     try:
-        with unpacked(path) as file:
-            content = _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            storage.restore_frozen(content, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        path = Path(path).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name that the system does not take
+        raise UserError(f"{shown(str(path))}: no such checkpoint ({shown(str(error))})") from error
+    if is_file:
+        return storage.with_earlier(path)
+    if not is_folder:
+        raise UserError(f"{path}: no such checkpoint; give a file, or a run folder with {IN_A_RUN[0]}")
+    first = [path / "checkpoints" / storage.LAST, path / "checkpoints" / storage.PREVIOUS]
+    numbered = storage.with_earlier(first[1])[1:]
+    found = [file for file in (*first, *numbered, *(path / name for name in IN_A_RUN)) if file.is_file()]
+    if not found:
+        raise UserError(f"{path}: holds no checkpoint; expected {' or '.join(IN_A_RUN)} in it")
+    return found
+
+
+def _read(path: Path) -> State:
+    with unpacked(path) as file:
+        try:
+            content = storage.read_file(file)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), str(path), 1)) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds no state dict")
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     others = [str(name) for name in state if name not in tensors]
     if not tensors:
-        raise UserError(f"{path}: holds no state dict")
+        raise UserError(f"{path}: holds no state dict{'; it has ' + _some(others) if others else ''}")
     if others:
         log.warning("%s: skipped what is not a tensor: %s", path, _some(others))
     return tensors
@@ -97,43 +94,7 @@ def metadata(path: Path) -> dict[str, str]:
     """Return the texts that a safetensors file or a published zip holds beside its tensors; none of another file."""
     if (config := config_in(path)) is not None:
         return {"config": config}
-    if not _is_safetensors(path):
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise UserError(f"{path}: is truncated or not a safetensors file ({error})") from error
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: is truncated or not a safetensors file ({error})") from error
-
-
-def _read_torch(path: Path) -> Any:
-    """Return the content of a file of torch.save: read as plain tensors, else by the unpickler that runs nothing."""
-    storage.inspect(path)
-    mmap = zipfile.is_zipfile(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:
-        log.debug("%s: holds more than tensors; reading the tensors alone", path)
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        log.debug("%s: %s", path, error)
-    try:
-        return load_inert(path, mmap=mmap)
-    except UnsafeCheckpoint as error:
-        raise UserError(f"{path}: refused, this file does more than hold tensors ({error})") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: is truncated or damaged ({_first_line(error)})") from error
+    return storage.safetensors_metadata(path) if storage.is_safetensors(path) else {}
 
 
 # ---------------------------------------------------------------------------------------------------- raw or averaged
@@ -287,8 +248,4 @@ def _shape(tensor: Tensor) -> str:
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:_EXAMPLES]) + (f" and {len(names) - _EXAMPLES} more" if names[_EXAMPLES:] else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return ", ".join(map(shown, names[:_EXAMPLES])) + (f" and {len(names) - _EXAMPLES} more" if names[_EXAMPLES:] else "")
