@@ -138,7 +138,8 @@ def load_model(
         model: LatentDiffusion = config.instantiate(_without_training(section), "model")
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(config_path)) from error
-    checkpoint.load_into(model, checkpoint.choose(checkpoint.read(checkpoint_path), source.weights))
+    checkpoint_path, state = checkpoint.newest(checkpoint_path)
+    checkpoint.load_into(model, checkpoint.choose(state, source.weights), source=str(checkpoint_path))
     model.config = section
     if (size := train_option(content, "size")) is not None and model.latent_size is None:
         model.image_size = (size, size) if isinstance(size, int) else tuple(size)
@@ -156,10 +157,12 @@ def load_first_stage(source: ModelSource | str | Path, device: torch.device | st
         autoencoder = config.instantiate(_without_training(node), "model")
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(config_path)) from error
-    state = checkpoint.choose(checkpoint.read(checkpoint_path), source.weights)
+    checkpoint_path, state = checkpoint.newest(checkpoint_path)
+    state = checkpoint.choose(state, source.weights)
     parts = tuple(f"{name}." for name, _ in autoencoder.named_children())
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    checkpoint.load_into(autoencoder, {name: tensor for name, tensor in state.items() if name.startswith(parts)})
+    state = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+    checkpoint.load_into(autoencoder, state, source=str(checkpoint_path))
     autoencoder = autoencoder.eval().requires_grad_(False).to(device)
     return LoadedFirstStage(config_path, checkpoint_path, source.weights, content, autoencoder)
 

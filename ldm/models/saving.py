@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.models.loading import ModelSource, read_config
+from ldm.weights import files as storage
 from ldm.weights import load as checkpoint
 
 if TYPE_CHECKING:
@@ -41,18 +41,20 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, dict(metadata))
+        storage.write_safetensors(temporary, tensors, metadata)
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 
 def export_run(run: str | Path, out: Path, averaged: bool = False, half: bool = False) -> None:
     """Write the newest good checkpoint of a run to a file, whole or not at all. Raises UserError."""
     source = ModelSource(run)
-    config, (_, found) = yaml.safe_dump(read_config(source), sort_keys=False, allow_unicode=True), source.files()
-    state = checkpoint.read(found)
+    config = yaml.safe_dump(read_config(source), sort_keys=False, allow_unicode=True)
+    found, state = checkpoint.newest(source.files()[1])
     if averaged:
         state = checkpoint.choose(state, "ema")
     if half:

@@ -240,8 +240,8 @@ def _filled(target: Any, parts: list[Any]) -> Any:
     if target is _FOREIGN:
         return target
     for key, value in zip(parts[::2], parts[1::2], strict=True):
-        is_small = key.bit_length() <= 60 if isinstance(key, int) else isinstance(key, (str, float, type(None), _Foreign))
-        if not is_small or not isinstance(target, dict):
+        is_plain = isinstance(key, (str, float, type(None), _Foreign))
+        if not (is_plain or isinstance(key, int) and key.bit_length() <= 60) or not isinstance(target, dict):
             raise Unsafe(f"it holds a {type(key).__name__} as a key")
         target[key] = value
     return target

@@ -6,16 +6,18 @@ moving average (`model_ema.*`, names without dots); `choose` picks one of the tw
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError, shown
 from ldm.weights import files as storage
 from ldm.weights.archives import config_in, unpacked
+from ldm.weights.kinds import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ EMA = "model_ema."
 FIRST_STAGE = "first_stage_model."
 _EMA_COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
 _EXAMPLES = 3
+MOST_CHARACTERS, _OF_A_NAME = 300, 160  # of a message, of a name and its shapes in it
 
 
 def locate(path: str | Path) -> Path:
@@ -155,12 +158,22 @@ class LoadReport:
 
     def __str__(self) -> str:
         """Return numbers by top-level part, with a few names each, in one line."""
+        return self.within(MOST_CHARACTERS)
+
+    def within(self, limit: int) -> str:
+        """Return the same with as many names as `limit` characters hold."""
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.mismatched))
-        parts: dict[str, list[str]] = {}
-        for kind, names in kinds:
-            for part, members in _by_part(names).items():
-                parts.setdefault(part, []).append(f"{len(members)} {kind} ({_some(members)})")
-        return "; ".join(f"{part}: {', '.join(problems)}" for part, problems in parts.items()) or "everything fits"
+        parts = {kind: _by_part(names) for kind, names in kinds}
+        for examples in range(_EXAMPLES, -1, -1):
+            lines: dict[str, list[str]] = {}
+            for kind, by_part in parts.items():
+                for part, names in by_part.items():
+                    named = f" ({_some(names, examples, _OF_A_NAME)})" if examples else ""
+                    lines.setdefault(part, []).append(f"{len(names)} {kind}{named}")
+            line = "; ".join(f"{shown(part)}: {', '.join(problems)}" for part, problems in lines.items())
+            if len(line) <= limit:
+                break
+        return shown(line, limit) or "everything fits"
 
 
 def load_into(
@@ -168,21 +181,24 @@ def load_into(
     state: Mapping[str, Tensor] | str | Path,
     ignore: Iterable[str] = (),
     strict: bool = True,
+    source: str = "state dict",
 ) -> LoadReport:
     """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
     An autoencoder takes its weights also from a latent diffusion model. Tolerated are a training loss (`loss.*`,
     `logvar`) or an average that the module does not have, an average that the file does not have (it starts at the raw
-    weights), and CLIP's `position_ids`.
+    weights), tables that the file does not have (they follow from the config), and CLIP's `position_ids`.
 
     Args:
         module: with the names of the published checkpoints.
         state: a state dict, a file or a run folder.
         ignore: prefixes of names that are neither loaded nor missing.
         strict: refuse missing and unexpected names and other shapes.
+        source: where a state dict comes from, for messages.
     """
-    source = str(state) if isinstance(state, (str, Path)) else "state dict"
-    state = read(state) if isinstance(state, (str, Path)) else dict(state)
+    if isinstance(state, (str, Path)):
+        file, state = newest(state)
+        source = str(file)
     own = module.state_dict(keep_vars=True)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     ignore += tuple(map(_shadow_prefix, ignore))
@@ -190,9 +206,9 @@ def load_into(
     offered = {name: tensor for name, tensor in _for_names(own, state).items() if not name.startswith(ignore)}
     if not any(name.startswith(EMA) for name in offered):
         offered |= _averages_from_raw(wanted, offered)
-    report = _compare(wanted, offered)
+    report = _compare(wanted, offered, _tables(module, own, offered))
     if strict and not report.fits:
-        raise UserError(f"{source}: does not fit {type(module).__name__}: {report}")
+        raise UserError(_misfit(source, type(module).__name__, report, own, state))
     module.load_state_dict({name: offered[name] for name in report.loaded}, strict=False)
     level = logging.INFO if report.fits else logging.WARNING
     extra = f"; tolerated: {_some(report.tolerated)}" if report.tolerated else ""
@@ -203,20 +219,34 @@ def load_into(
 
 def _for_names(names: Iterable[str], state: State) -> State:
     """Return a state dict, or its first stage if only that holds any of these names."""
-    names = set(names)
-    if not names.isdisjoint(state):
-        return state
     inner = {name.removeprefix(FIRST_STAGE): value for name, value in state.items() if name.startswith(FIRST_STAGE)}
-    return state if names.isdisjoint(inner) else inner
+    return max(state, inner, key=lambda offered: sum(name in offered for name in names))
 
 
-def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> LoadReport:
+def _tables(module: nn.Module, own: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> set[str]:
+    """Name the tables that follow from the config; none if the file has some of them with other values."""
+    names = {name for part in module.modules() for name in getattr(part, "table_names", ())}
+    pairs = [(own[name].float().cpu(), offered[name].float().cpu()) for name in names if name in offered]
+    half = {"rtol": 2e-3, "atol": 1e-5}  # as precise as tables in half precision are
+    return names if all(a.shape == b.shape and torch.allclose(a, b, **half) for a, b in pairs) else set()
+
+
+def _misfit(source: str, target: str, report: LoadReport, own: Iterable[str], state: Iterable[str]) -> str:
+    """Say in one line why weights do not fit: what they are, if that is another thing, else which names."""
+    kind = kind_of(state)
+    if kind is not None and kind != kind_of(own):
+        return f"{source}: is {kind.name}, and does not fit {target}; {kind.remedy}"
+    start = f"{source}: does not fit {target}: "
+    return start + report.within(max(MOST_CHARACTERS - len(start), _EXAMPLES * 20))
+
+
+def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], tables: Container[str]) -> LoadReport:
     common = [name for name in wanted if name in offered]
     loaded = [name for name in common if wanted[name].shape == offered[name].shape]
     mismatched = [name for name in common if wanted[name].shape != offered[name].shape]
     filled = {id(wanted[name]) for name in loaded}  # one tensor may have two names
     absent = [name for name in wanted if name not in offered and id(wanted[name]) not in filled]
-    missing = [name for name in absent if not _may_be_absent(name)]
+    missing = [name for name in absent if not (_may_be_absent(name) or name in tables)]
     surplus = [name for name in offered if name not in wanted]
     unexpected = [name for name in surplus if not _may_be_surplus(name)]
     tolerated = [name for name in absent if name not in missing] + [name for name in surplus if _may_be_surplus(name)]
@@ -246,6 +276,8 @@ def _shape(tensor: Tensor) -> str:
     return "(" + ", ".join(map(str, tensor.shape)) + ")"
 
 
-def _some(names: Iterable[str]) -> str:
+def _some(names: Iterable[str], number: int = _EXAMPLES, width: int = 60) -> str:
     names = list(names)
-    return ", ".join(map(shown, names[:_EXAMPLES])) + (f" and {len(names) - _EXAMPLES} more" if names[_EXAMPLES:] else "")
+    rest = f" and {len(names) - number} more" if names[number:] else ""
+    return ", ".join(shown(name, width) for name in names[:number]) + rest
+

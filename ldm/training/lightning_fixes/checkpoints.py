@@ -257,8 +257,8 @@ class CheckpointFiles(TorchCheckpointIO):
             self.problem = error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU. Raises UserError."""
-        return storage.load(Path(path))
+        """Read a checkpoint onto the CPU, or the one before it if it is damaged. Raises UserError."""
+        return storage.first_good(storage.with_earlier(Path(path)), storage.load)[1]
 
 
 def _metrics_of(trainer: pl.Trainer) -> MetricsCsv | None:

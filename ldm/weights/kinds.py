@@ -1,0 +1,42 @@
+"""What a state dict is, by the names of its tensors: for the message when it does not fit a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a state dict is that has a name which begins as `pattern`, and what to do with it."""
+
+    pattern: str
+    name: str
+    remedy: str
+
+
+_CONVERT = "convert it to the original's names (model.diffusion_model.*, first_stage_model.*)"
+_BASE = "give the weights of its base"
+# The first that matches: a file for a part of a model also has names of the model.
+KINDS = (
+    Kind(r"lora_(unet|te)|.*\.(lora_(A|B|up|down)|hada_w1|lokr_w1)\b", "an adapter (LoRA)", _BASE),
+    Kind(r"control_model\.|controlnet_", "a ControlNet", _BASE),
+    Kind(r"down_blocks\.", "a diffusers file (U-Net)", _CONVERT),
+    Kind(r"encoder\.down_blocks\.", "a diffusers file (autoencoder)", _CONVERT),
+    Kind(r"transformer_blocks\.", "a diffusers file (transformer)", _CONVERT),
+    Kind(r"text_model\.", "a CLIP text model of transformers", "name its folder as the conditioner's version"),
+    Kind(r"conditioner\.embedders\.", "a checkpoint of sgm (Stable Diffusion XL)", "this model has other parts"),
+    Kind(r"visual\.|transformer\.resblocks\.", "an OpenCLIP model", "it is no diffusion model"),
+    Kind(r"x_embedder\.|blocks\.\d+\.adaLN", "a DiT or SiT", "this model has another network"),
+    Kind(r"features\.\d+\.|layer1\.\d", "a torchvision network", "it is no diffusion model"),
+    Kind(r"module\.", "the state of a module in DataParallel", "save it again without the prefix module."),
+    Kind(r"model\.diffusion_model\.", "a latent diffusion model", "use it with its own config"),
+    Kind(r"(en|de)coder\.conv_in\.", "an autoencoder", "name it as model.params.autoencoder.checkpoint"),
+)
+
+
+def kind_of(names: Iterable[str]) -> Kind | None:
+    """Recognise whose names these are; None if nobody's that we know."""
+    names = list(names)
+    return next((kind for kind in KINDS if any(re.match(kind.pattern, name) for name in names)), None)
