@@ -23,7 +23,7 @@ from ldm.doctor.data_fit import check_data_fits_model
 from ldm.errors import ConfigError, UserError
 from ldm.training.cached_latents import CacheSettings, cached
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.lightning_fixes.checkpoints import LAST, Stopped
+from ldm.training.lightning_fixes.checkpoints import LAST, Stopped, resuming
 from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.module import TrainingModule
 from ldm.training.plan import AS_CONFIGURED, Plan, RunOptions, make_plan, untrained_first_stage
@@ -119,7 +119,8 @@ def _fit(trainer: pl.Trainer, model: TrainingModule, data: DataModule, plan: Pla
     timer = StepTimer()
     trainer.callbacks.append(timer)
     train, validation = data.train_loader(plan.batch.accumulate), data.validation_loader()
-    trainer.fit(model, train, validation, ckpt_path=plan.run.checkpoint, weights_only=True)
+    with resuming(trainer, plan.run.checkpoint):
+        trainer.fit(model, train, validation, ckpt_path=plan.run.checkpoint, weights_only=True)
     step, metrics = trainer.global_step, dict(trainer.callback_metrics)
     if test and data.test is not None:
         trainer.test(model, data.test_loader(), verbose=False)

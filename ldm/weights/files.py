@@ -2,7 +2,7 @@
 
 The entry `frozen` of a checkpoint without its frozen parts names the file in the same folder that has them:
     {"sha256": ..., "names": {name in the state dict: name in the file}}
-A safetensors file that was written here has the SHA-256 of its tensors under `sha256` in its own metadata.
+A safetensors file written here has in its metadata, under `sha256`, the SHA-256 of itself with zeros in that place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ldm import distributed
 from ldm.errors import UserError, shown
-from ldm.weights.audit import Unsafe, check_extent, read_torch
+from ldm.weights.audit import check_extent, read_torch
+from ldm.weights.pickles import Unsafe
 
 Content = TypeVar("Content")
 
@@ -129,8 +130,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     expected = safetensors_metadata(path).get(_HASH)
     if expected is not None:
         with path.open("rb") as file:
-            if _hash_of_tensors(file) != expected:
-                raise UserError(f"{path}: is damaged, its tensors have another SHA-256 than when it was written")
+            if _hash_of(file, expected) != expected:
+                raise UserError(f"{path}: is damaged, it has another SHA-256 than when it was written; copy it again")
     return load_file(path)
 
 
@@ -141,13 +142,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[
     except SafetensorError as error:
         raise failed_write(path, error) from error
     with path.open("rb+") as file:
-        digest = _hash_of_tensors(file)
+        digest = _hash_of(file, _NO_HASH)
         file.seek(0)
-        header = file.read(8 + _header_length(file))
-        file.seek(header.index(_NO_HASH.encode(), header.index(f'"{_HASH}":"{_NO_HASH}'.encode())))
-        file.write(digest.encode())
+        file.seek(file.read(8 + _header_length(file)).index(_field(_NO_HASH)))
+        file.write(_field(digest))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _field(digest: str) -> bytes:
+    """Return the hash as it stands in the header; within a text of the user quotes are escaped."""
+    return f'"{_HASH}":"{digest}"'.encode()
 
 
 def _header_length(file: BinaryIO) -> int:
@@ -157,10 +162,13 @@ def _header_length(file: BinaryIO) -> int:
     return length
 
 
-def _hash_of_tensors(file: BinaryIO) -> str:
-    """Return the SHA-256 of what follows the header; the metadata, which name it, stand in the header."""
-    file.seek(8 + _header_length(file))
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_of(file: BinaryIO, digest: str) -> str:
+    """Return the SHA-256 of a file in which `digest` stands for that of itself."""
+    header = file.read(8 + _header_length(file))
+    computed = hashlib.sha256(header.replace(_field(digest), _field(_NO_HASH), 1))
+    while block := file.read(1 << 20):
+        computed.update(block)
+    return computed.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

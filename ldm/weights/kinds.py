@@ -1,4 +1,4 @@
-"""What a state dict is, by the names of its tensors: for the message when it does not fit a model."""
+"""What people give instead of the weights of a model, by its first bytes or by the names of its tensors."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ KINDS = (
     Kind(r"model\.diffusion_model\.", "a latent diffusion model", "use it with its own config"),
     Kind(r"(en|de)coder\.conv_in\.", "an autoencoder", "name it as model.params.autoencoder.checkpoint"),
 )
+
+
+# How files begin that people have where weights should be.
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
+    **dict.fromkeys([b"<!DOCTYPE", b"<!doctype", b"<html"], "a web page; download the file again"),
+    b"GGUF": "a GGUF file; only safetensors and files of torch.save are read",
+    b"\x89HDF": "an HDF5 file (Keras); only safetensors and files of torch.save are read",
+    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"\x80": "a plain pickle, not written by torch.save",
+}
+
+
+def format_of(start: bytes) -> str:
+    """Say what a file is that begins so and is no checkpoint, and what to do."""
+    known = next((name for beginning, name in _BEGINNINGS.items() if start.startswith(beginning)), None)
+    return f"is {known}" if known else "is neither safetensors nor written by torch.save"
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:

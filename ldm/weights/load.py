@@ -62,11 +62,12 @@ def _candidates(path: str | Path) -> list[Path]:
         path = Path(path).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # a name that the system does not take
-        raise UserError(f"{shown(str(path))}: no such checkpoint ({shown(str(error))})") from error
+        raise UserError(f"{shown(str(path), _OF_A_NAME)}: no such checkpoint ({shown(str(error))})") from error
     if is_file:
         return storage.with_earlier(path)
     if not is_folder:
-        raise UserError(f"{path}: no such checkpoint; give a file, or a run folder with {IN_A_RUN[0]}")
+        where = f"give a file, or a run folder with {IN_A_RUN[0]}"
+        raise UserError(f"{shown(str(path), _OF_A_NAME)}: no such checkpoint; {where}")
     first = [path / "checkpoints" / storage.LAST, path / "checkpoints" / storage.PREVIOUS]
     numbered = storage.with_earlier(first[1])[1:]
     found = [file for file in (*first, *numbered, *(path / name for name in IN_A_RUN)) if file.is_file()]
@@ -163,17 +164,16 @@ class LoadReport:
     def within(self, limit: int) -> str:
         """Return the same with as many names as `limit` characters hold."""
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.mismatched))
-        parts = {kind: _by_part(names) for kind, names in kinds}
         for examples in range(_EXAMPLES, -1, -1):
-            lines: dict[str, list[str]] = {}
-            for kind, by_part in parts.items():
-                for part, names in by_part.items():
-                    named = f" ({_some(names, examples, _OF_A_NAME)})" if examples else ""
-                    lines.setdefault(part, []).append(f"{len(names)} {kind}{named}")
-            line = "; ".join(f"{shown(part)}: {', '.join(problems)}" for part, problems in lines.items())
+            parts: dict[str, list[str]] = {}
+            for kind, names in kinds:
+                for part, members in _by_part(names).items():
+                    named = f" ({_some(members, examples, _OF_A_NAME)})" if examples else ""
+                    parts.setdefault(part, []).append(f"{len(members)} {kind}{named}")
+            line = "; ".join(f"{shown(part)}: {', '.join(problems)}" for part, problems in parts.items())
             if len(line) <= limit:
-                break
-        return shown(line, limit) or "everything fits"
+                return line or "everything fits"
+        return ", ".join(f"{len(names)} {kind}" for kind, names in kinds if names)
 
 
 def load_into(

@@ -12,6 +12,8 @@ hooks and made after them; the number of rows of metrics.csv is saved, and a res
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
 from ldm.training.lightning_fixes import loop_state
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.lightning_fixes.signals import GracefulStop
@@ -96,6 +98,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals, and do not save again what was just loaded."""
+        self._files.is_restoring = False
         self._seen_step = self._saved_step = trainer.global_step
         if self._samples_per_batch is not None:
             loop_state.recount(trainer, self._samples_per_batch)
@@ -236,6 +239,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def __init__(self) -> None:
         self.problem: Exception | None = None
+        self.is_restoring = False  # from reading a checkpoint to the first step
         self._loops: loop_state.State | None = None
         self._frozen: storage.FrozenParts | None = None
         self._metrics: MetricsCsv | None = None
@@ -258,7 +262,21 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint onto the CPU, or the one before it if it is damaged. Raises UserError."""
+        self.is_restoring = True
         return storage.first_good(storage.with_earlier(Path(path)), storage.load)[1]
+
+
+@contextmanager
+def resuming(trainer: pl.Trainer, path: Path | None) -> Iterator[None]:
+    """Say in one line that a checkpoint lacks the state of a run, where Lightning fails between reading and a step."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        files = trainer.strategy.checkpoint_io
+        if not (isinstance(files, CheckpointFiles) and files.is_restoring):
+            raise
+        reason = shown(f"{type(error).__name__}: {error}", 100)
+        raise UserError(f"{path}: cannot be resumed from, it lacks the state of a run ({reason})") from error
 
 
 def _metrics_of(trainer: pl.Trainer) -> MetricsCsv | None:
