@@ -329,8 +329,10 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.int32,
-          torch.int16, torch.int8, torch.uint8, torch.uint16, torch.bool, torch.complex64, torch.complex128]  # fmt: skip
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.int32,
+    torch.int16, torch.int8, torch.uint8, torch.uint16, torch.bool, torch.complex64, torch.complex128,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("zipped", [LEGACY, ZIP])
