@@ -1,5 +1,8 @@
 """The model that one holds in a notebook: load, sample, save; what it does with sizes and samplers, what it refuses."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -7,6 +10,7 @@ from tiny_runs import diffusion_config, write_run
 
 from ldm.errors import UserError
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.loading import load_model
 from ldm.sampling import sampler_names
 
 
@@ -86,6 +90,18 @@ def test_mistakes(model, conditions, options, message):
 def test_a_sequence_needs_one_conditioner(unconditional):
     with pytest.raises(UserError, match="conditioned on nothing; give a mapping"):
         unconditional.sample(TEXTS)
+
+
+def test_a_damaged_run_is_sampled_from_the_checkpoint_before_and_says_so(run, tmp_path, caplog):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    last, previous = (folder / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    content = bytearray(shutil.copyfile(last, previous).read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    loaded = load_model(folder)
+    assert loaded.checkpoint == previous and str(previous) in loaded.provenance()["checkpoint"]
+    (line,) = [record.message for record in caplog.records if "CRC" in record.message]
+    assert str(last) in line and "using previous.ckpt" in line
 
 
 def test_what_cannot_be_saved_or_loaded(tmp_path):
