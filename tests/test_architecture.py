@@ -26,7 +26,7 @@ ARROWS = {
     "data": {"distributed"},
     "images": {"data", "environment"},
     "autoencoder": {"aliases", "distributed", "networks"},
-    "conditioning": {"aliases", "networks"},
+    "conditioning": {"aliases", "networks", "weights"},
     "sampling": {"aliases", "diffusion"},
 }
 LIBRARY = set(ARROWS)

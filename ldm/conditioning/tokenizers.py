@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.bounds import Count
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
+from ldm.weights.load import read
 
 VOCABULARY_FILE = "vocab.txt"
 INSIDE = "##"  # begins a piece that continues a word
@@ -96,18 +98,49 @@ class HuggingFaceTokenizer:
 
 
 def load_pretrained(kind: str, name_or_path: str, what: str, **options: Any) -> Any:
-    """Return `transformers.<kind>` read from a local folder or the local cache. UserError if it is in neither."""
+    """Return `transformers.<kind>` from a local folder or the local cache. UserError if it is in neither, or damaged.
+
+    Weights that are pickles are read here first: transformers would ask torch, which advises to trust them.
+    """
     import transformers  # heavy: only when a published text model is used
 
+    loader, folder = getattr(transformers, kind), Path(name_or_path)
+    is_model = issubclass(loader, transformers.PreTrainedModel)
+    if is_model and not any(folder.glob("*.safetensors")):
+        for file in folder.glob("*.bin"):
+            read(file)
     try:
-        return getattr(transformers, kind).from_pretrained(name_or_path, local_files_only=True, **options)
-    except (OSError, ValueError) as error:
-        if Path(name_or_path).is_dir():
-            raise UserError(f"{what} '{name_or_path}': the folder lacks files; copy the whole {what} there") from error
+        if not is_model:
+            return loader.from_pretrained(name_or_path, local_files_only=True, **options)
+        with _without_reports():  # of weights that are there, and of another model
+            model, found = loader.from_pretrained(
+                name_or_path, local_files_only=True, output_loading_info=True, **options
+            )
+        missing = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
+        if missing:
+            raise ValueError(f"has no weights for {missing[0]}")
+        return model
+    except Exception as error:  # whatever transformers and its readers make of files that are none of theirs
+        if folder.is_dir():
+            problem = f"the folder lacks files or has damaged ones ({shown(str(error) or type(error).__name__, 80)})"
+            raise UserError(f"{what} '{name_or_path}': {problem}; copy the whole {what} there") from error
         raise UserError(
             f"{what} '{name_or_path}' is not on this machine: run `hf download {name_or_path}` (it fills the cache in "
             f"HF_HOME; copy that to an offline machine), or give the path of a local folder with its files"
         ) from error
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Silence transformers' warnings inside the block."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 class TrainedTokenizer(nn.Module):

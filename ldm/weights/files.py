@@ -69,7 +69,7 @@ def read_file(path: Path, resumed: bool = False) -> Any:
 def load(path: Path) -> dict[str, Any]:
     """Return a checkpoint to resume from with its frozen parts, on the CPU. UserError if it is none."""
     content = read_file(path, resumed=True)
-    if not isinstance(content.get("state_dict"), dict):
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path}: holds no state dict")
     return content
 
