@@ -67,14 +67,14 @@ def _read(file: BinaryIO, resumed: bool, checksums: bool) -> Any:
 
 def check_extent(content: Any, size: int) -> None:
     """Refuse what is, written out as a tree, deep, endless, or many times as large as its file of `size` bytes."""
-    number, remaining, waiting = 0, _COPIES * size + _SPARE, [(content, 0)]
+    parts, remaining, waiting = min(_COPIES * size, MOST_OPERATIONS), _COPIES * size + _SPARE, [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
         if isinstance(value, Tensor):
             remaining -= value.nbytes
         elif isinstance(value, (dict, list, tuple)):
-            number += len(value)
-            if depth == _DEEPEST or number > MOST_OPERATIONS:
+            parts -= len(value)
+            if depth == _DEEPEST or parts < 0:
                 raise Unsafe(f"its parts lie deeper than {_DEEPEST}, or refer to each other without end")
             waiting += ((part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
         if remaining < 0:
