@@ -89,7 +89,7 @@ def _ordered(pairs: Sequence[tuple[Any, Any]] = ()) -> dict[Any, Any]:
     return target
 
 
-def _fill(target: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
+def _fill(target: Any, pairs: Sequence[tuple[Any, Any]], refuse_foreign: bool = True) -> None:
     """Put pairs of a key and a value into a dict. Keys are plain: others may hash slowly, deeply, or all alike."""
     if target is _FOREIGN:
         return
@@ -98,7 +98,9 @@ def _fill(target: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
     for key, value in pairs:
         is_plain = isinstance(key, (str, float, type(None), _Foreign))
         if not is_plain and not (isinstance(key, int) and key.bit_length() <= 60):
-            raise Unsafe(f"it holds a {type(key).__name__} as a key")
+            if refuse_foreign:
+                raise Unsafe(f"it holds a {type(key).__name__} as a key")
+            key = _FOREIGN
         target[key] = value
 
 
@@ -183,7 +185,7 @@ class Interpreter:
             raise Unsafe(f"it appends to a {type(target).__name__}")
 
     def _fill(self, values: list[Any]) -> None:
-        _fill(self._stack[-1], list(zip(values[::2], values[1::2], strict=True)))
+        _fill(self._stack[-1], list(zip(values[::2], values[1::2], strict=True)), self._refuse_foreign)
 
     def _build(self) -> None:
         """Leave out the attributes of the object below them."""
@@ -221,7 +223,7 @@ class Interpreter:
 
 _VALUES = (
     "INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8"
+    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
 )
 _OPERATIONS: dict[str, Callable[[Interpreter, Any], None]] = {
     **dict.fromkeys(_VALUES.split(), Interpreter._push),
@@ -233,6 +235,7 @@ _OPERATIONS: dict[str, Callable[[Interpreter, Any], None]] = {
     "EMPTY_LIST": lambda machine, _: machine._push([]),
     "EMPTY_DICT": lambda machine, _: machine._push({}),
     "EMPTY_SET": lambda machine, _: machine._name("builtins set"),
+    "FROZENSET": lambda machine, _: (machine._pop(), machine._name("builtins frozenset")),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Interpreter._remember),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, place: machine._push(machine._memo[place])),
     "MARK": lambda machine, _: machine._marks.append(len(machine._stack)),
@@ -252,6 +255,7 @@ _OPERATIONS: dict[str, Callable[[Interpreter, Any], None]] = {
     "STACK_GLOBAL": lambda machine, _: machine._name(" ".join(machine._pop(2))),
     "REDUCE": lambda machine, _: machine._call(*machine._pop(2)),
     "NEWOBJ": lambda machine, _: machine._call(*machine._pop(2)),
+    "NEWOBJ_EX": lambda machine, _: machine._call(*machine._pop(3)[:2]),
     "BUILD": lambda machine, _: machine._build(),
     "BINPERSID": lambda machine, _: machine._find(*machine._pop(1)),
 }

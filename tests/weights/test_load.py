@@ -7,6 +7,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -65,17 +66,19 @@ def test_torch_formats(tmp_path: Path, zipped: bool) -> None:
     assert same(read(path), WEIGHTS)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("zipped", [LEGACY, ZIP])
-def test_published_form_with_pickled_classes_beside_the_weights(tmp_path: Path, zipped: bool) -> None:
+def test_published_form_with_pickled_classes_beside_the_weights(tmp_path: Path, zipped: bool, protocol: int) -> None:
     path = tmp_path / "model.ckpt"
     content = {
         "callbacks": {ForeignCallback: {"best_model_score": torch.tensor(1.0), "self": ForeignCallback()}},
-        "hyper_parameters": ForeignMapping(a=ForeignList([1, {2}, Path("x")])),
+        "hyper_parameters": ForeignMapping(a=ForeignList([1, {2}, frozenset([3]), Path("x"), np.float64(0.5), 1j])),
+        "tokenizer": {("a", "b"): 0, frozenset([1]): [], torch.float16: b"bytes", Path("x"): np.ones(3)},
         "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}],
         "state_dict": OrderedDict({**WEIGHTS, "parameter": nn.Parameter(torch.ones(2))}),
         "pytorch-lightning_version": "1.4.2",
     }
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     before = ForeignCallback.constructed
     assert same(read(path), {**WEIGHTS, "parameter": torch.ones(2)})
     assert ForeignCallback.constructed == before
