@@ -90,6 +90,8 @@ def first_good(candidates: Iterable[Path], read: Callable[[Path], Content]) -> t
     problems: list[str] = []
     for candidate in candidates:
         try:
+            if not candidate.is_file():  # a FIFO would be waited for
+                raise UserError(f"{candidate}: is not a file")
             content = read(candidate)
         except UserError as error:
             problems.append(str(error))

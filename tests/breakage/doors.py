@@ -43,9 +43,10 @@ def doors(folder: Path) -> dict[str, Callable[[Path], Any]]:
     module = torch.nn.ModuleDict({"model": torch.nn.Linear(2, 3)})
 
     def frozen(path: Path) -> None:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b""
         entry = {"sha256": sha256(content).hexdigest(), "names": {"a": "a"}}
-        shutil.copyfile(path, files.frozen_file(folder, entry))
+        files.frozen_file(folder, entry).unlink(missing_ok=True)
+        files.frozen_file(folder, entry).symlink_to(path)
         files.restore_frozen({"state_dict": {}, files.FROZEN: entry}, folder / path.name)
 
     def lpips(path: Path) -> None:
