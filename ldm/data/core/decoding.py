@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from ldm.data.core.files import regular_file
 from ldm.data.core.optional import require
 from ldm.errors import UserError
 
@@ -125,7 +126,7 @@ def open_image(source: Path | bytes, channels: int = 3, value_range: Range | Non
             for 16 bits, 0 and 1 for floats.
     """
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(regular_file(source), "rb") as stream:
             start = stream.read(26)
             stream.seek(0)
             if start.startswith(_NUMPY):

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.core.decoding import DecodedImage, MultichannelImage
+from ldm.data.core.files import find_images, regular_file
 from ldm.data.core.transforms import UNREADABLE, CropParams
-from ldm.data.readers.folders import find_images
 from ldm.errors import UserError
 
 __all__ = [

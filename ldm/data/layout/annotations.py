@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm.data.core.files import read_text
 from ldm.errors import UserError
 
 __all__ = ["Annotations", "Counts", "read_coco", "read_open_images"]
@@ -128,7 +129,7 @@ def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
 
 def _coco_document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
     parts = ("images", "annotations", "categories")

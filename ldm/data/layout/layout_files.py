@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.data.core.files import read_text
 from ldm.data.layout.boxes import Box
 from ldm.data.layout.layouts import crop_boxes
 from ldm.errors import UserError
@@ -97,7 +98,7 @@ def read_names(path: str | None) -> dict[str, int]:
             raise UserError(f'--names {path}: is neither a list of names nor names with whole numbers, {{"dog": 3}}')
     else:
         try:
-            content = file.read_text(encoding="utf-8").splitlines()
+            content = read_text(file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--names {path}: cannot be read ({error})") from error
     return {name.strip(): label for label, name in enumerate(content)}
@@ -106,7 +107,7 @@ def read_names(path: str | None) -> dict[str, int]:
 def _read_json(path: Path, flag: str) -> Any:
     """Read a JSON file. Raises UserError if that fails."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{flag} {path}: cannot be read ({error})") from error
 
