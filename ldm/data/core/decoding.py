@@ -80,9 +80,11 @@ class MultichannelImage:
         """Return the numbers of the channels as their names."""
         return tuple(map(str, range(len(self.planes))))
 
-    def resize(self, size: tuple[int, int], resample: Image.Resampling) -> MultichannelImage:
-        """Resize every channel."""
-        return MultichannelImage(tuple(plane.resize(size, resample) for plane in self.planes))
+    def resize(
+        self, size: tuple[int, int], resample: Image.Resampling, box: tuple[float, ...] | None = None
+    ) -> MultichannelImage:
+        """Resize every channel, of which `box` is the part to resize."""
+        return MultichannelImage(tuple(plane.resize(size, resample, box) for plane in self.planes))
 
     def crop(self, box: tuple[int, int, int, int]) -> MultichannelImage:
         """Crop every channel."""
