@@ -38,9 +38,11 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
 
 def expand_homes(words: Sequence[str]) -> list[str]:
     """Expand `~/` where words begin with it, and behind `--flag=` and `dotted.key=`, where shells do not."""
-    parts = [re.fullmatch(r"(-*[\w.\[\]-]+=)?(~[\w.-]*/.*|~)", word, re.DOTALL) for word in words]
-    pairs = zip(words, parts, strict=True)
-    return [word if part is None else (part[1] or "") + os.path.expanduser(part[2]) for word, part in pairs]
+    home = re.compile(r"(--[\w-]+=|[\w.\[\]-]+=(?=~[^/]*/)|)(~[\w.-]*(?:/.*)?)", re.DOTALL)  # key=~ is null in YAML
+    parts = [home.fullmatch(word) for word in words]
+    return [
+        word if part is None else part[1] + os.path.expanduser(part[2]) for word, part in zip(words, parts, strict=True)
+    ]
 
 
 def configure_logging() -> None:

@@ -39,13 +39,12 @@ def list_images(place: str, flag: str, endings: Sequence[str] = ()) -> list[Sour
 
 
 def list_masked(indir: str) -> list[Source]:
-    """List pairs NAME.png, NAME_mask.png below a folder, with any endings, see `find_pairs`. UserError without a pair."""
+    """List pairs NAME.png, NAME_mask.png below a folder, with any endings, see `find_pairs`. UserError without one."""
     root = Path(indir).expanduser()
-    if not root.exists():
-        raise UserError(f"--indir {indir}: no such file or folder")
     pairs = find_pairs(root, root, _MASK) if root.is_dir() else {}
     if not pairs:
-        raise UserError(f"--indir {indir}: no pair NAME.png, NAME{_MASK}.png in it")
+        what = f"no pair NAME.png, NAME{_MASK}.png in it" if root.exists() else "no such file or folder"
+        raise UserError(f"--indir {indir}: {what}")
     return [Source(root / name, str(Path(name).with_suffix("")), mask) for name, mask in pairs.items()]
 
 

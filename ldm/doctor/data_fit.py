@@ -24,7 +24,7 @@ _NAMED = ("class_label", "box_labels")  # the keys whose classes `class_names` o
 
 
 def check_data_fits_model(model: nn.Module, data: DataModule) -> None:
-    """Compare the first item of each data set, its keys and its classes, with a model. Raises UserError, with the set."""
+    """Compare the first item of each data set, its keys and classes, with a model. Raises UserError, with the set."""
     for name, item in data.first_items.items():
         summary = Summary()
         summary.add(item)

@@ -139,9 +139,7 @@ def scaled_folder_images(
     return ImageSet(images, f"{place}, its centres at {size[0]}x{size[1]}", limit)
 
 
-def split_images(
-    content: Mapping[str, Any], split: str, limit: int | None = None, replaces: bool = False
-) -> ImageSet:
+def split_images(content: Mapping[str, Any], split: str, limit: int | None = None, replaces: bool = False) -> ImageSet:
     """Return the images of a split of the data that a config describes. UserError if it has no such split."""
     data = compat.translate_node({key: (content.get("data") or {}).get(key) for key in ("target", "params")}, "data")
     place, node = f"data.params.{split}", (data.get("params") or {}).get(split)

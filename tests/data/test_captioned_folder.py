@@ -63,7 +63,11 @@ def test_json_lines_draw_one_of_several_captions_per_epoch(root):
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("t.jsonl", '{"file": "a.png", "caption": "x"}\n{"file": "c.png", "caption": null}\n{"file": "sub/b.png"}\n', 2),
+        (
+            "t.jsonl",
+            '{"file": "a.png", "caption": "x"}\n{"file": "c.png", "caption": null}\n{"file": "sub/b.png"}\n',
+            2,
+        ),
         ("t.csv", "file,caption\na.png,x\nc.png\nsub/b.png\n", 3),
     ],
 )

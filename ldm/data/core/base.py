@@ -41,7 +41,9 @@ def positions_in_split(names: Sequence[str], split: str, validation_share: float
         )
     if split == "all":
         return list(range(len(names)))
-    hashes = [int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") for name in names]
+    hashes = [
+        int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") for name in names
+    ]
     limit = validation_share * 2**64
     if names and 0 < validation_share < 1 and min(hashes) < max(hashes):
         limit = min(max(limit, min(hashes) + 1), max(hashes))  # integers, so that no rounding leaves one out

@@ -96,7 +96,9 @@ def find_images(root: Path, arrays: bool = False) -> list[str]:
     if foreign := Counter(ending for ending in endings if ending in _FOREIGN - image_endings()):
         first = next(name for name, ending in zip(names, endings, strict=True) if ending in foreign)
         kinds = ", ".join(f"{count} {ending}" for ending, count in foreign.most_common())
-        _log.warning("%s: images that cannot be read are left out: %s, the first is %s; convert them", root, kinds, first)
+        _log.warning(
+            "%s: images that cannot be read are left out: %s, the first is %s; convert them", root, kinds, first
+        )
     wanted = {*image_endings(), *(ARRAYS if arrays else ())}
     found = [name for name, ending in zip(names, endings, strict=True) if ending in wanted]
     return found or [name for name, ending in zip(names, endings, strict=True) if ending in ARRAYS]

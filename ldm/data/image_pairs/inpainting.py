@@ -25,6 +25,7 @@ from ldm.errors import UserError
 
 __all__ = ["Masked", "MaskedFolder", "masked_image"]
 
+
 class Masked(DerivedDataset):
     """Add `mask` and `masked_image` to the items of any map-style data set of images.
 
@@ -49,8 +50,8 @@ class MaskedFolder(TargetFolder):
     """Read the images below `root` with `mask` and `masked_image`, from the mask files below `mask_root`.
 
     Which pixels are hole says `read_hole`. Masks get the crop and the flip of their image, and may have another
-    resolution. Masks of another shape, and images without a mask, are skipped and logged; masks without a hole, and those
-    that are all hole, are counted.
+    resolution. Masks of another shape, and images without a mask, are skipped and logged; masks without a hole, and
+    those that are all hole, are counted.
 
     A mask has the path of its image with any extension, and `suffix` after its stem (`a.jpg`, `a_mask.png`; both
     folders may then be one). For the other options see `ImageDataset`.

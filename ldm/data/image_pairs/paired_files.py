@@ -60,8 +60,8 @@ def find_pairs(root: Path, target_root: str | Path, suffix: str = "") -> dict[st
     alone = [name for name in names if name not in targets]
     if names and not targets:
         raise UserError(
-            f"{folder}: none of {len(names)} images has a target, the first would be {_stem(names[0])}{suffix}.png; give "
-            "them the names of their images"
+            f"{folder}: none of {len(names)} images has a target, the first would be {_stem(names[0])}{suffix}.png; "
+            "give them the names of their images"
         )
     _warn(alone, f"of {len(names)} images have no target in {folder} and are left out")
     wanted = {_stem(name) for name in names}
@@ -106,11 +106,12 @@ def read_indices(path: Path) -> np.ndarray:
 
 
 def read_hole(path: Path) -> tuple[np.ndarray, str | None]:
-    """Read a mask: bool (H, W), True in the hole, and what is wrong with one that is hole everywhere or nowhere, or None.
+    """Read a mask: bool (H, W), True in the hole, and the problem of one that is hole everywhere or nowhere, or None.
 
     The hole is what lies above the middle of the smallest range that holds all values: 0..1 (not in lossy formats),
-    0..255 or 0..65535. A colour counts as its brightest channel; in palettes of colours of which index 0 is black, every
-    other index is hole. Where all pixels have one colour, what is transparent is hole. An EXIF orientation is applied.
+    0..255 or 0..65535. A colour counts as its brightest channel; in palettes of colours of which index 0 is black,
+    every other index is hole. Where all pixels have one colour, what is transparent is hole. An EXIF orientation is
+    applied.
     """
     with Image.open(regular_file(path)) as opened:
         is_exact = opened.format not in LOSSY
@@ -123,8 +124,8 @@ def read_hole(path: Path) -> tuple[np.ndarray, str | None]:
         return hole, None
     return hole, (
         f"a mask {'that is all' if hole.any() else 'without a'} hole, its values are {values.min():g} to "
-        f"{values.max():g}; a hole is what is white (128 and more of 255), 1 in masks of 0 and 1, not index 0 in palettes "
-        "where that is black, and transparent where all colours are equal"
+        f"{values.max():g}; a hole is what is white (128 and more of 255), 1 in masks of 0 and 1, or transparent in "
+        "masks of one colour"
     )
 
 

@@ -126,7 +126,7 @@ def _read_rows(path: Path, columns: Collection[str]) -> list[Row]:
 
 def _csv_rows(text: str, delimiter: str, columns: Collection[str], path: Path) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    remedy = f"put texts with {delimiter!r} or \" into double quotes, and double the \" in them"
+    remedy = f'put texts with {delimiter!r} or " into double quotes, and double the " in them'
     line = 1
     try:
         header = [name.strip() for name in next(reader, [])]

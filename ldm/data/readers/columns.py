@@ -1,4 +1,4 @@
-"""What tables of captions and labels share, as CSV, JSON lines, Parquet or in shards: gaps, choices, labels as numbers."""
+"""What tables of captions and labels share, in CSV, JSON lines, Parquet or shards: gaps, choices, numbered labels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ class Table:
             )  # fmt: skip
         if litter:
             _log.warning(
-                "%s: %d rows name no images of yours but %s ... and are left out", source, len(litter), files[min(litter)]
+                "%s: %d rows name no images of yours but %s ... and are left out",
+                source,
+                len(litter),
+                files[min(litter)],
             )
         for key, entries in values.items():
             self._values[key] += [entries[i] for i in kept]

@@ -15,8 +15,8 @@ from ldm.bounds import Count, Natural
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.cache import SizedCache
 from ldm.data.core.decoding import DecodedImage
-from ldm.data.core.optional import require
 from ldm.data.core.files import find_tables
+from ldm.data.core.optional import require
 from ldm.data.readers.columns import LABEL, Table
 from ldm.errors import UserError
 
@@ -54,7 +54,9 @@ class Parquet(ImageDataset):
         super().__init__(size, **kwargs)
         self.columns = dict(_COLUMNS if columns is None else {"image": "image", **columns})
         given = [paths] if isinstance(paths, (str, Path)) else paths
-        self._tables = [Path(t) for path in given for t in find_tables(str(path), ".parquet", "table", _REMEDY, deep=True)]
+        self._tables = [
+            Path(t) for path in given for t in find_tables(str(path), ".parquet", "table", _REMEDY, deep=True)
+        ]
         self._groups: SizedCache[tuple[int, int], Any] = SizedCache(cache_mb * 2**20, attrgetter("nbytes"))
         self._warned = False
         self._fields = Table({key: column for key, column in self.columns.items() if key != "image"})
@@ -65,7 +67,7 @@ class Parquet(ImageDataset):
         self.class_names = self._fields.class_names
 
     def _read_all_rows(self) -> list[tuple[tuple[int, int, int], int]]:
-        """Read all columns but the images'; return (table, group, row in it) and row in the table of each complete row."""
+        """Read all columns but the images'; return (table, group, row in it) and the row in the table of each one kept."""
         rows = []
         for number, path in enumerate(self._tables):
             table = self._open(number)

@@ -115,7 +115,7 @@ def group_samples(files: Iterable[tuple[str, Content]], shard: str) -> Iterator[
 def _warn_double(shard: str, name: str | None) -> None:
     if name is not None:
         _log.warning(
-            "%s: %s comes again; of samples of one name the first counts, and a stream needs its files next to each other",
+            "%s: %s comes again; of one name the first counts, and a stream needs the files of a sample side by side",
             shard, name,
         )  # fmt: skip
 
