@@ -21,7 +21,8 @@ from PIL import Image
 SIDE = 8
 FORMATS = {
     ".png": "PNG", ".PNG": "PNG", ".bmp": "BMP", ".dib": "BMP", ".tif": "TIFF", ".TIFF": "TIFF", ".gif": "GIF",
-    ".ppm": "PPM", ".pnm": "PPM", ".jpg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".tga": "TGA", ".pcx": "PCX",
+    ".ppm": "PPM", ".pnm": "PPM", ".jpg": "JPEG", ".jpe": "JPEG",
+    ".jfif": "JPEG", ".webp": "WEBP", ".tga": "TGA", ".pcx": "PCX",
     ".jp2": "JPEG2000", ".avif": "AVIF",
 }  # fmt: skip
 FOREIGN = (".heic", ".svg", ".nef", ".jxl")

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a batch: tensors and numbers are stacked, floats as float32; texts, lists, dicts are listed; no items make {}.
+    """Make a batch: tensors and numbers are stacked, floats as float32; texts, lists, dicts are listed; no items: {}.
 
     Raises UserError, naming the key, for items of different shapes or keys.
     """

@@ -67,7 +67,7 @@ class Parquet(ImageDataset):
         self.class_names = self._fields.class_names
 
     def _read_all_rows(self) -> list[tuple[tuple[int, int, int], int]]:
-        """Read all columns but the images'; return (table, group, row in it) and the row in the table of each one kept."""
+        """Read all columns but the images'; return (table, group, row in it) and the row of each one that is kept."""
         rows = []
         for number, path in enumerate(self._tables):
             table = self._open(number)
