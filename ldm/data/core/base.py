@@ -7,6 +7,7 @@ are int.
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,14 +27,15 @@ from ldm.errors import UserError
 __all__ = ["Contents", "ImageDataset", "ImageReader", "contents_of_names", "positions_in_split"]
 
 _SPLITS = ("all", "train", "validation")
+_log = logging.getLogger(__name__)
 _CACHED_PIXELS = 64 * 2**20  # decoded for `repeats`, in each worker
 
 
 def positions_in_split(names: Sequence[str], split: str, validation_share: float) -> list[int]:
     """Return the positions of the files that belong to a split.
 
-    Names are hashed, so that added files do not move the others. Where the share leaves one of the two splits empty, it
-    gets the file with the nearest hash: of two files or more one is always in "validation", and one in "train".
+    Names are hashed, so that added files do not move the others. Where a share between 0 and 1 leaves one of the two
+    splits empty, it gets the file with the nearest hash. A single file is in both, with a warning.
     """
     if split not in _SPLITS or not 0 <= validation_share <= 1:
         raise UserError(
@@ -45,7 +47,10 @@ def positions_in_split(names: Sequence[str], split: str, validation_share: float
         int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") for name in names
     ]
     limit = validation_share * 2**64
-    if names and 0 < validation_share < 1 and min(hashes) < max(hashes):
+    if hashes and 0 < validation_share < 1:
+        if min(hashes) == max(hashes):
+            _log.warning("%s is the only file: it is in the split train and in validation; give more", names[0])
+            return list(range(len(names)))
         limit = min(max(limit, min(hashes) + 1), max(hashes))  # integers, so that no rounding leaves one out
     return [i for i, number in enumerate(hashes) if (number < limit) == (split == "validation")]
 

@@ -81,17 +81,21 @@ def existing_folder(root: str | Path) -> Path:
 def find_files(root: Path, endings: Collection[str]) -> list[str]:
     """List the files below a folder, through links, as sorted relative paths with forward slashes; no hidden ones.
 
-    Links to nothing are listed, so that their readers name them; pipes and devices are not.
+    Links to nothing are listed, so that their readers name them; not pipes and devices, nor links to a folder above.
     """
-    return [name for name in _walk(root) if PurePosixPath(name).suffix.lower() in endings]
+    return [name for name in _walk(root, []) if PurePosixPath(name).suffix.lower() in endings]
 
 
 def find_images(root: Path, arrays: bool = False) -> list[str]:
     """List the images below a folder as `find_files` does, and the arrays (.npy) too or, by default, if there are none.
 
-    Images that Pillow cannot read are counted and the first is named in the log.
+    Images that Pillow cannot read, pipes, devices and links to nothing are counted, the first is named in the log.
     """
-    names = _walk(root)
+    special: list[str] = []
+    names = _walk(root, special)
+    if special:
+        first = min(special)
+        _log.warning("%s: %d are pipes, devices or links to nothing, the first is %s", root, len(special), first)
     endings = [PurePosixPath(name).suffix.lower() for name in names]
     if foreign := Counter(ending for ending in endings if ending in _FOREIGN - image_endings()):
         first = next(name for name, ending in zip(names, endings, strict=True) if ending in foreign)
@@ -104,12 +108,8 @@ def find_images(root: Path, arrays: bool = False) -> list[str]:
     return found or [name for name, ending in zip(names, endings, strict=True) if ending in ARRAYS]
 
 
-def _walk(root: Path) -> list[str]:
-    special: list[str] = []
-    names = sorted(_names(root, "", frozenset(), special), key=lambda name: name.split("/"))
-    if special:
-        _log.warning("%s: %d are no files and are left out, the first is %s", root, len(special), min(special))
-    return names
+def _walk(root: Path, special: list[str]) -> list[str]:
+    return sorted(_names(root, "", frozenset(), special), key=lambda name: name.split("/"))
 
 
 def _names(folder: Path, inside: str, above: frozenset[tuple[int, int]], special: list[str]) -> Iterator[str]:
@@ -125,10 +125,11 @@ def _names(folder: Path, inside: str, above: frozenset[tuple[int, int]], special
         name = f"{inside}{entry.name}"
         if entry.is_dir():
             yield from _names(folder / entry.name, f"{name}/", above | {here}, special)
-        elif entry.is_file() or not os.path.exists(entry.path):
-            yield name
-        else:
+            continue
+        if not entry.is_file():
             special.append(name)
+        if entry.is_file() or not os.path.exists(entry.path):
+            yield name
 
 
 def regular_file(path: Path) -> Path:
