@@ -53,10 +53,11 @@ def test_other_images_and_pipes_are_counted_and_named(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"?")
     os.mkfifo(tmp_path / "pipe.png")
     os.symlink(tmp_path / "absent", tmp_path / "gone.png")
+    os.symlink("itself", tmp_path / "itself")
     with caplog.at_level(logging.WARNING):
         assert find_images(tmp_path) == ["a.png", "gone.png", "sub/b.png"]
     assert "2 .heic, 1 .nef" in caplog.text and "sub/z.nef" in caplog.text
-    assert "2 are pipes, devices or links to nothing, the first is gone.png" in caplog.text
+    assert "3 are pipes, devices or links to nothing, the first is gone.png" in caplog.text
 
 
 def test_a_pipe_in_a_list_or_beside_an_image_ends_nothing(tmp_path, caplog):

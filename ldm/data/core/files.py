@@ -122,13 +122,14 @@ def _names(folder: Path, inside: str, above: frozenset[tuple[int, int]], special
         _log.warning("%s: cannot be listed and is left out: %s", folder, error.strerror)
         return
     for entry in entries:
-        name = f"{inside}{entry.name}"
-        if entry.is_dir():
+        name, is_link = f"{inside}{entry.name}", entry.is_symlink()  # a link may lead to itself, which `entry` refuses
+        if os.path.isdir(entry.path) if is_link else entry.is_dir():
             yield from _names(folder / entry.name, f"{name}/", above | {here}, special)
             continue
-        if not entry.is_file():
+        is_file = os.path.isfile(entry.path) if is_link else entry.is_file()
+        if not is_file:
             special.append(name)
-        if entry.is_file() or not os.path.exists(entry.path):
+        if is_file or not os.path.exists(entry.path):
             yield name
 
 
