@@ -38,11 +38,8 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
 
 def expand_homes(words: Sequence[str]) -> list[str]:
     """Expand `~/` where words begin with it, and behind `--flag=` and `dotted.key=`, where shells do not."""
-    home = re.compile(r"(--[\w-]+=|[\w.\[\]-]+=(?=~[^/]*/)|)(~[\w.-]*(?:/.*)?)", re.DOTALL)  # key=~ is null in YAML
-    parts = [home.fullmatch(word) for word in words]
-    return [
-        word if part is None else part[1] + os.path.expanduser(part[2]) for word, part in zip(words, parts, strict=True)
-    ]
+    home = r"(?s)^(--[\w-]+=|[\w.\[\]-]+=(?=~[^/]*/)|)(~[\w.-]*(?:/.*)?)$"  # key=~ is null in YAML
+    return [re.sub(home, lambda part: part[1] + os.path.expanduser(part[2]), word) for word in words]
 
 
 def configure_logging() -> None:

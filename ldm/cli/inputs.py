@@ -41,7 +41,7 @@ def list_images(place: str, flag: str, endings: Sequence[str] = ()) -> list[Sour
 def list_masked(indir: str) -> list[Source]:
     """List pairs NAME.png, NAME_mask.png below a folder, with any endings, see `find_pairs`. UserError without one."""
     root = Path(indir).expanduser()
-    pairs = find_pairs(root, root, _MASK) if root.is_dir() else {}
+    pairs = find_pairs(root, root, _MASK, arrays=True) if root.is_dir() else {}
     if not pairs:
         what = f"no pair NAME.png, NAME{_MASK}.png in it" if root.exists() else "no such file or folder"
         raise UserError(f"--indir {indir}: {what}")
@@ -69,10 +69,9 @@ def readable(sources: Sequence[Source], read: Callable[[Source], Value]) -> Iter
 
 def read_prompts(file: str) -> list[str]:
     """Return the lines of a text file that are not empty. Raises UserError if there are none."""
-    prompts = read_lines(Path(file), "give --from-file a text file with a prompt a line")
-    if not prompts:
-        raise UserError(f"--from-file {file}: holds no prompt")
-    return prompts
+    if prompts := read_lines(Path(file), "give --from-file a text file with a prompt a line"):
+        return prompts
+    raise UserError(f"--from-file {file}: holds no prompt")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -34,21 +34,21 @@ _log = logging.getLogger(__name__)
 _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
-def find_pairs(root: Path, target_root: str | Path, suffix: str = "") -> dict[str, Path]:
+def find_pairs(root: Path, target_root: str | Path, suffix: str = "", arrays: bool = False) -> dict[str, Path]:
     """Return the target of each image below `root` that has one: the same path below `target_root`, any extension.
 
     Keys are relative paths. suffix: what the stem of a target has in addition (`a.jpg` and `a_mask.png`); both folders
-    may then be one. Images without a target, and targets without an image, are logged. Raises UserError if no image has
+    may then be one. arrays: see `find_images`. Images without a target, and targets without an image, are logged. Raises UserError if no image has
     a target, if one has several, and for one folder without a suffix.
     """
-    names = [name for name in find_images(root) if not (suffix and _stem(name).endswith(suffix))]
+    names = [name for name in find_images(root, arrays) if not (suffix and _stem(name).endswith(suffix))]
     folder = Path(target_root).expanduser()
     if not folder.is_dir():
         raise UserError(f"{target_root}: no such folder; set it to the folder of the targets")
     if not suffix and folder.samefile(root):
         raise UserError(f"{target_root}: is the folder of the images too, each would be its own target; set suffix")
     found: dict[str, str] = {}
-    for file in find_images(folder):
+    for file in find_images(folder, arrays):
         stem = _stem(file)
         if not stem.endswith(suffix):
             continue
