@@ -38,8 +38,8 @@ def find_pairs(root: Path, target_root: str | Path, suffix: str = "", arrays: bo
     """Return the target of each image below `root` that has one: the same path below `target_root`, any extension.
 
     Keys are relative paths. suffix: what the stem of a target has in addition (`a.jpg` and `a_mask.png`); both folders
-    may then be one. arrays: see `find_images`. Images without a target, and targets without an image, are logged. Raises UserError if no image has
-    a target, if one has several, and for one folder without a suffix.
+    may then be one. arrays: see `find_images`. Images without a target, and targets without an image, are logged.
+    Raises UserError if no image has a target, if one has several, and for one folder without a suffix.
     """
     names = [name for name in find_images(root, arrays) if not (suffix and _stem(name).endswith(suffix))]
     folder = Path(target_root).expanduser()
