@@ -16,9 +16,11 @@ from ldm.cli.inputs import list_masked, read_prompts
 from ldm.data.core.base import positions_in_split
 from ldm.data.core.files import decode_text, find_images, find_tables, image_endings, is_litter
 from ldm.data.core.loader import collate
+from ldm.data.core.module import DataModule
 from ldm.data.core.transforms import ImageTransform, SampleKey
 from ldm.data.image_pairs.inpainting import MaskedFolder
 from ldm.data.image_pairs.paired_files import read_hole, read_indices
+from ldm.data.image_pairs.super_resolution import LowRes
 from ldm.data.layout.annotations import read_coco
 from ldm.data.readers.captions import CaptionedFolder
 from ldm.data.readers.columns import whole_number
@@ -196,7 +198,10 @@ def test_contents_tell_another_data_set_and_not_another_place(tmp_path):
         write_tar(tmp_path / name / "a.tar", range(3))
     for make in (ImageFolder, IndexedShards, Shards):
         assert make(tmp_path / "one", 8).contents == make(tmp_path / "two", 8).contents
-    before = ImageFolder(tmp_path / "one", 8).contents
+    folder, own = ImageFolder(tmp_path / "one", 8), [{"image": torch.zeros(3, 8, 8)}]
+    contents = DataModule(1, LowRes(folder, 2), own).contents()
+    assert contents == {"train": folder.contents, "validation": (1, "list")}
+    before = folder.contents
     (tmp_path / "one" / "a.png").rename(tmp_path / "one" / "z.png")
     after = ImageFolder(tmp_path / "one", 8).contents
     assert after.count == before.count == 4 and after.names != before.names
@@ -264,7 +269,7 @@ def test_a_mask_of_colours_counts_its_brightest_channel(tmp_path):
 
 def test_one_empty_box_is_dropped_and_counted(tmp_path):
     image = {"id": 1, "file_name": "a.png", "width": 10, "height": 10}
-    boxes = [{"image_id": 1, "category_id": 1, "bbox": box} for box in ([], [1, 1, 5, 5], None)]
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": box} for box in ([], [1, 1, 5, 5], [2, 2, 0, 3])]
     content = {"images": [image], "categories": [{"id": 1, "name": "cat"}], "annotations": boxes}
     (tmp_path / "c.json").write_text(json.dumps(content))
     annotations, counts = read_coco([tmp_path / "c.json"]).clipped(1e-5)

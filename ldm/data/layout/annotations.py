@@ -157,7 +157,8 @@ def _coco_image(images: dict[Any, dict[str, Any]], item: dict[str, Any], path: P
 
 
 def _coco_box(item: dict[str, Any], image: dict[str, Any], path: Path) -> tuple[float, ...]:
-    box, size = item["bbox"] or [0, 0, 0, 0], (image["width"], image["height"]) * 2  # no box is dropped as an empty one
+    box, size = item["bbox"], (image["width"], image["height"]) * 2
+    box = [0, 0, 0, 0] if box == [] else box  # dropped and counted like boxes without area
     if not (isinstance(box, list) and len(box) == 4 and _are_numbers([*box, *size])) or min(size) <= 0:
         raise UserError(f"{path}: a box of {image['file_name']} is {box}, not [left, top, width, height] in pixels")
     return tuple(side / whole for side, whole in zip(box, size, strict=True))
