@@ -94,7 +94,7 @@ def test_labels_do_not_depend_on_the_split(root):
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("t.csv", "image,caption\na.png,x\n", {}, "no row has a column 'file', the first has image, caption; name"),
+        ("t.csv", "image,caption\na.png,x\n", {}, "no column 'file' for 'file', it has image, caption; set"),
         ("t.csv", "file,text\na.png,x\n", {}, "columns.caption=NAME"),
         ("t.csv", "file,caption\nz.png,x\n", {}, "z.png is not below .* set root"),
         ("t.csv", "file,caption\n", {}, "no images"),

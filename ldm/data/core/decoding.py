@@ -225,33 +225,25 @@ def _read_by_tifffile(stream: BinaryIO, channels: int, value_range: Range | None
         raise ValueError(f"a TIFF with the axes {axes} is no image")
     array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (0, 1))
     if _ends_in_alpha(page.photometric, page.extrasamples):
-        return _on_white(array, channels, value_range)
+        return _with_wanted_alpha(array, channels, value_range)
     is_colour = page.photometric == _RGB and channels in (1, 3)
     return _scaled(array[..., :3] if is_colour else array, value_range)
 
 
 def _with_wanted_alpha(array: np.ndarray, channels: int, value_range: Range | None) -> DecodedImage:
-    """Scale 16-bit grey or colours (H, W, 1 to 4), and add or remove alpha for the number of channels."""
+    """Scale grey or colours (H, W, 1 to 4), and add alpha or lay it on white, for the number of channels."""
+    image, has_alpha = _scaled(array, value_range), array.shape[-1] in _WITH_ALPHA
+    if not has_alpha and channels not in _WITH_ALPHA:
+        return image
+    values = image.array() if isinstance(image, MultichannelImage) else np.asarray(image)[..., None]
+    colours, alpha = (values[..., :-1], values[..., -1:]) if has_alpha else (values, np.full_like(values[..., :1], 255))
     if channels not in _WITH_ALPHA:
-        return _on_white(array, channels, value_range)
-    has_alpha = array.shape[-1] in _WITH_ALPHA
-    colours = array[..., :-1] if has_alpha else array
-    alpha = array[..., -1:] if has_alpha else np.full_like(array[..., :1], 65535)
+        return _as_image(colours * (alpha / 255) + 255 * (1 - alpha / 255))
     if channels == 4:
         colours = np.broadcast_to(colours, (*colours.shape[:2], 3))
     elif colours.shape[-1] == 3:
-        colours = (colours @ LUMA)[..., None].round().astype(np.uint16)
-    return _scaled(np.concatenate([colours, alpha], axis=-1), value_range)
-
-
-def _on_white(array: np.ndarray, channels: int, value_range: Range | None) -> DecodedImage:
-    """Scale colours (H, W, C); a second or fourth channel is alpha, and laid on white unless it is wanted."""
-    image = _scaled(array, value_range)
-    if array.shape[-1] not in _WITH_ALPHA or channels in _WITH_ALPHA:
-        return image
-    values = image.array()
-    alpha = values[..., -1:] / 255
-    return _as_image(values[..., :-1] * alpha + 255 * (1 - alpha))
+        colours = (colours @ LUMA)[..., None]
+    return _as_image(np.concatenate([colours, alpha], axis=-1))
 
 
 def _scaled(array: np.ndarray, value_range: Range | None) -> DecodedImage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import logging
 import os
 import stat
@@ -11,6 +12,7 @@ from collections.abc import Collection, Iterator
 from functools import cache
 from glob import glob
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image, ImageFile
 
@@ -27,6 +29,7 @@ __all__ = [
     "is_hidden",
     "is_litter",
     "plain_text",
+    "read_json",
     "read_lines",
     "read_text",
     "regular_file",
@@ -181,6 +184,14 @@ def plain_text(text: str) -> str:
 def read_text(path: Path) -> str:
     """Read a text file, see `decode_text`. Raises OSError and UnicodeDecodeError."""
     return decode_text(path.read_bytes())
+
+
+def read_json(path: Path, place: str) -> Any:
+    """Read a JSON file. Raises UserError, which begins with `place`, if that fails."""
+    try:
+        return json.loads(read_text(path))
+    except (OSError, ValueError) as error:  # of which UnicodeDecodeError and JSONDecodeError are some
+        raise UserError(f"{place}: cannot be read as JSON ({error})") from error
 
 
 def read_lines(path: Path, remedy: str) -> list[str]:

@@ -6,7 +6,6 @@ Legend: M boxes of F images; a box is left, top, width, height in fractions of i
 from __future__ import annotations
 
 import csv
-import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.data.core.files import read_text
+from ldm.data.core.files import read_json
 from ldm.errors import UserError
 
 __all__ = ["Annotations", "Counts", "read_coco", "read_open_images"]
@@ -128,10 +127,7 @@ def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
 
 
 def _coco_document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    document = read_json(path, str(path))
     parts = ("images", "annotations", "categories")
     absent = [key for key in parts if not isinstance(document, dict) or key not in document]
     if absent:

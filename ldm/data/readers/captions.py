@@ -82,7 +82,9 @@ class CaptionedFolder(ImageDataset):
     def _rows_of(self, table: Table, path: Path) -> list[str]:
         """Read a file into the table; return the names of the images."""
         rows = _read_rows(path, table.columns.values())
-        _check_columns([row for _, row in rows], table.columns, path)
+        if rows:
+            known = dict.fromkeys(name for _, row in rows for name, value in row.items() if value is not None)
+            table.check_columns(known, str(path))
         values = {column: [row.get(column) for _, row in rows] for column in table.columns.values()}
         files = [None if file is None else str(file) for file in values[table.columns["file"]]]
         table.add(values, files, str(path), lambda i: f"line {rows[i][0]}")
@@ -100,15 +102,6 @@ class CaptionedFolder(ImageDataset):
 
 def _text_file(name: str) -> str:
     return PurePosixPath(name).with_suffix(".txt").as_posix()
-
-
-def _check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], path: Path) -> None:
-    for key, column in columns.items():
-        if rows and all(row.get(column) is None for row in rows):
-            raise UserError(
-                f"{path}: no row has a column {column!r}, the first has {', '.join(map(str, rows[0]))}; "
-                f"name yours in columns, e.g. columns.{key}=NAME"
-            )
 
 
 def _read_rows(path: Path, columns: Collection[str]) -> list[Row]:

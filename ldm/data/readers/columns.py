@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,14 @@ class Table:
         for key, entries in values.items():
             self._values[key] += [entries[i] for i in kept]
         return kept
+
+    def check_columns(self, known: Collection[str], source: str) -> None:
+        """Raise UserError for a column that is not known in a table."""
+        for key, column in self.columns.items():
+            if column not in known:
+                raise UserError(
+                    f"{source}: no column {column!r} for {key!r}, it has {', '.join(known)}; set columns.{key}=NAME"
+                )
 
     def number_labels(self, names: Callable[[], list[str]] = list) -> None:
         """Turn labels into numbers. `names` are those of labels that are numbers already, if they are known."""

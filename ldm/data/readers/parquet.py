@@ -71,7 +71,7 @@ class Parquet(ImageDataset):
         rows = []
         for number, path in enumerate(self._tables):
             table = self._open(number)
-            self._check_columns(table, path)
+            Table(self.columns).check_columns(table.schema_arrow.names, str(path))
             places = _places(table, number)
             wanted = list(self._fields.columns.values())
             values = {column: table.read(columns=[column]).column(0).to_pylist() for column in wanted}
@@ -97,14 +97,6 @@ class Parquet(ImageDataset):
             return parquet.ParquetFile(path)
         except (OSError, ValueError) as error:  # of which ArrowInvalid is one
             raise UserError(f"{path}: not a readable Parquet table ({' '.join(str(error).split())})") from error
-
-    def _check_columns(self, table: Any, path: Path) -> None:
-        known = table.schema_arrow.names
-        for key, column in self.columns.items():
-            if column not in known:
-                raise UserError(
-                    f"{path}: no column {column!r} for {key!r}, it has {', '.join(known)}; set columns.{key}=NAME"
-                )
 
     def _read_image(self, file: int) -> DecodedImage:
         number, group, row = self._rows[file].tolist()

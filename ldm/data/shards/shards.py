@@ -21,7 +21,7 @@ from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.decoding import DecodedImage
 from ldm.data.core.transforms import UNREADABLE, SampleKey
 from ldm.data.shards.streams import Sample, StreamDecoder, StreamSampler
-from ldm.data.shards.tar_samples import ABSENT, Fields, Member, expand_urls, group_samples, index_tar, is_remote
+from ldm.data.shards.tar_samples import ABSENT, Fields, FirstOfEach, Member, expand_urls, index_tar, is_remote
 from ldm.errors import UserError
 
 __all__ = ["IndexedShards", "Shards"]
@@ -161,17 +161,21 @@ class Shards(ImageReader, IterableDataset):
 
     def samples(self, shards: Sequence[str]) -> Iterator[Sample]:
         """Return the undecoded samples of some shards in order; a damaged shard is counted, and ends at the damage."""
-        from webdataset.tariterators import tar_file_expander, url_opener
-
         for shard in shards:
-            problems: list[Exception] = []
-            handler = partial(_note, problems)
-            opened = url_opener([{"url": shard}], handler=handler)
-            found = tar_file_expander(opened, handler=handler, select_files=self.fields.is_needed, eof_value=None)
-            for key, files in group_samples(((file["fname"], file["data"]) for file in found), shard):
-                yield {"__key__": key, "__url__": shard, **files}
-            if problems:  # reported here, since the library would take an error of the handler for another problem
-                self._skip(f"{shard}: the rest of it", OSError(_text(problems[0], shard)))
+            yield from self._samples_of(shard)
+
+    def _samples_of(self, shard: str) -> Iterator[Sample]:
+        from webdataset.tariterators import tarfile_samples
+
+        is_first = FirstOfEach(shard)
+        problems: list[Exception] = []
+        yield from tarfile_samples(
+            [{"url": shard}],
+            handler=partial(_note, problems),
+            select_files=lambda name: self.fields.is_needed(name) and is_first(name),
+        )
+        if problems:  # reported here, since the library would take an error of the handler for another problem
+            self._skip(f"{shard}: the rest of it", OSError(_text(problems[0], shard)))
 
     def read(self, sample: Sample, key: SampleKey) -> dict[str, Any] | None:
         """Decode a sample, or return None if it is unreadable. Raises UserError if too many are."""

@@ -11,9 +11,9 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import braceexpand
 import numpy as np
@@ -22,13 +22,12 @@ from ldm.data.core.files import decode_text, find_tables, image_endings, is_hidd
 from ldm.data.readers.columns import LABEL, drawn_entry, whole_number
 from ldm.errors import UserError
 
-__all__ = ["ABSENT", "Fields", "Member", "expand_urls", "group_samples", "index_tar", "is_remote", "split_name"]
+__all__ = ["ABSENT", "Fields", "FirstOfEach", "Member", "expand_urls", "index_tar", "is_remote", "split_name"]
 
 _DECODED = ("json",)  # files in which a field may name an entry
 _RESERVED = re.compile(r"__[^/]*__($|/)")  # names that the webdataset library keeps for itself
 _REMEDY = "set urls to tar files, a folder of them, or a pattern"
 _log = logging.getLogger(__name__)
-Content = TypeVar("Content")
 
 
 class Member(NamedTuple):
@@ -89,35 +88,21 @@ def is_part(name: str) -> bool:
     return bool(extension) and key[-1:] not in ("", "/") and not is_hidden(name) and not _RESERVED.match(name)
 
 
-def group_samples(files: Iterable[tuple[str, Content]], shard: str) -> Iterator[tuple[str, dict[str, Content]]]:
-    """Group the members of a tar, (name, content) in its order, into samples: extension -> content.
+class FirstOfEach:
+    """Say of the members of a shard, in its order, whether each is the first of its name; name the first other one."""
 
-    The files of a sample stand next to each other. Of files of one name, and of samples, the first counts, as in
-    `index_tar`; the first other one is named in the log.
-    """
-    done, key, sample, double = set(), None, {}, None
-    for name, content in files:
-        stem, extension = split_name(name)
-        if stem != key:
-            if sample:
-                yield key, sample
-            done.add(key)
-            key, sample = stem, {}
-        if key in done or extension in sample:
-            double = double or name
-        else:
-            sample[extension] = content
-    if sample:
-        yield key, sample
-    _warn_double(shard, double)
+    def __init__(self, shard: str) -> None:
+        self._shard, self._seen, self._warned = shard, set(), False
 
-
-def _warn_double(shard: str, name: str | None) -> None:
-    if name is not None:
-        _log.warning(
-            "%s: %s comes again; of one name the first counts, and a stream needs the files of a sample side by side",
-            shard, name,
-        )  # fmt: skip
+    def __call__(self, name: str) -> bool:
+        """Return whether no member before belonged to the same sample with the same extension."""
+        part = split_name(name)
+        if part in self._seen and not self._warned:
+            self._warned = True
+            _log.warning("%s: %s is there again; the first of each name counts", self._shard, name)
+        is_first = part not in self._seen
+        self._seen.add(part)
+        return is_first
 
 
 def index_tar(path: str) -> tuple[dict[str, dict[str, Member]], str | None]:
@@ -126,19 +111,16 @@ def index_tar(path: str) -> tuple[dict[str, dict[str, Member]], str | None]:
     Of a damaged tar the samples before the damage are returned.
     """
     samples: dict[str, dict[str, Member]] = {}
-    double = None
+    is_first = FirstOfEach(path)
     try:
         length = os.path.getsize(path)
         with tarfile.open(path, "r:") as archive:
             for info in archive:
                 if info.offset_data + info.size > length:
                     return samples, f"{info.name} is cut off"
-                if info.isfile() and is_part(info.name):
+                if info.isfile() and is_part(info.name) and is_first(info.name):
                     key, extension = split_name(info.name)
-                    files, member = samples.setdefault(key, {}), Member(info.offset_data, info.size)
-                    double = double or (info.name if extension in files else None)
-                    files.setdefault(extension, member)
-        _warn_double(path, double)
+                    samples.setdefault(key, {})[extension] = Member(info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
         return samples, f"not a readable uncompressed tar ({error}); stream others by Shards"
     return samples, None
