@@ -18,6 +18,7 @@ from ldm.data.core.files import decode_text, find_images, find_tables, image_end
 from ldm.data.core.loader import collate
 from ldm.data.core.module import DataModule
 from ldm.data.core.transforms import ImageTransform, SampleKey
+from ldm.data.image_pairs import paired_files
 from ldm.data.image_pairs.inpainting import MaskedFolder
 from ldm.data.image_pairs.paired_files import read_hole, read_indices
 from ldm.data.image_pairs.super_resolution import LowRes
@@ -77,7 +78,7 @@ def test_a_pipe_in_a_list_or_beside_an_image_ends_nothing(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("name", "litter"),
     [("a/._b.png", True), ("__MACOSX/a.png", True), ("a/Thumbs.db", True), ("Desktop.ini", True), (".DS_Store", True)]
-    + [("./a.png", False), ("../a.png", False), ("a/_b.png", False), (".cache/a.png", False), ("thumbs.db.png", False)],
+    + [("@eaDir/a.png", True), ("$RECYCLE.BIN/a.png", True), ("./a.png", False), ("../a.png", False), ("a/_b.png", False), (".cache/a.png", False), ("thumbs.db.png", False)],
 )
 def test_litter(name, litter):
     assert is_litter(name) is litter
@@ -260,6 +261,15 @@ def test_a_pair_of_masks_for_one_image_is_named(tmp_path):
         Image.new("L", (8, 8)).save(tmp_path / name)
     with pytest.raises(UserError, match="a_mask.png and a_mask.webp"):
         list_masked(str(tmp_path))
+
+
+def test_what_the_alpha_of_a_mask_means_is_said_once(tmp_path, caplog):
+    values = np.full((2, 2, 4), 255, np.uint8)
+    values[0, :, 3] = 0
+    Image.fromarray(values).save(tmp_path / "a.png")
+    paired_files._warn_once.cache_clear()
+    assert [read_hole(tmp_path / "a.png")[0].tolist() for _ in range(2)] == [[[True, True], [False, False]]] * 2
+    assert caplog.text.count("transparent is hole") == 1
 
 
 def test_a_mask_of_colours_counts_its_brightest_channel(tmp_path):

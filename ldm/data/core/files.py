@@ -37,8 +37,10 @@ __all__ = [
 ]
 
 ARRAYS = (".npy",)
-# What macOS and Windows write beside the files of a user.
-_LITTER = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
+# What macOS, Windows and network drives write beside the files of a user.
+_LITTER = (
+    ".ds_store", ".appledouble", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir",
+)  # fmt: skip
 # Images of cameras and programs for which Pillow needs a plugin, or has none; only named to the user.
 _FOREIGN = frozenset(
     ".heic .heif .hif .jxl .svg .exr .hdr .psb .xcf .dng .cr2 .cr3 .nef .nrw .arw .orf .raf .rw2 .pef .srw".split()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -117,6 +118,8 @@ def read_hole(path: Path) -> tuple[np.ndarray, str | None]:
         is_exact = opened.format not in LOSSY
         image = ImageOps.exif_transpose(opened)
     values, is_alpha = _mask_values(image)
+    if is_alpha:
+        _warn_once("masks of one colour are read by their alpha: what is transparent is hole")
     ranges = (1, 255, 65535) if is_exact else (255,)  # a 1 may be left of something else where values are not exact
     middle = next((high for high in ranges if values.max() <= high), values.max()) / 2
     hole = (values > middle) != is_alpha
@@ -127,6 +130,11 @@ def read_hole(path: Path) -> tuple[np.ndarray, str | None]:
         f"{values.max():g}; a hole is what is white (128 and more of 255), 1 in masks of 0 and 1, or transparent in "
         "masks of one colour"
     )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    _log.warning("%s", text)
 
 
 def _mask_values(image: Image.Image) -> tuple[np.ndarray, bool]:
