@@ -95,7 +95,7 @@ def tree(folder: Path, rng: np.random.Generator, num: int = 6) -> Tree:
             (path / f"{stem}{ending}").symlink_to(folder / f"{i}.content")
         else:
             (path / f"{stem}{ending}").write_bytes(content)
-        (path / f"{stem}.txt").write_bytes(written(text, rng))
+        (path / f"{stem}{chosen(rng, ('.txt', '.txt', '.TXT'))}").write_bytes(written(text, rng))
         found.captions[f"{name}{stem}{ending}"] = text.strip()
     for name in rng.choice(LITTER, 3, replace=False):
         path = chosen(rng, list(places.values())) / name
@@ -116,7 +116,8 @@ def tar_of(found: Tree, path: Path) -> Path:
 
 def _all_files(found: Tree) -> Iterator[str]:
     for name in found.captions:
-        yield from (name, f"{name.rpartition('.')[0]}.txt")
+        stem = name.rpartition(".")[0]
+        yield from (name, next(text for text in (f"{stem}.txt", f"{stem}.TXT") if (found.root / text).exists()))
     for path in found.root.rglob("*"):
         name = path.relative_to(found.root).as_posix()
         if path.is_file() and any(

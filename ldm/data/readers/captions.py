@@ -52,6 +52,7 @@ class CaptionedFolder(ImageDataset):
         super().__init__(size, **kwargs)
         self.root = existing_folder(root)
         self._table: Table | None = None
+        self._texts: dict[str, str] = {}  # of images without a table, by their path without its ending
         if captions is not None:
             self._table = Table({"file": "file", "caption": "caption", **(columns or {})})
             names = self._rows_of(self._table, self._table_path(captions))
@@ -63,12 +64,13 @@ class CaptionedFolder(ImageDataset):
             raise UserError(f"{root}: columns are those of a table; set captions to its file, or leave them out")
 
     def _captioned_images(self) -> list[str]:
-        names, texts = find_images(self.root), set(find_files(self.root, [".txt"]))
-        bare = [name for name in names if _text_file(name) not in texts]
+        names = find_images(self.root)
+        self._texts = {_stem(name): name for name in find_files(self.root, [".txt"])}
+        bare = [name for name in names if _stem(name) not in self._texts]
         if bare and len(bare) == len(names):  # if only some are, they are skipped and counted when they are read
             raise UserError(
                 f"{self.root}: none of the {len(names)} images has a caption, first {bare[0]}; "
-                f"write {_text_file(bare[0])}, or set captions to a CSV or JSON lines file"
+                f"write {_stem(bare[0])}.txt, or set captions to a CSV or JSON lines file"
             )
         return names
 
@@ -95,13 +97,14 @@ class CaptionedFolder(ImageDataset):
         return names
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
-        if self._table is None:
-            return {"caption": read_text(regular_file(self.root / _text_file(self.names[file]))).strip()}
-        return self._table.read(file, rng)
+        if self._table is not None:
+            return self._table.read(file, rng)
+        stem = _stem(self.names[file])
+        return {"caption": read_text(regular_file(self.root / self._texts.get(stem, f"{stem}.txt"))).strip()}
 
 
-def _text_file(name: str) -> str:
-    return PurePosixPath(name).with_suffix(".txt").as_posix()
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
 def _read_rows(path: Path, columns: Collection[str]) -> list[Row]:
