@@ -142,14 +142,14 @@ def test_a_struct_of_parquet_is_no_caption(tmp_path):
 @pytest.mark.parametrize("make", [IndexedShards, Shards])
 def test_a_list_of_captions_in_a_tar_is_drawn_from(tmp_path, make):
     def files(i):
-        captions = [["one", "two", "\ufeff three "], {"raw": "x"}, []][i]
-        return {"json": json.dumps({"caption": captions, "label": ["3.0", 4, "²"][i]}).encode()}
+        captions = [["one", "two", "\ufeff three "], {"raw": "x"}, None, float("nan"), []][i]
+        return {"json": json.dumps({"caption": captions, "label": ["3.0", 4, 5, 6, "²"][i]}).encode()}
 
-    path = write_tar(tmp_path / "a.tar", range(3), files)
+    path = write_tar(tmp_path / "a.tar", range(5), files)
     dataset = make(path, 8, {"caption": "json.caption", "class_label": "json.label"})
     items = list(dataset)
     assert items[-1]["caption"] == "" and items[-1]["class_label"] == "²" and items[0]["class_label"] == 3
-    assert dataset.errors.num_unreadable == 1
+    assert dataset.errors.num_unreadable == 3
     if make is IndexedShards:
         assert {dataset[SampleKey(0, epoch)]["caption"] for epoch in range(30)} == {"one", "two", "three"}
 

@@ -12,7 +12,7 @@ import numpy as np
 from ldm.data.core.files import is_litter, plain_text
 from ldm.errors import UserError
 
-__all__ = ["LABEL", "Table", "drawn_entry", "whole_number"]
+__all__ = ["LABEL", "Table", "drawn_entry", "is_nothing", "whole_number"]
 
 CAPTION, LABEL = "caption", "class_label"
 _FILE = "file"
@@ -114,7 +114,7 @@ def drawn_entry(key: str, value: Any, rng: np.random.Generator) -> Any:
     if isinstance(value, list):
         value = value[int(rng.integers(len(value)))] if value else ""
     if key == CAPTION:
-        value = "" if _is_nothing(value) else str(value)
+        value = "" if is_nothing(value) else str(value)
     return plain_text(value).strip() if isinstance(value, str) else value
 
 
@@ -135,13 +135,14 @@ def _numbered(labels: Sequence[Any]) -> tuple[list[int], list[str]]:
     return [rank[text] for text in texts], names
 
 
-def _is_nothing(value: Any) -> bool:
-    return value is None or value != value  # NaN, which pandas writes for it
+def is_nothing(value: Any) -> bool:
+    """Return whether a value is absent: null, or NaN, which pandas writes for it."""
+    return value is None or value != value
 
 
 def _is_missing(key: str, value: Any) -> bool:
     """Return whether a row has no value: an empty caption is one, an empty file or class is none."""
-    return _is_nothing(value) or (key in (_FILE, LABEL) and isinstance(value, str) and not value.strip())
+    return is_nothing(value) or (key in (_FILE, LABEL) and isinstance(value, str) and not value.strip())
 
 
 def _problem(key: str, value: Any) -> str | None:

@@ -19,7 +19,7 @@ import braceexpand
 import numpy as np
 
 from ldm.data.core.files import decode_text, find_tables, image_endings, is_hidden, split_pattern
-from ldm.data.readers.columns import LABEL, drawn_entry, whole_number
+from ldm.data.readers.columns import LABEL, drawn_entry, is_nothing, whole_number
 from ldm.errors import UserError
 
 __all__ = ["ABSENT", "Fields", "FirstOfEach", "Member", "expand_urls", "index_tar", "is_remote", "split_name"]
@@ -177,12 +177,12 @@ class Fields:
             extension, path = self._split(source)
             text = decode_text(content(extension))
             value = _entry(key, json.loads(text), path) if extension in _DECODED else text
+            if is_nothing(value):
+                raise ValueError(f"{source} for {key!r} is empty")
             try:
                 value = drawn_entry(key, value, rng)
             except ValueError as error:
                 raise ValueError(f"{source} for {error}") from error
-            if value is None:
-                raise ValueError(f"{source} for {key!r} is empty")
             is_class = extension == "cls" or key == LABEL
             values[key] = _class(source, value) if is_class else value
         return values
