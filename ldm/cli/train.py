@@ -5,6 +5,7 @@ from __future__ import annotations
 import pdb
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from ldm import compat
 from ldm.cli.arguments import Arguments, parse
 from ldm.cli.entry import is_first_rank, main_guard
 from ldm.errors import UserError
-from ldm.training.plan import Plan, make_plan
+from ldm.training.plan import Plan, RunOptions, make_plan
 from ldm.training.run import INTERRUPTIONS, describe, first_stage_problem, instantiate_training, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
 
@@ -52,7 +53,8 @@ def plan_of(arguments: Arguments) -> Plan:
     name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
     config = compat.load(config_files(arguments, run), arguments.overrides)
-    return make_plan(config, run, arguments.seed, arguments.run_options())
+    options = RunOptions(**{field.name: getattr(arguments, field.name) for field in fields(RunOptions)})
+    return make_plan(config, run, arguments.seed, options)
 
 
 def config_files(arguments: Arguments, run: RunFolder) -> list[str]:

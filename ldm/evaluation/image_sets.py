@@ -108,7 +108,7 @@ class _UnscaledFolder(Dataset):
     def __init__(self, place: str) -> None:
         path = Path(place).expanduser()
         if not path.exists():
-            raise UserError(f"--images {place}: no such file or folder")
+            raise UserError(f"images {place}: no such file or folder")
         self.paths = [path] if path.is_file() else [path / file for file in find_images(path, arrays=True)]
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ def split_images(content: Mapping[str, Any], split: str, limit: int | None = Non
     data = compat.translate_node({key: (content.get("data") or {}).get(key) for key in ("target", "params")}, "data")
     place, node = f"data.params.{split}", (data.get("params") or {}).get(split)
     if not isinstance(node, dict):
-        raise UserError(f"{place}: the config has none; use --reference FOLDER or FILE.npz")
+        raise UserError(f"{place}: the config has none; name a folder or an .npz file as reference")
     config.validate(node, place)
     return ImageSet(config.instantiate(node, place), place, limit, replaces)
 
