@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm import compat
 from ldm.ablation.evaluate import check_metrics, check_sampling
 from ldm.ablation.study import PIXELS, Study, Trial, Variant
+from ldm.config import trust_base
 from ldm.config.check import check_sections
 from ldm.config.merge import set_value
 from ldm.config.overrides import split_key
@@ -121,6 +122,7 @@ def _name(study: Study, trial: Trial, latent: Content, stage: FirstStage | None)
 
 
 def _load(variant: Variant, part: str) -> Content:
+    trust_base([variant.config(part)])
     content = compat.translate(compat.read(variant.config(part)))
     for key, value in variant.of(part):
         if key != "checkpoint":

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ldm.ablation.workspace import DeviceSlot, Job, Workspace, write_json
+from ldm.config.trust import VARIABLE, allowed
 from ldm.errors import UserError
 from ldm.training.interrupt import stopped_by_sigterm
 
@@ -41,7 +42,7 @@ class Runner:
         workspace.create()
         self.workspace, self.slots = workspace, list(slots)
         cores = max((os.cpu_count() or 1) // len(slots), 1)
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(cores)}
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(cores), VARIABLE: ",".join(allowed())}
         self._running: list[_Running] = []
         self._failed: dict[str, str] = {}
 

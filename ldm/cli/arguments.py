@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from ldm.config import allow
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
@@ -23,6 +24,7 @@ class Arguments:
     """The parsed command line; None or empty means not given."""
 
     base: list[str]
+    allow: list[str]
     overrides: list[str]
     train: bool
     no_test: bool
@@ -80,6 +82,12 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | 
     return options
 
 
+def add_allow(parser: argparse.ArgumentParser) -> None:
+    """Add which packages of one's own configs may name."""
+    text = "let configs name classes of your own package or module; also LDM_ALLOW=PACKAGE,PACKAGE"
+    parser.add_argument("--allow", type=allow, action="append", default=[], metavar="PACKAGE", help=text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="main.py",
@@ -87,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train an autoencoder or a latent diffusion model from YAML configs.",
         epilog="Any further dotted.key=value overrides the configs, e.g. data.params.batch_size=4.",
     )
+    add_allow(parser)
     flag = {"type": boolean, "nargs": "?", "const": True}
     add = parser.add_argument
     add("-b", "--base", nargs="*", default=[], metavar="YAML", help="config files, merged left to right")

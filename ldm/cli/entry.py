@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import wraps
 
 from ldm.errors import UserError
@@ -24,9 +25,9 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
     def guarded(argv: Sequence[str] | None = None) -> int:
         configure_logging()
         try:
-            main(argv)
+            copy_context().run(main, argv)  # what it allows configs to call ends with it
         except UserError as error:
-            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+            sys.stderr.write(f"error: {error}\n")
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)

@@ -13,6 +13,7 @@ import yaml
 from ldm import compat
 from ldm.cli.arguments import Arguments, parse
 from ldm.cli.entry import is_first_rank, main_guard
+from ldm.config import trust_base
 from ldm.errors import UserError
 from ldm.training.plan import Plan, make_plan
 from ldm.training.run import INTERRUPTIONS, describe, first_stage_problem, instantiate_training, train_plan
@@ -51,6 +52,7 @@ def plan_of(arguments: Arguments) -> Plan:
         raise UserError("--name and --resume: a run that goes on keeps its name; drop --name")
     name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
+    trust_base(arguments.base, arguments.overrides if arguments.base else ())
     config = compat.load(config_files(arguments, run), arguments.overrides)
     return make_plan(config, run, arguments.seed, arguments.run_options())
 

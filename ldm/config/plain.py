@@ -1,12 +1,19 @@
 """From OmegaConf's containers to plain dicts and lists, interpolations resolved."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.config.nodes import join
+from ldm.config.text import LARGEST
 from ldm.errors import ConfigError
+
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+_NESTED = re.compile(r"\$\{[^}]*\$\{")
+_RESOLVERS = ("oc.env",)
 
 
 def plain(node: Any, throw_on_missing: bool = True) -> Any:
@@ -27,8 +34,67 @@ def plain(node: Any, throw_on_missing: bool = True) -> Any:
 
 
 def resolve(config: dict[str, Any], throw_on_missing: bool = True) -> dict[str, Any]:
-    """Return a plain config with its interpolations resolved. Raises ConfigError as `plain` does."""
-    return plain(OmegaConf.create(config), throw_on_missing)
+    """Return a plain config with its interpolations resolved: `${key.of.another}` and `${oc.env:NAME}`.
+
+    Raises ConfigError as `plain` does, and for interpolations that would expand without bound.
+    """
+    try:
+        _Expansion(config).check()
+        return plain(OmegaConf.create(config), throw_on_missing)
+    except RecursionError:
+        raise ConfigError("its interpolations refer to each other too often") from None
+
+
+class _Expansion:
+    """Counts the characters of a config with its interpolations resolved, without resolving any."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.known: dict[str, int] = {}
+
+    def check(self) -> None:
+        """Raise ConfigError for more than `LARGEST`, and for interpolations that cannot be counted."""
+        self._size(self.config, ())
+
+    def _size(self, value: Any, place: tuple[Any, ...]) -> int:
+        """Return the size of a value at a place; one that is under way, in a circle, is left to OmegaConf."""
+        path = ""
+        for key in place:
+            path = join(path, key)
+        if path not in self.known:
+            self.known[path] = 0
+            self.known[path] = size = self._counted(value, place, path)
+            if size > LARGEST:
+                raise ConfigError(f"its interpolations expand to more than {LARGEST:,} characters", path)
+        return self.known[path]
+
+    def _counted(self, value: Any, place: tuple[Any, ...], path: str) -> int:
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            return 1 + sum(self._size(child, (*place, key)) for key, child in items)
+        if not isinstance(value, str):
+            return 1
+        if _NESTED.search(value):
+            raise ConfigError("has an interpolation within another, which is not supported", path)
+        return len(value) + sum(self._size_of_reference(name, place[:-1], path) for name in _REFERENCE.findall(value))
+
+    def _size_of_reference(self, name: str, parent: tuple[Any, ...], path: str) -> int:
+        if ":" in name:
+            if (resolver := name.partition(":")[0].strip()) not in _RESOLVERS:
+                raise ConfigError(f"{resolver} is unknown in an interpolation; use a key, or oc.env:NAME", path)
+            return 0
+        dots = len(name) - len(name.lstrip("."))
+        base = parent[: len(parent) - dots + 1] if dots else ()
+        found, place = self.config, ()
+        for key in (*base, *re.findall(r"[^.\[\]]+", name)):
+            if isinstance(found, str):  # the way leads through another interpolation: count all of what that is
+                break
+            key = int(key) if isinstance(found, list) and str(key).isdecimal() else key
+            try:
+                found, place = found[key], (*place, key)
+            except (LookupError, TypeError):
+                return 0  # OmegaConf will say so
+        return self._size(found, place)
 
 
 def first_line(error: BaseException) -> str:

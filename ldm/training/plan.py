@@ -27,12 +27,15 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.bounds import Count
-from ldm.config.targets import did_you_mean, find_target, parameters_of
+from ldm.config.nodes import is_node
+from ldm.config.parameters import parameters_of
+from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import hints_of, mismatch
 from ldm.errors import ConfigError
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.cached_latents import CacheSettings
 from ldm.training.devices import Devices, choose
+from ldm.training.extensions import check_extensions
 from ldm.training.launch import Launch, check_by_hand, detect
 from ldm.training.run_folder import RunFolder
 from ldm.training.strategies import STRATEGIES
@@ -49,6 +52,10 @@ _MADE_HERE = ("callbacks", "logger", "default_root_dir", "enable_checkpointing",
 _COUNTS = (
     "num_nodes", "max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches", "log_every_n_steps",
     "check_val_every_n_epoch",
+)  # fmt: skip
+_SHARES = (
+    "val_check_interval", "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
+    "overfit_batches",
 )  # fmt: skip
 _ENDLESS = ("max_steps", "max_epochs")  # -1: without limit
 _LARGE_LEARNING_RATE = 1e-3
@@ -185,6 +192,7 @@ def make_plan(
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
+    check_extensions(lightning, run)
     resolved = {"model": config["model"], "training": training, "data": config["data"], "lightning": lightning}
     return Plan(resolved, run, devices, batch, rate, seed, launch)
 
@@ -211,11 +219,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     _check_keys(trainer, tuple(name for name in names if name not in ("self", *_MADE_HERE)), "lightning.trainer")
     hints = hints_of(pl.Trainer)
     for name, value in trainer.items():
-        place, is_node = f"lightning.trainer.{name}", isinstance(value, dict) and "target" in value
-        if not is_node and value != -1 and (problem := mismatch(value, hints.get(name, object))):
+        place = f"lightning.trainer.{name}"
+        if not is_node(value) and value != -1 and (problem := mismatch(value, hints.get(name, object))):
             raise ConfigError(problem, place)
         if name in _COUNTS and value is not None and value < (-1 if name in _ENDLESS else 1):
             raise ConfigError(f"{value} is less than 1", place)
+        if name in _SHARES and isinstance(value, int | float) and not 0 <= value <= (1 if type(value) is float else value):
+            raise ConfigError(f"{value!r} is neither a share, 0.0 to 1.0, nor a count, a whole number", place)
     strategy, precision = trainer.get("strategy") or "auto", str(trainer.get("precision", 32))
     if isinstance(strategy, str) and strategy not in ("auto", *STRATEGIES):
         hint = did_you_mean(strategy, STRATEGIES) or f"; known are auto, {', '.join(STRATEGIES)}"

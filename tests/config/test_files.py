@@ -19,7 +19,7 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def node(target: str = "builtins.dict", **params: object) -> dict:
+def node(target: str = "torch.nn.Identity", **params: object) -> dict:
     return {"target": target, "params": params}
 
 

@@ -1,0 +1,58 @@
+"""YAML text -> plain values: what would crash the parser, fill memory or take minutes is refused before it does."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+LARGEST = 1_000_000  # bytes of a file, and characters of a config whose interpolations are resolved
+DEEPEST = 50  # mappings and lists within each other
+_INTEGERS = range(-(2**63), 2**64)
+_STARTS, _ENDS = (yaml.CollectionStartEvent, yaml.CollectionEndEvent)
+
+
+def parse(text: str) -> Any:
+    """Return what YAML text says; interpolations stay as they are. ValueError: one line on what is wrong with it."""
+    try:
+        _check_depth(text)
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    _check_values(value)
+    return value
+
+
+def read(path: Path) -> Any:
+    """Return what a YAML file says. Raises OSError, and ValueError as `parse` does."""
+    if path.exists() and not path.is_file():
+        raise OSError("is no file")  # opening a pipe would wait for somebody to write
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"holds more than {LARGEST:,} bytes, which is no config")
+    return parse(content.decode("utf-8-sig"))
+
+
+_TOO_DEEP = f"is nested more than {DEEPEST} deep"
+
+
+def _check_depth(text: str) -> None:
+    """Count without building anything: the builders recurse, in C as well."""
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, _STARTS) - isinstance(event, _ENDS)
+        if depth > DEEPEST:
+            raise ValueError(_TOO_DEEP)
+
+
+def _check_values(value: Any) -> None:
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_values(child)
+    if isinstance(value, int) and value not in _INTEGERS:
+        raise ValueError(f"holds a whole number of {value.bit_length()} bits; at most 64 are read")
+    if isinstance(value, bytes):
+        raise ValueError("holds binary data")
