@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.autoencoder.regularizers import float32_or_wider, measure_perplexity
-from ldm.bounds import Count, Natural, NonNegative
+from ldm.bounds import Natural, NonNegative, Size
 from ldm.distributed import world_size
 from ldm.errors import UserError
 from ldm.networks.synchronized import sum_over_ranks
@@ -249,7 +249,7 @@ class VQLoss(AdversarialLoss):
         perceptual_weight: NonNegative = 1.0,
         adversary: Adversary | None = None,
         pixel_loss: Literal["l1", "l2"] = "l1",
-        num_codes: Count | None = None,
+        num_codes: Size | None = None,
     ) -> None:
         adversary = Adversary() if adversary is None else adversary
         super().__init__(disc_start, perceptual_loss, perceptual_weight, discriminator, adversary, pixel_loss)

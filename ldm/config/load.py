@@ -52,7 +52,8 @@ def trust_base(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> No
     for content in contents:
         mappings = [value for _, value in walk(content) if isinstance(value, dict)]
         allow_those_here(value["target"] for value in mappings if isinstance(value.get("target"), str))
-        trust_base([value[BASE] for value in mappings if isinstance(value.get(BASE), str) and Path(value[BASE]).is_file()])
+        bases = [value[BASE] for value in mappings if isinstance(value.get(BASE), str)]
+        trust_base([base for base in bases if Path(base).is_file()])
 
 
 def read(

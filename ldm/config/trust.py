@@ -81,7 +81,7 @@ def why_not(target: str) -> str:
         return f"there is no package {shown(top)} here"
     if _is_own(top):
         return f"it is not trusted; if the package is yours, give --allow {top}"
-    return "it is not trusted: configs name parts of ldm, layers of torch, callbacks of Lightning, or what --allow names"
+    return "it is not trusted: configs name parts of ldm, layers of torch, callbacks of Lightning, what --allow names"
 
 
 def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool = True) -> str:
@@ -89,7 +89,8 @@ def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool 
 
     is_called: false where a function is passed on as it is.
     """
-    is_ours, is_theirs = is_within(home, "ldm"), home in TRUSTED and not is_within(home, "ldm")
+    is_ours = is_within(home, "ldm")
+    is_theirs = home in TRUSTED and not is_ours
     if inspect.isclass(found) and (inspect.isabstract(found) or getattr(found, "_is_protocol", False)):
         return "is abstract; name one of the classes that implement it"
     function = found if inspect.isfunction(found) else None
@@ -102,7 +103,8 @@ def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool 
         is_method = part is function and inspect.isclass(holder)
         if not (part.__module__ == module if is_ours and not is_method else is_within(part.__module__, home)):
             return f"is only imported there; it belongs to {part.__module__}"
-    if function is not None and is_called and (is_theirs or not _is_constructor(found, holder, module if is_ours else "")):
+    is_constructor = not is_theirs and _is_constructor(found, holder, module if is_ours else "")
+    if function is not None and is_called and not is_constructor:
         return "does not say which class it makes; name a class, or a function with one behind its ->"
     return ""
 

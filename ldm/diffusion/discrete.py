@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.bounds import Count
+from ldm.bounds import Size
 from ldm.diffusion.process import Level, Moments, per_sample
 from ldm.errors import UserError
 
@@ -126,7 +126,7 @@ class DiscreteVP:
     @classmethod
     def linear(
         cls,
-        num_steps: Count = 1000,
+        num_steps: Size = 1000,
         start: float = 1e-4,
         end: float = 2e-2,
         posterior_weight: float = 0.0,
@@ -138,7 +138,7 @@ class DiscreteVP:
     @classmethod
     def sqrt_linear(
         cls,
-        num_steps: Count = 1000,
+        num_steps: Size = 1000,
         start: float = 1e-4,
         end: float = 2e-2,
         posterior_weight: float = 0.0,
@@ -149,7 +149,7 @@ class DiscreteVP:
 
     @classmethod
     def sqrt(
-        cls, num_steps: Count = 1000, start: float = 1e-4, end: float = 2e-2, posterior_weight: float = 0.0
+        cls, num_steps: Size = 1000, start: float = 1e-4, end: float = 2e-2, posterior_weight: float = 0.0
     ) -> DiscreteVP:
         """Build the schedule whose betas are square roots of evenly spaced values."""
         return cls.from_betas(sqrt_betas(num_steps, start, end), posterior_weight)
@@ -157,7 +157,7 @@ class DiscreteVP:
     @classmethod
     def cosine(
         cls,
-        num_steps: Count = 1000,
+        num_steps: Size = 1000,
         s: float = 8e-3,
         posterior_weight: float = 0.0,
         zero_terminal_snr: bool = False,

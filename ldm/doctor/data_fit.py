@@ -44,6 +44,8 @@ def fit_problems(model: nn.Module, summary: Summary, names: Sequence[str] = ()) 
 def missing_keys(model: nn.Module, keys: Sequence[str]) -> list[str]:
     """List the keys that the conditioners of a model read and items with `keys` do not have, a line each."""
     read = {key: type(part).__name__ for part in _conditioners(model) for key in {part.key: None, **part.input_specs()}}
+    if (image_key := getattr(model, "image_key", None)) is not None:
+        read[image_key] = type(model).__name__
     have = ", ".join(keys)
     return [f"{name} reads {key!r}, items have {have}" for key, name in read.items() if key not in keys]
 
@@ -55,20 +57,43 @@ def _conditioners(model: nn.Module) -> list[Conditioner]:
 def _image_problems(module: nn.Module, summary: Summary) -> Iterator[str]:
     if not isinstance(module, (DiffusionTraining, AutoencoderTraining)):
         return
-    model, key = module.model, module.image_key
-    shape = summary.shape(key)
+    shape = summary.shape(module.image_key)
     if shape is None or len(shape) != 3:
         return
     channels, height, width = shape
-    multiple, wanted = model.side_multiple, model.in_channels
-    is_resized = isinstance(module, AutoencoderTraining) and module.resize_range is not None
-    if (height % multiple or width % multiple) and not is_resized:
+    yield from size_problems(module, height, width)
+    if channels != (wanted := module.model.in_channels):
+        what = f"has {channels} channels, the autoencoder takes {wanted}; set channels: {wanted}, or in_channels"
+        yield f"{module.image_key}: {what}"
+
+
+def size_problems(module: nn.Module, height: int, width: int) -> Iterator[str]:
+    """Yield what does not go with images of a size, in a first stage, in its losses and in a network."""
+    if not isinstance(module, (DiffusionTraining, AutoencoderTraining)):
+        return
+    multiple, key = module.model.side_multiple, module.image_key
+    resize_range = module.resize_range if isinstance(module, AutoencoderTraining) else None
+    if (height % multiple or width % multiple) and resize_range is None:
         yield (
             f"{key}: the size {height}x{width} does not go with this model, whose images need sides that {multiple} "
             f"divides; set size, e.g. to {[_nearest(side, multiple) for side in (height, width)]}"
         )
-    if channels != wanted:
-        yield f"{key}: has {channels} channels, the autoencoder takes {wanted}; set channels: {wanted}, or in_channels"
+    if isinstance(module, AutoencoderTraining):
+        least = min(height, width, *(resize_range or ()))
+        for name in ("discriminator", "perceptual_loss"):
+            part = getattr(module.loss, name, None)
+            if part is not None and _side_after(part, least) < 1:
+                yield f"{key}: {least} pixels vanish in the layers of the {name}; make it shallower, or size larger"
+
+
+def _side_after(network: nn.Module, side: int) -> int:
+    """Return what is left of a side after the convolutions and poolings of a network, one after the other."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+            sizes = (layer.kernel_size, layer.stride, layer.padding)
+            kernel, stride, padding = (value if isinstance(value, int) else value[0] for value in sizes)
+            side = (side + 2 * padding - kernel) // stride + 1
+    return side
 
 
 def _nearest(side: int, multiple: int) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ _SHARES = (
 )  # fmt: skip
 _ENDLESS = ("max_steps", "max_epochs")  # -1: without limit
 _LARGE_LEARNING_RATE = 1e-3
+_ONE_SAMPLE = {"params": {"batch_size": 1}}
+MISSING = "missing; a config has the sections model, training, data and lightning"
 _WITHOUT_WEIGHTS = "IdentityAutoencoder"
 
 
@@ -160,6 +163,7 @@ def make_plan(
     run: RunFolder,
     seed: int | None = None,
     options: RunOptions = AS_CONFIGURED,
+    needs_data: bool = True,
 ) -> Plan:
     """Resolve and check everything that can be checked without building. Writes nothing.
 
@@ -168,13 +172,14 @@ def make_plan(
         run: folder of the run, new or resumed.
         seed: None takes that of the resumed run, else 23.
         options: what wins over the config.
+        needs_data: whether the section data has to be there; without it the plan is for one sample a device.
 
     Raises UserError.
     """
     config, seed = OmegaConf.to_container(OmegaConf.create(config), resolve=True), run.seed(seed)
     for section in ("model", "training", "data"):
-        if section not in config:
-            raise ConfigError("missing; a config has the sections model, training, data and lightning", section)
+        if section not in config and (needs_data or section != "data"):
+            raise ConfigError(MISSING, section)
     _check_kinds(config.get("lightning"))
     lightning = config.get("lightning") or {}
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
@@ -186,14 +191,16 @@ def make_plan(
         launch.check(None, options.num_nodes)
         trainer["num_nodes"] = launch.nodes
     _check_trainer(trainer)
-    _seed_data(config["data"], seed)
-    batch = _global_batch(config["data"], trainer, devices)
+    data = {"data": config["data"]} if "data" in config else {}
+    for section in data.values():
+        _seed_data(section, seed)
+    batch = _global_batch(data.get("data", _ONE_SAMPLE), trainer, devices)
     rate = learning_rate(config["training"], batch.total, options.scale_lr)
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     check_extensions(lightning, run)
-    resolved = {"model": config["model"], "training": training, "data": config["data"], "lightning": lightning}
+    resolved = {"model": config["model"], "training": training, **data, "lightning": lightning}
     return Plan(resolved, run, devices, batch, rate, seed, launch)
 
 
@@ -224,7 +231,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             raise ConfigError(problem, place)
         if name in _COUNTS and value is not None and value < (-1 if name in _ENDLESS else 1):
             raise ConfigError(f"{value} is less than 1", place)
-        if name in _SHARES and isinstance(value, int | float) and not 0 <= value <= (1 if type(value) is float else value):
+        if name in _SHARES and isinstance(value, int | float) and (value < 0 or type(value) is float and value > 1):
             raise ConfigError(f"{value!r} is neither a share, 0.0 to 1.0, nor a count, a whole number", place)
     strategy, precision = trainer.get("strategy") or "auto", str(trainer.get("precision", 32))
     if isinstance(strategy, str) and strategy not in ("auto", *STRATEGIES):
@@ -260,7 +267,7 @@ def learning_rate(training: Mapping[str, Any], global_batch: int, scale: bool | 
         given = "neither is" if base is None else "both are"
         raise ConfigError(f"{given} given; write one of learning_rate (absolute) and base_learning_rate", "training")
     value = absolute if base is None else base
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         name = "learning_rate" if base is None else "base_learning_rate"
         hint = "(YAML reads 1e-4 as text; write 1.0e-4)"
         raise ConfigError(f"{value!r} is no positive number {hint}", f"training.{name}")
