@@ -1,5 +1,6 @@
 """YAML text -> plain values: what would crash the parser, fill memory or take minutes is refused before it does."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 LARGEST = 1_000_000  # bytes of a file, and characters of a config whose interpolations are resolved
 DEEPEST = 50  # mappings and lists within each other
+_TOO_DEEP = f"is nested more than {DEEPEST} deep"
 _INTEGERS = range(-(2**63), 2**64)
 _STARTS, _ENDS = (yaml.CollectionStartEvent, yaml.CollectionEndEvent)
 
@@ -16,13 +18,15 @@ _STARTS, _ENDS = (yaml.CollectionStartEvent, yaml.CollectionEndEvent)
 def parse(text: str) -> Any:
     """Return what YAML text says; interpolations stay as they are. ValueError: one line on what is wrong with it."""
     try:
-        _check_depth(text)
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        if _is_plain(text):
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        else:
+            value = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # which counts what aliases stand for
+        _check_values(value)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ValueError(" ".join(str(error).split())) from error
-    _check_values(value)
     return value
 
 
@@ -37,16 +41,18 @@ def read(path: Path) -> Any:
     return parse(content.decode("utf-8-sig"))
 
 
-_TOO_DEEP = f"is nested more than {DEEPEST} deep"
+def _is_plain(text: str) -> bool:
+    """Return whether a text holds neither mapping nor list. ValueError where these are nested too deep.
 
-
-def _check_depth(text: str) -> None:
-    """Count without building anything: the builders recurse, in C as well."""
-    depth = 0
+    Nothing is built: the builders recurse, in C as well.
+    """
+    depth, is_plain = 0, True
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         depth += isinstance(event, _STARTS) - isinstance(event, _ENDS)
+        is_plain = is_plain and depth == 0
         if depth > DEEPEST:
             raise ValueError(_TOO_DEEP)
+    return is_plain
 
 
 def _check_values(value: Any) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from ldm import compat, config
 from ldm.config.files import CONFIGS_OF_RUNS, config_of_run
 from ldm.config.nodes import without_checkpoints
 from ldm.config.overrides import apply_overrides
+from ldm.config.plain import resolve
 from ldm.config.targets import find_target
+from ldm.config.text import parse
 from ldm.data.core.decoding import Range, check_range
 from ldm.errors import ConfigError, UserError
 from ldm.models.autoencoder import Autoencoder
@@ -203,11 +204,22 @@ def _without_training(section: dict[str, Any]) -> dict[str, Any]:
     return without_checkpoints({key: section.get(key) for key in ("target", "params")})
 
 
+def _inside(path: Path) -> dict[str, Any]:
+    """Return the config that a file of weights holds. Raises ConfigError."""
+    try:
+        content = parse(checkpoint.metadata(path)["config"])
+    except ValueError as error:
+        raise ConfigError(f"the config in it is not valid YAML: {error}", source=str(path)) from error
+    if not isinstance(content, dict):
+        raise ConfigError("the config in it is no mapping", source=str(path))
+    return content
+
+
 def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if wrong := [word for word in overrides if not word.startswith("model.")]:
         raise UserError(f"{wrong[0]}: has no effect on samples; override model.key=value")
     if path.suffix in (".safetensors", ".zip"):
-        content = compat.translate(apply_overrides(yaml.safe_load(checkpoint.metadata(path)["config"]), overrides))
+        content = compat.translate(resolve(apply_overrides(_inside(path), overrides)))
     else:
         content = compat.translate(compat.read(path, overrides))
     if not isinstance(content.get("model"), dict) or "target" not in content["model"]:

@@ -200,7 +200,7 @@ def test_loading_builds_nothing(tmp_path: Path) -> None:
         (node("NOT_CALLABLE"), f"m.target: {HERE}.NOT_CALLABLE is of type int, not a class or a function"),
         ({"target": "ldm.networks.unett.UNet"}, "m.target: ldm.networks has no unett; did you mean unet?"),
         ({"target": "ldm.networks.unet"}, "m.target: ldm.networks.unet is a module, not a class or a function"),
-        ({"target": "pytroch_lightning.callbacks.Timer"}, "m.target: pytroch_lightning.callbacks.Timer is unknown; did"),
+        ({"target": "pytroch_lightning.callbacks.Timer"}, "m.target: pytroch_lightning.callbacks.Timer is unk"),
         ({"target": "pytroch_lightning.Trainer"}, "m.target: pytroch_lightning.Trainer cannot be called: there is no"),
         ({"target": "UNet"}, "m.target: 'UNet' is not an import path"),
         ({"target": 3}, "m.target: 3 is not an import path"),
