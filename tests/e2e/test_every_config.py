@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from small_configs import CONFIGS, draw, made_up_data, narrowing, pinned, plain, train
+from small_configs import CONFIGS, FROM_FILES, draw, made_up_data, narrowing, pinned, plain, train
 
 from ldm.cli.train import main
 from ldm.config import instantiate, load
@@ -74,12 +74,16 @@ def kind(value: Any) -> Any:
 
 
 def representatives() -> list[Any]:
-    """Return the names of all configs; those that differ from an earlier one in nothing but numbers are slow."""
+    """Return the names of all configs.
+
+    Slow are those that differ from an earlier one in nothing but numbers, and those that test_task_data trains.
+    """
     kinds: set[str] = set()
     names: list[Any] = []
     for name in NAMES:
         text = json.dumps(kind(yaml.safe_load((CONFIGS / name).read_text())), sort_keys=True)
-        names.append(pytest.param(name, marks=pytest.mark.slow) if text in kinds else name)
+        is_slow = text in kinds or (name.startswith("ldm/") and Path(name).stem in FROM_FILES)
+        names.append(pytest.param(name, marks=pytest.mark.slow) if is_slow else name)
         kinds.add(text)
     return names
 
@@ -162,20 +166,6 @@ def test_own_data_by_a_path(name: str, partners: str | None, own_data: Path, tmp
     items = next(iter(data.validation_loader()))
     assert items["image"].shape[1:] == (1, 32, 64)
     assert draw(run, items).shape == items["image"].shape
-
-
-def test_five_channels_go_through_data_losses_and_pictures(tmp_path: Path) -> None:
-    """Arrays of 16 bits with five channels, with the perceptual loss, on random features, and with logged pictures."""
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        np.save(tmp_path / f"{number}.npy", rng.integers(0, 2**16, (40, 80, 5), dtype=np.uint16))
-    config = CONFIGS / "own" / "autoencoder.yaml"
-    words = [f"{_TRAIN}.root={tmp_path}", f"{_TRAIN}.size=32", f"{_TRAIN}.channels=5", f"{_TRAIN}.validation_share=0.3"]
-    perceptual = "{target: ldm.networks.perceptual.LPIPS, params: {random_features: true}}"
-    words += [*narrowing(plain(config)), f"training.params.loss.params.perceptual_loss={perceptual}"]
-    run = train(config, tmp_path, [*words, "lightning.callbacks.image_logger={params: {every_n_steps: 1}}"])
-    assert any((run / "images").rglob("*.png"))
-    assert draw(run, {"image": torch.zeros(1, 5, 32, 48)}).shape == (1, 5, 32, 48)
 
 
 def test_all_own_configs_are_tried() -> None:
