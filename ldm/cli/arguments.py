@@ -15,6 +15,8 @@ from ldm.training.plan import RunOptions
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
+_OWN = "let configs name classes of a package or module of your own; also LDM_ALLOW=PACKAGE,PACKAGE"
+ALLOW = {"type": allow, "action": "append", "default": [], "metavar": "PACKAGE", "help": _OWN}
 _RESUME = "go on with a run folder, a checkpoint in one, or (auto) the newest run of this name, if there is one"
 _SEED = "seed of everything that is random (default: 23, or that of the run that goes on)"
 
@@ -34,19 +36,8 @@ class Arguments:
     logdir: str
     seed: int | None
     debug: bool
-    scale_lr: bool | None
     dry_run: bool
-    gpus: str | None
-    devices: str | None
-    accelerator: str | None
-    num_nodes: int | None
-    strategy: str | None
-    precision: str | None
-    max_steps: int | None
-
-    def run_options(self) -> RunOptions:
-        """Return the flags that win over the config."""
-        return RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
+    options: RunOptions  # what wins over the config
 
 
 def boolean(text: str) -> bool:
@@ -71,7 +62,9 @@ def parse(argv: Sequence[str]) -> Arguments:
         word = unknown[0].partition("=")[0]
         hint = did_you_mean(word, flags) or "; see --help, and write overrides as dotted.key=value"
         raise UserError(f"command line: {word}: unknown{hint}")
-    return Arguments(overrides=overrides, **vars(options))
+    given = vars(options)
+    of_run = RunOptions(**{field.name: given.pop(field.name) for field in fields(RunOptions)})
+    return Arguments(overrides=overrides, options=of_run, **given)
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,12 +75,6 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | 
     return options
 
 
-def add_allow(parser: argparse.ArgumentParser) -> None:
-    """Add which packages of one's own configs may name."""
-    text = "let configs name classes of your own package or module; also LDM_ALLOW=PACKAGE,PACKAGE"
-    parser.add_argument("--allow", type=allow, action="append", default=[], metavar="PACKAGE", help=text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="main.py",
@@ -95,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train an autoencoder or a latent diffusion model from YAML configs.",
         epilog="Any further dotted.key=value overrides the configs, e.g. data.params.batch_size=4.",
     )
-    add_allow(parser)
+    parser.add_argument("--allow", **ALLOW)
     flag = {"type": boolean, "nargs": "?", "const": True}
     add = parser.add_argument
     add("-b", "--base", nargs="*", default=[], metavar="YAML", help="config files, merged left to right")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from ldm.cli.arguments import add_allow, parse_with_overrides
+from ldm.cli.arguments import ALLOW, parse_with_overrides
 from ldm.diffusion.grids import grid_names
 from ldm.errors import UserError
 from ldm.models.loading import ModelSource
@@ -66,7 +66,7 @@ class TaskParser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str) -> None:
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=f"ldm {name}", description=description, formatter_class=form)
-        add_allow(self)
+        self.add_argument("--allow", **ALLOW)
 
 
 class SamplingParser(TaskParser):

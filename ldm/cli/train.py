@@ -37,10 +37,8 @@ def _train(plan: Plan, arguments: Arguments) -> None:
         train_plan(plan, test=not arguments.no_test)
     except INTERRUPTIONS:
         return  # the message with the command that goes on is in the log
-    except UserError:
-        raise
-    except Exception:
-        if arguments.debug and is_first_rank():
+    except Exception as error:
+        if arguments.debug and is_first_rank() and not isinstance(error, UserError):
             pdb.post_mortem()
         raise
 
@@ -53,7 +51,7 @@ def plan_of(arguments: Arguments) -> Plan:
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
     trust_base(arguments.base, arguments.overrides if arguments.base else ())
     config = compat.load(config_files(arguments, run), arguments.overrides)
-    return make_plan(config, run, arguments.seed, arguments.run_options(), needs_data=not arguments.dry_run)
+    return make_plan(config, run, arguments.seed, arguments.options, needs_data=not arguments.dry_run)
 
 
 def config_files(arguments: Arguments, run: RunFolder) -> list[str]:
