@@ -1,14 +1,14 @@
 """From OmegaConf's containers to plain dicts and lists, interpolations resolved."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.nodes import join
-from ldm.config.text import LARGEST
+from ldm.config.text import DEEPEST, LARGEST
 from ldm.errors import ConfigError
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
@@ -46,43 +46,47 @@ def resolve(config: dict[str, Any], throw_on_missing: bool = True) -> dict[str, 
 
 
 class _Expansion:
-    """Counts the characters of a config with its interpolations resolved, without resolving any."""
+    """Measures a config with its interpolations resolved, without resolving any: characters, and steps to a value."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.known: dict[str, int] = {}
+        self.known: dict[str, tuple[int, int]] = {}
 
     def check(self) -> None:
         """Raise ConfigError for more than `LARGEST`, and for interpolations that cannot be counted."""
-        self._size(self.config, ())
+        self._measured(self.config, ())
 
-    def _size(self, value: Any, place: tuple[Any, ...]) -> int:
-        """Return the size of a value at a place; one that is under way, in a circle, is left to OmegaConf."""
+    def _measured(self, value: Any, place: tuple[Any, ...]) -> tuple[int, int]:
+        """Return size and depth of a value at a place; one that is under way, in a circle, is left to OmegaConf."""
         path = ""
         for key in place:
             path = join(path, key)
         if path not in self.known:
-            self.known[path] = 0
-            self.known[path] = size = self._counted(value, place, path)
-            if size > LARGEST:
-                raise ConfigError(f"its interpolations expand to more than {LARGEST:,} characters", path)
+            self.known[path] = 0, 0
+            parts = [(1, 0), *self._parts(value, place, path)]
+            size, depth = sum(size for size, _ in parts), max(depth for _, depth in parts) + isinstance(value, str)
+            if size > LARGEST or depth > DEEPEST:
+                limit = f"{LARGEST:,} characters" if size > LARGEST else f"{DEEPEST} steps"
+                raise ConfigError(f"its interpolations lead to more than {limit}", path)
+            self.known[path] = size, depth
         return self.known[path]
 
-    def _counted(self, value: Any, place: tuple[Any, ...], path: str) -> int:
+    def _parts(self, value: Any, place: tuple[Any, ...], path: str) -> Iterator[tuple[int, int]]:
         if isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            return 1 + sum(self._size(child, (*place, key)) for key, child in items)
-        if not isinstance(value, str):
-            return 1
-        if _NESTED.search(value):
-            raise ConfigError("has an interpolation within another, which is not supported", path)
-        return len(value) + sum(self._size_of_reference(name, place[:-1], path) for name in _REFERENCE.findall(value))
+            for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+                yield self._measured(child, (*place, key))
+        elif isinstance(value, str):
+            if _NESTED.search(value):
+                raise ConfigError("has an interpolation within another, which is not supported", path)
+            yield len(value), 0
+            for name in _REFERENCE.findall(value):
+                yield self._of_reference(name, place[:-1], path)
 
-    def _size_of_reference(self, name: str, parent: tuple[Any, ...], path: str) -> int:
+    def _of_reference(self, name: str, parent: tuple[Any, ...], path: str) -> tuple[int, int]:
         if ":" in name:
             if (resolver := name.partition(":")[0].strip()) not in _RESOLVERS:
                 raise ConfigError(f"{resolver} is unknown in an interpolation; use a key, or oc.env:NAME", path)
-            return 0
+            return 0, 0
         dots = len(name) - len(name.lstrip("."))
         base = parent[: len(parent) - dots + 1] if dots else ()
         found, place = self.config, ()
@@ -93,8 +97,8 @@ class _Expansion:
             try:
                 found, place = found[key], (*place, key)
             except (LookupError, TypeError):
-                return 0  # OmegaConf will say so
-        return self._size(found, place)
+                return 0, 0  # OmegaConf will say so
+        return self._measured(found, place)
 
 
 def first_line(error: BaseException) -> str:

@@ -44,18 +44,21 @@ def find_target(target: Any, path: str = "", is_called: bool = True) -> Callable
     Raises ConfigError (at `path`.target) for what is not trusted, before anything is imported; if a module or attribute
     does not exist; if an import fails for another reason; and for an object that is not for a config to call.
     """
-    place = f"{path}.target" if path else "target"
+    return _find(target, f"{path}.target" if path else "target", is_called)
+
+
+def _find(target: Any, place: str, is_called: bool = True, guesses: bool = True) -> Callable[..., Any]:
     if not isinstance(target, str) or "." not in target or not all(map(str.isidentifier, target.split("."))):
         raise ConfigError(f"{shown(repr(target))} is not an import path such as package.module.Class", place)
     parts, home = target.split("."), trust.home_of(target)
     if not home or (home in trust.TRUSTED and any(part.startswith("_") for part in parts)):
-        raise ConfigError(_untrusted(parts), place)
+        raise ConfigError(_untrusted(parts, guesses), place)
     holder, depth = _deepest_module(parts, place)
     module, found = holder.__name__, holder
     for position in range(depth, len(parts)):
         name, holder = parts[position], found
         if not hasattr(holder, name):
-            hint = _hint(parts, position, _names_in(holder, module))
+            hint = _hint(parts, position, _names_in(holder)) if guesses else ""
             raise ConfigError(f"{'.'.join(parts[:position])} has no {shown(name)}{hint}", place)
         found = getattr(holder, name)
     if problem := trust.problem_of(found, holder, module, home, is_called):
@@ -63,10 +66,9 @@ def find_target(target: Any, path: str = "", is_called: bool = True) -> Callable
     return found
 
 
-def _untrusted(parts: list[str]) -> str:
-    target = ".".join(parts)
-    near = [module.name for module in pkgutil.iter_modules()] + [home.split(".")[0] for home in trust.TRUSTED]
-    if hint := _hint(parts, 0, near) or _hint(parts, 1, {home.split(".")[1] for home in trust.TRUSTED}):
+def _untrusted(parts: list[str], guesses: bool) -> str:
+    target, near = ".".join(parts), list(zip(*(home.split(".")[:2] for home in trust.TRUSTED), strict=True))
+    if hint := guesses and (_hint(parts, 0, near[0]) or _hint(parts, 1, near[1])):
         return f"{shown(target, 120)} is unknown{hint}"
     return f"{shown(target, 120)} cannot be called: {trust.why_not(target)}"
 
@@ -76,7 +78,7 @@ def _hint(parts: list[str], position: int, names: Iterable[str]) -> str:
     for guess in sorted(set(names)):
         if guess != parts[position] and is_slip(parts[position], guess):
             try:
-                find_target(".".join([*parts[:position], guess, *parts[position + 1 :]]))
+                _find(".".join([*parts[:position], guess, *parts[position + 1 :]]), "", guesses=False)
             except ConfigError:
                 continue
             return f"; did you mean {guess}?"
@@ -101,7 +103,7 @@ def _deepest_module(parts: list[str], place: str) -> tuple[ModuleType, int]:
     raise ConfigError(f"there is no package {parts[0]}", place)
 
 
-def _names_in(found: Any, module: str) -> list[str]:
+def _names_in(found: Any) -> list[str]:
     names = [name for name in dir(found) if not name.startswith("_")]
     if inspect.ismodule(found):
         names += [module.name for module in pkgutil.iter_modules(getattr(found, "__path__", []))]

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 LARGEST = 1_000_000  # bytes of a file, and characters of a config whose interpolations are resolved
+MOST = 10_000  # values, the limit of OmegaConf
 DEEPEST = 50  # mappings and lists within each other
 _TOO_DEEP = f"is nested more than {DEEPEST} deep"
 _INTEGERS = range(-(2**63), 2**64)
@@ -47,11 +48,13 @@ def _is_plain(text: str) -> bool:
     Nothing is built: the builders recurse, in C as well.
     """
     depth, is_plain = 0, True
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for number, event in enumerate(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
         depth += isinstance(event, _STARTS) - isinstance(event, _ENDS)
         is_plain = is_plain and depth == 0
         if depth > DEEPEST:
             raise ValueError(_TOO_DEEP)
+        if number > 2 * MOST:
+            raise ValueError(f"holds more than {MOST:,} values, which is no config")
     return is_plain
 
 
