@@ -156,7 +156,7 @@ def _config_named(node: Config, place: str, chain: tuple[str, ...]) -> Path:
 
 def _existing(path: Path, place: str, chain: tuple[str, ...]) -> Path:
     """Return the path of a file that the last file of a chain names. ConfigError if it is absent, or in the chain."""
-    route = " -> ".join((*chain, str(path)))
+    route = " -> ".join(os.path.relpath(name, Path(chain[0]).parent) for name in (*chain, str(path)))
     if path.resolve() in [Path(name).resolve() for name in chain]:
         raise ConfigError(f"leads in a circle: {route}", place, chain[-1])
     if not path.is_file():

@@ -39,16 +39,17 @@ def allow(package: str) -> str:
 
     Raises UserError if it cannot be imported.
     """
-    _add_working_folder()
-    if not all(map(str.isidentifier, package.split("."))) or _spec(package.partition(".")[0]) is None:
+    top = package.partition(".")[0]
+    if not all(map(str.isidentifier, package.split("."))) or _spec(top) is None:
         raise UserError(f"--allow {shown(package)}: there is no such package here")
+    if _is_here(top) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # after everything that is installed
     _allowed.set(_allowed.get() | {package})
     return package
 
 
 def allow_those_here(targets: Iterable[str]) -> None:
     """Allow the packages of these targets that lie in the working folder."""
-    _add_working_folder()
     for top in {target.partition(".")[0] for target in targets}:
         if _is_here(top):
             allow(top)
@@ -135,24 +136,20 @@ def _kind(found: Any) -> str:
     return "a module" if inspect.ismodule(found) else f"of type {type(found).__name__}"
 
 
-def _add_working_folder() -> None:
-    """Let modules of the working folder be found, after everything that is installed."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-        importlib.invalidate_caches()
-
-
 def _spec(top: str) -> ModuleSpec | None:
+    """Find a package where it is installed, or in the working folder."""
+    importlib.invalidate_caches()
     try:
-        return find_spec(top)
+        found = find_spec(top)
     except (ValueError, ImportError):  # a module that was put into sys.modules by hand has no spec
-        return None
+        found = None
+    return found or PathFinder.find_spec(top, [os.getcwd()])
 
 
 def _is_here(top: str) -> bool:
-    """Return whether importing a name would take it from the working folder."""
-    here, found = PathFinder.find_spec(top, [os.getcwd()]), _spec(top)
-    return here is not None and found is not None and _places(here) == _places(found)
+    """Return whether a package lies in the working folder, and none of its name where packages are installed."""
+    here = PathFinder.find_spec(top, [os.getcwd()])
+    return here is not None and _places(here) == _places(_spec(top))
 
 
 def _is_own(top: str) -> bool:

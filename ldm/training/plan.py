@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.bounds import Count
 from ldm.config.nodes import is_node
 from ldm.config.parameters import parameters_of
+from ldm.config.plain import plain
 from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import hints_of, mismatch
 from ldm.errors import ConfigError
@@ -176,7 +177,7 @@ def make_plan(
 
     Raises UserError.
     """
-    config, seed = OmegaConf.to_container(OmegaConf.create(config), resolve=True), run.seed(seed)
+    config, seed = plain(OmegaConf.create(config)), run.seed(seed)
     for section in ("model", "training", "data"):
         if section not in config and (needs_data or section != "data"):
             raise ConfigError(MISSING, section)

@@ -138,7 +138,7 @@ def hostile_texts(section: str = "model") -> dict[str, str]:
     """Return YAML texts that must be refused, by what is wrong with them."""
     doubling = "\n".join(f"  a{i}: '${{x.a{i - 1}}}${{x.a{i - 1}}}'" for i in range(1, 40))
     lists = "\n".join(f"  a{i}: ['${{x.a{i - 1}}}', '${{x.a{i - 1}}}']" for i in range(1, 40))
-    chain = "\n".join(f"  a{i}: '${{x.a{i - 1}}}'" for i in range(1, 4000))
+    chain = "\n".join(f"  a{i}: '${{x.a{i - 1}}}'" for i in range(1, 400))
     laughs = "\n".join(f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))
     return {
         "nothing": "",
