@@ -86,7 +86,7 @@ class HuggingFaceTokenizer:
 
     def _tokenizer(self) -> Any:
         if self._loaded is None:
-            self._loaded = load_pretrained("AutoTokenizer", self.name_or_path, "tokenizer")
+            self._loaded = load_pretrained("AutoTokenizer", self.name_or_path, "tokenizer", trust_remote_code=False)
             if len(self._loaded) > self.vocab_size:
                 raise UserError(
                     f"tokenizer '{self.name_or_path}' has {len(self._loaded)} tokens, the model's table "

@@ -1,8 +1,10 @@
 """Targets: what a dotted name means, which parameters it takes, what was probably meant."""
 
+import inspect
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 from torch import nn
 
 from ldm.config.parameters import parameters_of
@@ -25,6 +27,42 @@ class Child(Base):
         super().__init__(**kwargs)
 
 
+class Fixes(Base):
+    """Gives its parent a parameter by itself, by name."""
+
+    def __init__(self, own: int = 1, **kwargs: object) -> None:
+        super().__init__(key="k", **kwargs)
+
+
+class FixesFirst(Base):
+    """Gives its parent a parameter by itself, by position."""
+
+    def __init__(self, own: int = 1, **kwargs: object) -> None:
+        super().__init__("k", **kwargs)
+
+
+class Grandchild(Fixes):
+    """Hands everything on."""
+
+    def __init__(self, further: str = "", **kwargs: object) -> None:
+        super().__init__(**kwargs)
+
+
+class SetsDefault(Base):
+    """Changes what it hands on."""
+
+    def __init__(self, **kwargs: object) -> None:
+        kwargs.setdefault("key", "k")
+        super().__init__(**kwargs)
+
+
+class Swallows(Base):
+    """Takes any name, for nothing."""
+
+    def __init__(self, own: int, **kwargs: object) -> None:
+        super().__init__("k")
+
+
 class Collects(Base):
     """Takes any name for itself."""
 
@@ -43,6 +81,35 @@ def test_parameters_reach_through_forwarded_keywords() -> None:
     assert parameters_of(Child).names == ("own", "key", "rate")
     assert parameters_of(Child).required == ("own", "key")
     assert not parameters_of(Child).open_ended
+
+
+@pytest.mark.parametrize(
+    ("cls", "names", "required", "open_ended"),
+    [
+        (Child, ("own", "key", "rate"), ("own", "key"), False),
+        (Fixes, ("own", "rate"), (), False),
+        (FixesFirst, ("own", "rate"), (), False),
+        (Grandchild, ("further", "own", "rate"), (), False),
+        (SetsDefault, ("key", "rate"), (), True),
+        (Swallows, ("own",), ("own",), True),
+        (Collects, (), (), True),
+    ],
+)
+def test_a_parents_parameters_count_as_far_as_the_class_lets_them_through(
+    cls: type, names: tuple[str, ...], required: tuple[str, ...], open_ended: bool
+) -> None:
+    found = parameters_of(cls)
+    assert (found.names, found.required, found.open_ended) == (names, required, open_ended)
+    cls(**{name: 1 for name in required})
+
+
+def test_every_logger_callback_and_strategy_of_lightning_takes_what_it_needs() -> None:
+    """A required parameter is one of the class's own signature, unless it hands all on to its parent."""
+    for package in (pl.loggers, pl.callbacks, pl.strategies, pl.profilers):
+        for cls in (getattr(package, name) for name in package.__all__):
+            if isinstance(cls, type):
+                own = inspect.signature(cls).parameters
+                assert {*parameters_of(cls).required} <= {*own}, cls
 
 
 def test_open_ended_parameters() -> None:

@@ -1,5 +1,6 @@
 """Whose code a config may call: what is named on the command line, by the environment, or by one's own YAML."""
 
+import json
 from contextvars import copy_context
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from ldm.cli.arguments import parse
 from ldm.cli.entry import main_guard
 from ldm.cli.train import plan_of
+from ldm.conditioning.tokenizers import HuggingFaceTokenizer
 from ldm.config import allow, trust
 from ldm.config.targets import find_target, is_slip
 from ldm.errors import UserError
@@ -134,3 +136,14 @@ def test_a_package_that_shadows_nothing_of_python(tmp_path: Path, monkeypatch: p
 )  # fmt: skip
 def test_slips(written: str, meant: str, expected: bool) -> None:
     assert is_slip(written, meant) is expected
+
+
+def test_a_folder_of_a_tokenizer_runs_nothing(tmp_path: Path) -> None:
+    code = f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: ...\n"
+    (tmp_path / "evil.py").write_text(code)
+    content = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError):
+        HuggingFaceTokenizer(str(tmp_path))(["a"])
+    assert not (tmp_path / "canary").exists()
