@@ -8,6 +8,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.config.nodes import walk
+
 LARGEST = 1_000_000  # bytes of a file, and characters of a config whose interpolations are resolved
 MOST = 10_000  # values, the limit of OmegaConf
 DEEPEST = 50  # mappings and lists within each other
@@ -27,7 +29,8 @@ def parse(text: str) -> Any:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        is_long = "for integer string conversion" in str(error)  # Python then advises to lift its limit
+        raise ValueError("a whole number of thousands of digits" if is_long else str(error)) from error
     return value
 
 
@@ -58,10 +61,9 @@ def _is_plain(text: str) -> bool:
     return is_plain
 
 
-def _check_values(value: Any) -> None:
-    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_values(child)
-    if isinstance(value, int) and value not in _INTEGERS:
-        raise ValueError(f"holds a whole number of {value.bit_length()} bits; at most 64 are read")
-    if isinstance(value, bytes):
-        raise ValueError("holds binary data")
+def _check_values(content: Any) -> None:
+    for place, value in walk(content):
+        if isinstance(value, int) and value not in _INTEGERS:
+            raise ValueError(f"{place}: a whole number of {value.bit_length()} bits; at most 64 are read".lstrip(": "))
+        if isinstance(value, bytes):
+            raise ValueError(f"{place}: binary data, which no config has".lstrip(": "))
