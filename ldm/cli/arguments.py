@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from ldm.config import allow
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
-from ldm.training.plan import RunOptions
+
+if TYPE_CHECKING:
+    from ldm.training.plan import RunOptions
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -54,6 +57,8 @@ def parse(argv: Sequence[str]) -> Arguments:
 
     Raises UserError for what is unknown.
     """
+    from ldm.training.plan import RunOptions  # which imports Lightning; sampling needs none of it
+
     parser = _parser()
     overrides, words = split_overrides(argv)
     options, unknown = parser.parse_known_args(words)

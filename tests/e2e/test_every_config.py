@@ -22,6 +22,10 @@ FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("_
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in FILES)
 SHOWN_SIZE = re.compile(r"#   (\w+): ([\d,]+) parameters")
 FIRST_STAGE = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")
+TRAINED_ELSEWHERE = {
+    *(f"ldm/{name}.yaml" for name in FROM_FILES),
+    *(f"demo/{name}_shapes.yaml" for name in ("autoencoder", "txt2img", "layout")),
+}
 OWN = sorted(Path(name).stem for name in NAMES if name.startswith("own/"))
 
 # parameters of the U-Net and of the conditioner, as counted for the published models; inpainting's is the first stage
@@ -66,23 +70,24 @@ FIRST_STAGE_SIZES = {  # without loss
 
 
 def kind(value: Any) -> Any:
-    """Return a config without its numbers, which narrowing sets alike."""
-    if isinstance(value, dict):
-        return {key: kind(child) for key, child in value.items() if key not in ("data", "checkpoint")}
-    is_number = isinstance(value, (int, float, list)) and not isinstance(value, bool)
-    return "number" if is_number else value
+    """Return a config without its numbers, which narrowing sets alike, and its data."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, (str, bool, type(None))) else ()
+    kinds = {key: kind(child) for key, child in value.items() if key not in ("data", "checkpoint")}
+    return {key: child for key, child in kinds.items() if child not in ((), {})}
 
 
 def representatives() -> list[Any]:
     """Return the names of all configs.
 
-    Slow are those that differ from an earlier one in nothing but numbers, and those that test_task_data trains.
+    Slow are those that differ from an earlier one in nothing but numbers, and those that other tests train: on files,
+    on data of one's own, in the demo.
     """
     kinds: set[str] = set()
     names: list[Any] = []
     for name in NAMES:
         text = json.dumps(kind(yaml.safe_load((CONFIGS / name).read_text())), sort_keys=True)
-        is_slow = text in kinds or (name.startswith("ldm/") and Path(name).stem in FROM_FILES)
+        is_slow = text in kinds or name.startswith("own/") or name in TRAINED_ELSEWHERE
         names.append(pytest.param(name, marks=pytest.mark.slow) if is_slow else name)
         kinds.add(text)
     return names

@@ -29,11 +29,14 @@ def imported(*programs: str) -> list[list[str]]:
 
 def test_models_need_few_files_and_neither_the_trainer_nor_the_command_line() -> None:
     every = ", ".join(f"ldm.models.{path.stem}" for path in (ROOT / "ldm" / "models").glob("[!_]*.py"))
-    sampling, all_models = imported(TINY, f"import ldm.models, {every}")
+    wanted = ("txt2img", "inpaint", "layout2img", "evaluate", "export")
+    scripts = "import " + ", ".join(f"ldm.cli.{name}" for name in wanted)
+    sampling, all_models, all_scripts = imported(TINY, f"import ldm.models, {every}", scripts)
     ours = [name for name in sampling if name.split(".")[0] == "ldm"]
     assert 10 < len(ours) <= 40, ours
     assert not [name for name in HEAVY if name in sampling]
     assert [name for name in HEAVY if name in all_models] == ["omegaconf"]  # which reads the configs of run folders
+    assert not {"pytorch_lightning", "lightning", "transformers"} & {*all_scripts}
 
 
 def test_the_help_of_the_program_is_fast() -> None:
