@@ -1,5 +1,6 @@
 """No door that reads a config runs what a stranger wrote there, and all that it says of it is one short line."""
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import tiny
 import torch
 import yaml
 from breakage.configs import PLACES, PLACES_OF_TRAINING, hostile_nodes, hostile_texts, placed
+from prove_configs import at, places
 
 from ldm.cli import check_data, evaluate, reconstruct, sample, train
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -118,9 +120,9 @@ def test_no_node_is_called_at_any_door(world: Path, capsys: pytest.CaptureFixtur
 
 
 def test_nor_where_a_run_goes_on(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    places = [place for place in PLACES_OF_TRAINING if place != "metric"]
+    spots = [place for place in PLACES_OF_TRAINING if place != "metric"]
     for index, node in enumerate(nodes(world)[::4]):
-        place = places[index % len(places)]
+        place = spots[index % len(spots)]
         Path(config_file(world)).write_text(yaml.safe_dump(placed(config(), place, node)))
         said = refusal(DOORS_OF_TRAINING["resume"], world, capsys)
         assert said and not canary(world).exists(), (node, place)
@@ -128,8 +130,8 @@ def test_nor_where_a_run_goes_on(world: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.slow
 def test_all_nodes_at_all_places_of_all_doors(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for doors, places in ((DOORS, PLACES), (DOORS_OF_TRAINING, PLACES_OF_TRAINING)):
-        for place in places:
+    for doors, spots in ((DOORS, PLACES), (DOORS_OF_TRAINING, PLACES_OF_TRAINING)):
+        for place in spots:
             for node in nodes(world):
                 content = placed(config(), place, node)
                 Path(config_file(world)).write_text(yaml.safe_dump(content))
@@ -160,6 +162,18 @@ def test_a_hostile_text_is_one_line_at_every_door(
             assert refusal(DOORS[door], world, capsys), door
     said = refusal(DOORS_OF_TRAINING["resume"], world, capsys)
     assert said
+
+
+@pytest.mark.parametrize("door", ["sample", "reconstruct", "evaluate", "from_pretrained", "export"])
+def test_a_run_of_another_form_is_one_line(door: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = config()
+    some = [place for place, _ in places(content) if len(place) < 4 or place[-1] in ("size", "autoencoder", "params")]
+    for place in some:
+        for value in (3, [1], "x", None, {"target": "ldm.networks.unet.UNet"}):
+            changed = copy.deepcopy(content)
+            at(changed, place[:-1])[place[-1]] = value
+            Path(config_file(world)).write_text(yaml.safe_dump(changed))
+            refusal(DOORS[door], world, capsys)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path), lambda path: None])
