@@ -53,6 +53,7 @@ def _find(target: Any, place: str, is_called: bool = True, guesses: bool = True)
     parts, home = target.split("."), trust.home_of(target)
     if not home or (home in trust.TRUSTED and any(part.startswith("_") for part in parts)):
         raise ConfigError(_untrusted(parts, guesses), place)
+    trust.let_import(home)
     holder, depth = _deepest_module(parts, place)
     module, found = holder.__name__, holder
     for position in range(depth, len(parts)):

@@ -42,8 +42,6 @@ def allow(package: str) -> str:
     top = package.partition(".")[0]
     if not all(map(str.isidentifier, package.split("."))) or _spec(top) is None:
         raise UserError(f"--allow {shown(package)}: there is no such package here")
-    if _is_here(top) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # after everything that is installed
     _allowed.set(_allowed.get() | {package})
     return package
 
@@ -63,6 +61,12 @@ def allowed() -> list[str]:
 def home_of(target: str) -> str:
     """Return the trusted or allowed package within which a target lies, empty if there is none."""
     return next((home for home in (*TRUSTED, *allowed()) if is_within(target, home)), "")
+
+
+def let_import(home: str) -> None:
+    """Let an allowed package be imported from the working folder, if that is where it lies."""
+    if home not in TRUSTED and os.getcwd() not in sys.path and _is_here(home.partition(".")[0]):
+        sys.path.append(os.getcwd())  # after everything that is installed
 
 
 def is_theirs(target: str) -> bool:

@@ -78,7 +78,7 @@ def size_problems(module: nn.Module, height: int, width: int) -> Iterator[str]:
             f"{key}: the size {height}x{width} does not go with this model, whose images need sides that {multiple} "
             f"divides; set size, e.g. to {[_nearest(side, multiple) for side in (height, width)]}"
         )
-    if isinstance(module, AutoencoderTraining):
+    elif isinstance(module, AutoencoderTraining):
         least = min(height, width, *(resize_range or ()))
         for name in ("discriminator", "perceptual_loss"):
             part = getattr(module.loss, name, None)

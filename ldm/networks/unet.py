@@ -193,10 +193,9 @@ class UNet(nn.Module, Backbone):
         super().__init__()
         if (num_heads is None) == (num_head_channels is None):
             raise UserError("UNet: set exactly one of num_heads and num_head_channels")
-        factors = [2**level for level in range(len(channel_mult))]
-        if attention_factors and not {*attention_factors} & {*factors}:
-            problem = f"attention_factors {list(attention_factors)} are those of no level"
-            raise UserError(f"UNet: {problem}; choose of {factors}, or [] for no attention")
+        for factor in attention_factors:  # a power beyond the last level has no effect, as in published configs
+            if factor < 1 or factor & (factor - 1):
+                raise UserError(f"UNet: attention_factors: {factor} is that of no level; choose of 1, 2, 4, 8, ...")
         self.model_channels = model_channels
         self.in_channels, self.out_channels = in_channels, codebook_size or out_channels
         self.context_dim, self.num_classes = context_dim, num_classes

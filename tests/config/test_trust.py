@@ -1,6 +1,7 @@
 """Whose code a config may call: what is named on the command line, by the environment, or by one's own YAML."""
 
 import json
+import sys
 from contextvars import copy_context
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     name = f"own_{abs(hash(request.node.name))}"
     (tmp_path / f"{name}.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path])
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
     return name
 
 
@@ -91,8 +92,11 @@ def test_a_run_is_not_trusted_unless_the_command_line_says_so(module: str, tmp_p
     assert f"--allow {module}" in planned("-r", run, f"data.params.train.target={module}.Items")
     assert planned("-r", run, "--allow", module) == ""
     assert planned("-r", run, "--base", base) == ""  # whose YAML is one's own
+
+
+def test_the_environment_says_so_too(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(trust.VARIABLE, f"another, {module}")
-    assert planned("-r", run) == ""
+    assert planned("-r", run_folder(tmp_path, f"{module}.Items")) == ""
 
 
 def test_nor_is_what_a_node_takes_from_a_run(module: str, tmp_path: Path) -> None:
