@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 from ldm.config import allow
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
-
-if TYPE_CHECKING:
-    from ldm.training.plan import RunOptions
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -39,8 +36,15 @@ class Arguments:
     logdir: str
     seed: int | None
     debug: bool
+    scale_lr: bool | None
     dry_run: bool
-    options: RunOptions  # what wins over the config
+    gpus: str | None
+    devices: str | None
+    accelerator: str | None
+    num_nodes: int | None
+    strategy: str | None
+    precision: str | None
+    max_steps: int | None
 
 
 def boolean(text: str) -> bool:
@@ -57,8 +61,6 @@ def parse(argv: Sequence[str]) -> Arguments:
 
     Raises UserError for what is unknown.
     """
-    from ldm.training.plan import RunOptions  # which imports Lightning; sampling needs none of it
-
     parser = _parser()
     overrides, words = split_overrides(argv)
     options, unknown = parser.parse_known_args(words)
@@ -67,9 +69,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         word = unknown[0].partition("=")[0]
         hint = did_you_mean(word, flags) or "; see --help, and write overrides as dotted.key=value"
         raise UserError(f"command line: {word}: unknown{hint}")
-    given = vars(options)
-    of_run = RunOptions(**{field.name: given.pop(field.name) for field in fields(RunOptions)})
-    return Arguments(overrides=overrides, options=of_run, **given)
+    return Arguments(overrides=overrides, **vars(options))
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,7 +82,7 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py",
+        prog="main.py" if Path(sys.argv[0]).name == "main.py" else "ldm train",
         allow_abbrev=False,
         description="Train an autoencoder or a latent diffusion model from YAML configs.",
         epilog="Any further dotted.key=value overrides the configs, e.g. data.params.batch_size=4.",

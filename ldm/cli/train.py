@@ -5,6 +5,7 @@ from __future__ import annotations
 import pdb
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -14,7 +15,7 @@ from ldm.cli.arguments import Arguments, parse
 from ldm.cli.entry import is_first_rank, main_guard
 from ldm.config import trust_base
 from ldm.errors import UserError
-from ldm.training.plan import MISSING, Plan, make_plan
+from ldm.training.plan import MISSING, Plan, RunOptions, make_plan
 from ldm.training.run import INTERRUPTIONS, build_without_memory, describe, first_stage_problem, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
 
@@ -51,7 +52,8 @@ def plan_of(arguments: Arguments) -> Plan:
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
     trust_base(arguments.base, arguments.overrides if arguments.base else ())
     config = compat.load(config_files(arguments, run), arguments.overrides)
-    return make_plan(config, run, arguments.seed, arguments.options, needs_data=not arguments.dry_run)
+    options = RunOptions(**{field.name: getattr(arguments, field.name) for field in fields(RunOptions)})
+    return make_plan(config, run, arguments.seed, options, needs_data=not arguments.dry_run)
 
 
 def config_files(arguments: Arguments, run: RunFolder) -> list[str]:

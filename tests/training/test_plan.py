@@ -43,8 +43,8 @@ def test_overrides_may_follow_flags_whose_value_is_optional() -> None:
     arguments = parse(words.split())
     assert arguments.base == ["a.yaml", "b.yaml"]
     assert arguments.overrides == ["model.params.x=1", "data.params.train[0].size=8"]
-    assert (arguments.train, arguments.options.scale_lr, arguments.no_test, arguments.seed) == (True, True, False, 5)
-    assert parse([]).options.scale_lr is None
+    assert (arguments.train, arguments.scale_lr, arguments.no_test, arguments.seed) == (True, True, False, 5)
+    assert parse([]).scale_lr is None
 
 
 def test_unknown_flag_names_the_nearest() -> None:
