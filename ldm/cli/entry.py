@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +26,8 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
     def guarded(argv: Sequence[str] | None = None) -> int:
         configure_logging()
         try:
-            copy_context().run(main, argv)  # what it allows configs to call ends with it
+            words = expand_homes(sys.argv[1:] if argv is None else argv)
+            copy_context().run(main, words)  # what it allows configs to call ends with it
         except UserError as error:
             sys.stderr.write(f"error: {error}\n")
             sys.exit(1)
@@ -34,6 +36,12 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
         return 0
 
     return guarded
+
+
+def expand_homes(words: Sequence[str]) -> list[str]:
+    """Expand `~/` where words begin with it, and behind `--flag=` and `dotted.key=`, where shells do not."""
+    home = r"(?s)^(--[\w-]+=|[\w.\[\]-]+=(?=~[^/]*/)|)(~[\w.-]*(?:/.*)?)$"  # key=~ is null in YAML
+    return [re.sub(home, lambda part: part[1] + os.path.expanduser(part[2]), word) for word in words]
 
 
 def configure_logging() -> None:

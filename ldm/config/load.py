@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ldm.config.check import check_sections
 from ldm.config.files import BASE, Reading, Translate, follow_references, read_with_bases
 from ldm.config.nodes import walk
 from ldm.config.overrides import COMMAND_LINE, apply_overrides, overridden_path, parse_override
-from ldm.config.plain import resolve
+from ldm.config.plain import resolve, with_references
 from ldm.config.trust import allow_those_here
 from ldm.errors import ConfigError
 
@@ -39,7 +39,7 @@ def load(
             check_sections(config)
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, reading.origin(error.path)) from error.__cause__
-    return OmegaConf.create(config)
+    return with_references(config, reading.content)
 
 
 def trust_base(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldm.config.nodes import join
+from ldm.config.nodes import join, walk
 from ldm.config.text import DEEPEST, LARGEST
 from ldm.errors import ConfigError
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _NESTED = re.compile(r"\$\{[^}]*\$\{")
 _RESOLVERS = ("oc.env",)
+_ABSENT = object()
 
 
 def plain(node: Any, throw_on_missing: bool = True) -> Any:
@@ -99,6 +100,30 @@ class _Expansion:
             except (LookupError, TypeError):
                 return 0, 0  # OmegaConf will say so
         return self._measured(found, place)
+
+
+def with_references(config: Mapping[str, Any], written: Mapping[str, Any], section: str = "data") -> DictConfig:
+    """Return a resolved config in which values of a section are references to each other again, as they were `written`.
+
+    So that another value for one, such as the place of moved data, is one for all. A reference that would now lead to
+    another value, or nowhere, stays the value.
+    """
+    kept = OmegaConf.create(dict(config))
+    for path, text in walk(OmegaConf.to_container(OmegaConf.create(dict(written))).get(section), section):
+        names = _REFERENCE.findall(text) if isinstance(text, str) else []
+        if not names or not all(name.startswith(f"{section}.") for name in names):
+            continue
+        value = OmegaConf.select(kept, path, default=_ABSENT)
+        if value is _ABSENT:
+            continue
+        OmegaConf.update(kept, path, text)
+        try:
+            is_same = OmegaConf.select(kept, path, throw_on_missing=True) == value
+        except OmegaConfBaseException:
+            is_same = False
+        if not is_same:
+            OmegaConf.update(kept, path, value)
+    return kept
 
 
 def first_line(error: BaseException) -> str:

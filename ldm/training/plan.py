@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.bounds import Count
 from ldm.config.nodes import is_node
 from ldm.config.parameters import parameters_of
-from ldm.config.plain import plain
+from ldm.config.plain import plain, with_references
 from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import hints_of, mismatch
 from ldm.errors import ConfigError
@@ -122,9 +122,13 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The resolved config of a run (plain dicts by section) with what follows from it."""
+    """The resolved config of a run (plain dicts by section) with what follows from it.
+
+    written: the same config as the run folder keeps it, in which references within the data are references.
+    """
 
     config: dict[str, Any]
+    written: dict[str, Any]
     run: RunFolder
     devices: Devices
     batch: GlobalBatch
@@ -177,7 +181,8 @@ def make_plan(
 
     Raises UserError.
     """
-    config, seed = plain(OmegaConf.create(config)), run.seed(seed)
+    given, seed = OmegaConf.create(config), run.seed(seed)
+    config = plain(given)
     for section in ("model", "training", "data"):
         if section not in config and (needs_data or section != "data"):
             raise ConfigError(MISSING, section)
@@ -202,7 +207,8 @@ def make_plan(
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     check_extensions(lightning, run)
     resolved = {"model": config["model"], "training": training, **data, "lightning": lightning}
-    return Plan(resolved, run, devices, batch, rate, seed, launch)
+    written = OmegaConf.to_container(with_references(resolved, OmegaConf.to_container(given)))
+    return Plan(resolved, written, run, devices, batch, rate, seed, launch)
 
 
 def _check_kinds(section: Any) -> None:

@@ -100,7 +100,7 @@ def train_plan(plan: Plan, test: bool = True) -> RunResult:
     check_previews(trainer.callbacks, model)
     is_first = rank_zero_only.rank == 0
     if is_first:
-        plan.run.create(plan.config, plan.seed)
+        plan.run.create(plan.written, plan.seed)
         save_tokenizers(model, plan.run.path / "configs")
     with plan.run.announced(), _also_written_to(plan.run.log if is_first else None):
         for line in [*describe(plan, model), *content]:
