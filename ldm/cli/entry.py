@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import wraps
 
 from ldm.errors import UserError
@@ -25,9 +26,10 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
     def guarded(argv: Sequence[str] | None = None) -> int:
         configure_logging()
         try:
-            main(expand_homes(sys.argv[1:] if argv is None else argv))
+            words = expand_homes(sys.argv[1:] if argv is None else argv)
+            copy_context().run(main, words)  # what it allows configs to call ends with it
         except UserError as error:
-            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+            sys.stderr.write(f"error: {error}\n")
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)

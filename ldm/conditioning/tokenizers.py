@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ldm.bounds import Count
+from ldm.bounds import Size
 from ldm.errors import UserError, shown
 from ldm.weights.load import read
 
@@ -64,7 +64,7 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(
-        self, name_or_path: str = "bert-base-uncased", max_length: Count = 77, vocab_size: Count = 30522
+        self, name_or_path: str = "bert-base-uncased", max_length: Size = 77, vocab_size: Size = 30522
     ) -> None:
         self.name_or_path = name_or_path
         self.max_length = max_length
@@ -88,7 +88,7 @@ class HuggingFaceTokenizer:
 
     def _tokenizer(self) -> Any:
         if self._loaded is None:
-            self._loaded = load_pretrained("AutoTokenizer", self.name_or_path, "tokenizer")
+            self._loaded = load_pretrained("AutoTokenizer", self.name_or_path, "tokenizer", trust_remote_code=False)
             if len(self._loaded) > self.vocab_size:
                 raise UserError(
                     f"tokenizer '{self.name_or_path}' has {len(self._loaded)} tokens, the model's table "
@@ -153,7 +153,7 @@ class TrainedTokenizer(nn.Module):
 
     MAX_BYTES = 32  # of one token; longer words are spelled in pieces
 
-    def __init__(self, max_length: Count = 77, vocab_size: Count = 4096, path: str | None = None) -> None:
+    def __init__(self, max_length: Size = 77, vocab_size: Size = 4096, path: str | None = None) -> None:
         super().__init__()
         if max_length < 3:
             raise UserError(f"TrainedTokenizer: max_length is {max_length}; a word with its start and end needs 3")

@@ -59,23 +59,46 @@ def _conditioners(model: nn.Module) -> list[Conditioner]:
 def _image_problems(module: nn.Module, summary: Summary) -> Iterator[str]:
     if not isinstance(module, _TRAININGS):
         return
-    model, key = module.model, module.image_key
-    shape, wanted = summary.shape(key), model.in_channels
+    key = module.image_key
+    shape, wanted = summary.shape(key), module.model.in_channels
     if shape is None:
         return
     if problem := _form_problem(summary, key, wanted):
         yield f"{key}: {problem}"
         return
     channels, height, width = shape
-    multiple = model.side_multiple
-    is_resized = isinstance(module, AutoencoderTraining) and module.resize_range is not None
-    if (height % multiple or width % multiple) and not is_resized:
+    yield from size_problems(module, height, width)
+    if channels != wanted:
+        yield f"{key}: has {channels} channels, the autoencoder takes {wanted}; set channels: {wanted}, or in_channels"
+
+
+def size_problems(module: nn.Module, height: int, width: int) -> Iterator[str]:
+    """Yield what does not go with images of a size, in a first stage, in its losses and in a network."""
+    if not isinstance(module, _TRAININGS):
+        return
+    multiple, key = module.model.side_multiple, module.image_key
+    resize_range = module.resize_range if isinstance(module, AutoencoderTraining) else None
+    if (height % multiple or width % multiple) and resize_range is None:
         yield (
             f"{key}: the size {height}x{width} does not go with this model, whose images need sides that {multiple} "
             f"divides; set size, e.g. to {[_nearest(side, multiple) for side in (height, width)]}"
         )
-    if channels != wanted:
-        yield f"{key}: has {channels} channels, the autoencoder takes {wanted}; set channels: {wanted}, or in_channels"
+    elif isinstance(module, AutoencoderTraining):
+        least = min(height, width, *(resize_range or ()))
+        for name in ("discriminator", "perceptual_loss"):
+            part = getattr(module.loss, name, None)
+            if part is not None and _side_after(part, least) < 1:
+                yield f"{key}: {least} pixels vanish in the layers of the {name}; make it shallower, or size larger"
+
+
+def _side_after(network: nn.Module, side: int) -> int:
+    """Return what is left of a side after the convolutions and poolings of a network, one after the other."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+            sizes = (layer.kernel_size, layer.stride, layer.padding)
+            kernel, stride, padding = (value if isinstance(value, int) else value[0] for value in sizes)
+            side = (side + 2 * padding - kernel) // stride + 1
+    return side
 
 
 def _form_problem(summary: Summary, key: str, channels: int) -> str | None:

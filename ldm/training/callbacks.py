@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
 from ldm.bounds import Count
+from ldm.errors import UserError
 from ldm.images import image_grid, to_pil, to_rgb_bytes
 from ldm.sampling.base import Sampler
+from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
 from ldm.training.randomness import PREVIEW, Draws
 from ldm.training.strategies import whole_weights
@@ -110,6 +112,17 @@ class ImageLogger(pl.Callback):
         if captions:
             lines = [" | ".join(texts) for texts in zip(*captions, strict=True)]
             (folder / f"captions_{place}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check_previews(callbacks: Iterable[pl.Callback], module: nn.Module) -> None:
+    """Raise UserError if one of the callbacks would sample a model in more steps than its process has."""
+    for logger in callbacks:
+        if isinstance(logger, ImageLogger) and isinstance(module, DiffusionTraining):
+            try:
+                logger.options.sampler.times(module.model.process)
+            except UserError as error:
+                hint = "set its sampler, or make it null"
+                raise UserError(f"lightning.callbacks.image_logger: {error}; {hint}") from error
 
 
 @contextmanager

@@ -19,10 +19,13 @@ from torch import nn
 from ldm.config import instantiate
 from ldm.config.nodes import without_checkpoints
 from ldm.data.core.module import DataModule
-from ldm.doctor.data_fit import check_data_fits_model
+from ldm.doctor.data_fit import check_data_fits_model, size_problems
 from ldm.errors import ConfigError, UserError
+from ldm.models.loading import train_option
 from ldm.training.cached_latents import CacheSettings, cached
+from ldm.training.callbacks import check_previews
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.extensions import callbacks
 from ldm.training.lightning_fixes.checkpoints import LAST, Stopped, resuming
 from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.module import TrainingModule
@@ -87,13 +90,14 @@ def train_plan(plan: Plan, test: bool = True) -> RunResult:
     if problem := first_stage_problem(plan):
         raise UserError(problem)
     pl.seed_everything(plan.seed, workers=True, verbose=False)
-    data = instantiate(plan.config["data"], "data")
+    data = instantiate(plan.config["data"], "data", DataModule)
     model = build_model(plan, data)
     check_data_fits_model(model, data)
     if (settings := CacheSettings.of(plan.lightning.get("cache_latents"))) is not None:
         data = cached(data, model, settings, plan.devices)
     content = data.shape_summary()
     trainer = build_trainer(plan)
+    check_previews(trainer.callbacks, model)
     is_first = rank_zero_only.rank == 0
     if is_first:
         plan.run.create(plan.written, plan.seed)
@@ -183,10 +187,19 @@ def build_model(plan: Plan, data: DataModule) -> TrainingModule:
 
 def instantiate_training(config: Mapping[str, Any]) -> TrainingModule:
     """Build the sections `model` and `training` of a config. Raises ConfigError."""
-    model = instantiate(config["model"], "model")
-    module = instantiate(config["training"], "training", model=model)
-    if not isinstance(module, TrainingModule):
-        raise ConfigError(f"is {config['training']['target']}, which trains nothing", "training.target")
+    model = instantiate(config["model"], "model", nn.Module)
+    return instantiate(config["training"], "training", TrainingModule, model=model)
+
+
+def build_without_memory(plan: Plan) -> TrainingModule:
+    """Build the training of a plan on the meta device, and check what can be checked of it. Raises UserError."""
+    with torch.device("meta"):
+        module = instantiate_training(plan.config)
+    check_previews([part.build() for part in callbacks(plan.lightning, plan.run)], module)
+    if (size := train_option(plan.config, "size")) is not None:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        for problem in size_problems(module, *sides):
+            raise ConfigError(problem, "data.params.train")
     return module
 
 

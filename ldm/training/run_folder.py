@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from ldm.config.files import read_yaml
 from ldm.environment import environment
 from ldm.errors import UserError
 from ldm.weights.load import locate
@@ -78,8 +79,8 @@ class RunFolder:
         config = self.path / "configs" / _CONFIG
         if not config.is_file():
             raise UserError(f"--resume: {self.path} has no configs/{_CONFIG}; give a run folder of this program")
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and "model" in content and "training" not in content:
+        content = read_yaml(config)
+        if "model" in content and "training" not in content:
             # Its random draws and the state of its optimiser belong to another program.
             raise UserError(
                 f"--resume: {self.path} was written before configs had the sections model and training, and cannot go "

@@ -10,6 +10,7 @@ from ldm.cli.train import plan_of
 from ldm.compat.compvis.lightning import translate
 from ldm.errors import UserError
 from ldm.training.devices import Devices, choose
+from ldm.training.extensions import callbacks
 from ldm.training.plan import learning_rate, make_plan, untrained_first_stage
 from ldm.training.run_folder import new_run
 
@@ -162,6 +163,13 @@ def test_first_stage_without_weights_is_noticed(base: str, tmp_path: Path) -> No
     pixels = tmp_path / "pixels.yaml"
     pixels.write_text(yaml.safe_dump(config(autoencoder=identity_config())))
     assert not untrained_first_stage(plan_of(parse(["-b", str(pixels)])))
+
+
+@pytest.mark.parametrize("key", ["keep_last", "keep_every_n_steps", "every_n_steps"])
+def test_what_is_said_of_checkpoints_is_what_is_used(base: str, key: str) -> None:
+    plan = plan_of(parse(["-b", base, f"lightning.modelcheckpoint.params.{key}=7"]))
+    *_, part = callbacks(plan.lightning, plan.run)
+    assert getattr(part.build(), key) == 7
 
 
 def test_lightning_section_of_the_original_is_translated() -> None:
