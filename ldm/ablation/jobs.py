@@ -12,8 +12,9 @@ from ldm.ablation.resolve import Content
 from ldm.ablation.study import Budget, Measure, Sampling
 from ldm.ablation.workspace import DeviceSlot, Workspace
 from ldm.errors import UserError
+from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.plan import RunOptions
-from ldm.training.run import INTERRUPTIONS, train
+from ldm.training.run import train
 from ldm.training.run_folder import new_run, resume_run
 
 
@@ -92,8 +93,8 @@ def run_training(
     run = new_run(folder, name) if resume is None else resume_run(Path(resume))
     try:
         result = train(config, run, seed, RunOptions(**options))
-    except INTERRUPTIONS as stop:
-        raise UserError(f"{name}: was stopped: {stop}") from stop
+    except Stopped as stop:
+        raise UserError(f"{name}: {stop}") from stop
     wanted = config["lightning"]["trainer"].get("max_steps", -1)
     if result.global_step < wanted:
         raise UserError(f"{name}: was stopped at step {result.global_step} of {wanted}")

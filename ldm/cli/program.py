@@ -30,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, which is the first word of the command line, and return its exit status."""
     name, *words = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in COMMANDS:
-        return importlib.import_module(f"ldm.cli.{name.replace('-', '_')}").main(words)
+        try:
+            command = importlib.import_module(f"ldm.cli.{name.replace('-', '_')}")
+        except KeyboardInterrupt:
+            return 130
+        return command.main(words)
     if name in ("-h", "--help"):
         sys.stdout.write(_help())
         return 0

@@ -12,10 +12,12 @@ import yaml
 
 from ldm import compat
 from ldm.cli.arguments import Arguments, parse
-from ldm.cli.entry import is_first_rank, main_guard
+from ldm.cli.entry import main_guard
+from ldm.distributed import is_first_process
 from ldm.errors import UserError
+from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.plan import Plan, make_plan
-from ldm.training.run import INTERRUPTIONS, describe, first_stage_problem, instantiate_training, train_plan
+from ldm.training.run import describe, first_stage_problem, instantiate_training, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
 
 
@@ -35,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _train(plan: Plan, arguments: Arguments) -> None:
     try:
         train_plan(plan, test=not arguments.no_test)
-    except INTERRUPTIONS:
+    except Stopped:
         return  # the message with the command that goes on is in the log
     except UserError:
         raise
     except Exception:
-        if arguments.debug and is_first_rank():
+        if arguments.debug and is_first_process():
             pdb.post_mortem()
         raise
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm.bounds import Count
 from ldm.errors import UserError
+from ldm.writing import write_text
 
 VOCABULARY_FILE = "vocab.txt"
 INSIDE = "##"  # begins a piece that continues a word
@@ -165,7 +166,7 @@ class TrainedTokenizer(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the vocabulary into a folder."""
-        (Path(folder) / VOCABULARY_FILE).write_text("".join(f"{token}\n" for token in self.tokens()), encoding="utf-8")
+        write_text(Path(folder) / VOCABULARY_FILE, "".join(f"{token}\n" for token in self.tokens()))
 
     def load(self, path: str | Path) -> None:
         """Read the vocabulary from a file or a folder. UserError if it is missing or does not fit."""

@@ -165,6 +165,8 @@ def make_plan(
     Raises UserError.
     """
     config, seed = OmegaConf.to_container(OmegaConf.create(config), resolve=True), run.seed(seed)
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"{seed} is no whole number from 0 to 2^64 - 1", "--seed")
     for section in ("model", "training", "data"):
         if section not in config:
             raise ConfigError("missing; a config has the sections model, training, data and lightning", section)
@@ -179,11 +181,14 @@ def make_plan(
         launch.check(None, options.num_nodes)
         trainer["num_nodes"] = launch.nodes
     _check_trainer(trainer)
-    _seed_data(config["data"], seed)
+    _seed_data(config["data"], seed, run)
     batch = _global_batch(config["data"], trainer, devices)
     rate = learning_rate(config["training"], batch.total, options.scale_lr)
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
+    if lightning.get("channels_last") and trainer.get("strategy") == "fsdp":
+        problem = "fsdp shards contiguous weights only; set it to false, or use ddp or zero1"
+        raise ConfigError(problem, "lightning.channels_last")
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     resolved = {"model": config["model"], "training": training, "data": config["data"], "lightning": lightning}
     return Plan(resolved, run, devices, batch, rate, seed, launch)
@@ -224,10 +229,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError("16-mixed needs a gradient scaler, which fsdp has not; use bf16-mixed", "--precision")
 
 
-def _seed_data(data: dict[str, Any], seed: int) -> None:
-    """Use the seed of the run for the order of the data, unless the config sets one."""
+def _seed_data(data: dict[str, Any], seed: int, run: RunFolder) -> None:
+    """Use the seed of the run for the order of the data, unless the config sets one that is not the run's earlier."""
+    params = data.get("params") or {}
     if "seed" in parameters_of(find_target(data["target"], "data")).names:
-        data["params"] = {"seed": seed, **(data.get("params") or {})}
+        is_earlier = not run.is_new and params.get("seed") == run.environment().get("seed")
+        data["params"] = params | {"seed": seed} if is_earlier else {"seed": seed, **params}
 
 
 def _global_batch(data: Mapping[str, Any], trainer: Mapping[str, Any], devices: Devices) -> GlobalBatch:

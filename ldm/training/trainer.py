@@ -38,7 +38,7 @@ def build_trainer(plan: Plan) -> pl.Trainer:
     callbacks = [*_callbacks(plan), _checkpoints(plan)]
     loggers = [MetricsCsv(plan.run.metrics), *_loggers(plan)]
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
             callbacks=callbacks,
             logger=loggers,
@@ -48,6 +48,9 @@ def build_trainer(plan: Plan) -> pl.Trainer:
         )
     except (TypeError, ValueError, MisconfigurationException) as error:  # what it says of its arguments
         raise ConfigError(" ".join(str(error).split()), "lightning.trainer") from error
+    # Lightning's answer to SIGTERM, an exception in the middle of a step, is replaced by `lightning_fixes.signals`.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def _built(value: Any, path: str) -> Any:

@@ -16,7 +16,7 @@ def a_run(logs: Path, name: str, saved: bool = True, seed: int = 7) -> Path:
     run = logs / name
     for folder in ("checkpoints", "configs"):
         (run / folder).mkdir(parents=True)
-    (run / "configs" / "config.yaml").touch()
+    (run / "configs" / "config.yaml").write_text("{model: {}, training: {}}\n")
     (run / "configs" / "environment.json").write_text(json.dumps({"seed": seed}))
     if saved:
         torch.save({"state_dict": {"a": torch.ones(1)}}, run / "checkpoints" / "last.ckpt")
