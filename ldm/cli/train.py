@@ -17,6 +17,7 @@ from ldm.distributed import is_first_process
 from ldm.errors import UserError
 from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.plan import Plan, make_plan
+from ldm.training.resumption import tell_edits
 from ldm.training.run import describe, first_stage_problem, instantiate_training, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
 
@@ -28,21 +29,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = plan_of(arguments)
     if arguments.dry_run:
         dry_run(plan)
-    elif not arguments.train:
+        return
+    if not arguments.train:
         raise UserError("nothing to do: add -t to train, or --dry-run to see what would be trained")
-    else:
-        _train(plan, arguments)
-
-
-def _train(plan: Plan, arguments: Arguments) -> None:
     try:
         train_plan(plan, test=not arguments.no_test)
     except Stopped:
         return  # the message with the command that goes on is in the log
-    except UserError:
-        raise
-    except Exception:
-        if arguments.debug and is_first_process():
+    except Exception as error:
+        if arguments.debug and is_first_process() and not isinstance(error, UserError):
             pdb.post_mortem()
         raise
 
@@ -53,8 +48,14 @@ def plan_of(arguments: Arguments) -> Plan:
         raise UserError("--name and --resume: a run that goes on keeps its name; drop --name")
     name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
-    config = compat.load(config_files(arguments, run), arguments.overrides)
-    return make_plan(config, run, arguments.seed, arguments.run_options())
+
+    def planned(files: list[str]) -> Plan:
+        return make_plan(compat.load(files, arguments.overrides), run, arguments.seed, arguments.run_options())
+
+    plan = planned(config_files(arguments, run))
+    if arguments.resume == AUTO and arguments.base and not run.is_new:
+        tell_edits(plan, lambda: planned(arguments.base))
+    return plan
 
 
 def config_files(arguments: Arguments, run: RunFolder) -> list[str]:

@@ -237,4 +237,4 @@ class TrainingModule(pl.LightningModule):
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    return names[0] + (f" and {len(names) - 1} more" if names[1:] else "")

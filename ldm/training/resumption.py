@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,7 +25,7 @@ from ldm.training.plan import Plan
 from ldm.training.vocabulary import save_tokenizers
 
 _log = logging.getLogger(__name__)
-_MOST = 4  # settings in a message
+_MOST = 2  # settings in a message
 _CONTENT_TOLERANCE = 0.02  # of the mean of an image in [-1, 1]; decoders differ by less
 Record = dict[str, dict[str, Any]]
 
@@ -81,11 +81,20 @@ class Resumption(pl.Callback):
 
 def settings_changed(plan: Plan) -> str:
     """Return what differs between the config of a run that goes on and the one that it is to go on with."""
-    return some_of(differences(plan.run.saved_content() or {}, plan.config))
+    return _some_of(differences(plan.run.saved_content() or {}, plan.config))
 
 
-def some_of(lines: list[str]) -> str:
-    """Return the first few lines as one."""
+def tell_edits(plan: Plan, plan_anew: Callable[[], Plan]) -> None:
+    """Warn where a run that goes on by its own config is not what the files of its first start say by now."""
+    try:
+        edits = _some_of(differences(plan.config, plan_anew().config))
+    except UserError as error:
+        edits = str(error)
+    if edits:
+        _log.warning("--resume auto: the run keeps its own settings, --base says otherwise (run, --base): %s", edits)
+
+
+def _some_of(lines: list[str]) -> str:
     return "; ".join(lines[:_MOST]) + (f" and {len(lines) - _MOST} more" if lines[_MOST:] else "")
 
 

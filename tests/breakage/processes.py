@@ -1,7 +1,7 @@
 """Real trainings in processes of their own, and what comes to a process: signals, deaths, a second process, a clock.
 
-A training is forked from the test after the imports, leads a process group of its own as under `timeout` or a scheduler,
-and runs main.py's command line. At its `moment` it waits for what the test does to it.
+A training is forked from the test after the imports, leads a process group of its own, as under `timeout` or a
+scheduler, and runs main.py's command line. At its `moment` it waits for what the test does to it.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _train(training_: Training, words: list[str], moment: str, step: int, before
     os.setsid()
     for name in SIGNALS:  # the test's runner may have its own
         signal.signal(signal.Signals[name], signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
-    file = training_.output.open("a")
+    file = training_.output.open("a", buffering=1)
     os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     logging.getLogger().handlers.clear()

@@ -206,6 +206,8 @@ class Checkpoints(pl.Callback):
                 "go on from what is there with a lower learning rate"
             )
         temporary = self.directory / f"{name}.tmp"
+        if trainer.is_global_zero:
+            temporary.unlink(missing_ok=True)  # what a kill left may be a numbered checkpoint, under its other name
         self._files.expect(loops, self._frozen, _metrics_of(trainer))
         trainer.save_checkpoint(temporary)
         problem = self._files.problem
@@ -228,7 +230,7 @@ class Checkpoints(pl.Callback):
             raise UserError(f"{self.directory}: {_MOST_FAILURES} saves in a row failed, the last by: {problem}")
 
     def _keep_numbered(self, temporary: Path, step: int) -> None:
-        """Give a written file its number, before it becomes `last.ckpt`: a resumed run never comes back to that step."""
+        """Give a written file its number, before it becomes `last.ckpt`: a resumed run never comes back to it."""
         storage.inspect(temporary)
         storage.link(temporary, self.directory / f"step={step:09}.ckpt")
         for surplus in sorted(self.directory.glob("step=*.ckpt"))[: -self.keep_last if self.keep_last else 0]:

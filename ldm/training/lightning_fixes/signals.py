@@ -68,7 +68,7 @@ def _begin_worker(worker_id: int) -> None:
 
 
 def _take_over(handler: Handler) -> dict[int, Any]:
-    """Handle what asks to stop, in place of a cluster's handler too; return the handlers before. nohup stays in force."""
+    """Handle what asks to stop, unless nohup forbids it, in place of a cluster's handler too; return those before."""
     if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         return {}
     ignored = {number for number in _ASKING if signal.getsignal(number) == signal.SIG_IGN and number.name == "SIGHUP"}
