@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm.cli.ablate import main
+from ldm.cli.program import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["ablate", *sys.argv[1:]]))

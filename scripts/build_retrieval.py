@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm.cli.build_retrieval import main
+from ldm.cli.program import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["build-retrieval", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm.cli.evaluate import main
+from ldm.cli.program import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

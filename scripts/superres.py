@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm.cli.superres import main
+from ldm.cli.program import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["superres", *sys.argv[1:]]))

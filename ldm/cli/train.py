@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     plan = plan_of(arguments)
     if arguments.dry_run:
-        dry_run(plan)
-        return
+        return dry_run(plan)
     if not arguments.train:
         raise UserError("nothing to do: add -t to train, or --dry-run to see what would be trained")
     try:

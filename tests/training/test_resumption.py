@@ -77,7 +77,7 @@ def test_a_base_given_again_is_used(run: Path, tmp_path: Path) -> None:
 
 
 def test_settings_of_the_average_and_the_optimiser_are_used(run: Path) -> None:
-    node = f"{{target: ldm.training.optimization.Optimization, params: {{betas: [0.5, 0.6], weight_decay: 0.5}}}}"
+    node = "{target: ldm.training.optimization.Optimization, params: {betas: [0.5, 0.6], weight_decay: 0.5}}"
     go_on(run, "training.params.ema_decay=0.25", f"{OPTIMIZATION}={node}")
     state = storage.load(run / "checkpoints" / "last.ckpt")
     assert float(state["state_dict"]["model_ema.decay"]) == 0.25
