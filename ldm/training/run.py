@@ -141,8 +141,8 @@ def _told(plan: Plan) -> Iterator[Plan]:
     except UserError:
         raise
     except Exception as error:
-        if death := deaths.explain(error):
-            raise UserError(f"{death}; {run.how_to_go_on}") from error
+        if (death := deaths.explain(error)) is not None:
+            raise (UserError(f"{death}; {run.how_to_go_on}") if death else SystemExit(1)) from error
         if run.log.exists():  # it trained, or was about to
             with _also_written_to(run.log):
                 _log.exception("training ended by an error")

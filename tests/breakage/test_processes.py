@@ -1,7 +1,11 @@
 """Signals to processes and groups: a run saves and stops, or leaves nothing; who dies or comes second is named."""
 
+import fcntl
 import os
+import pty
 import signal
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -96,6 +100,25 @@ def test_hangup_is_ignored_under_nohup(tmp_path: Path) -> None:
     training.go_on()
     assert training.status() == 0
     assert step_of(next(runs(training.logs))) == 6
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_lost_saves_and_stops(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+
+    def on_terminal() -> None:
+        os.close(ours)
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        sys.stderr = os.fdopen(theirs, "w", buffering=1)
+
+    words = ["lightning.trainer.enable_progress_bar=true", "lightning.callbacks.progress={params: {every_seconds: 0.0}}"]
+    training = start(tmp_path / "logs", ["-b", str(write_config(tmp_path)), *words], "step", 1, on_terminal)
+    os.close(theirs)
+    training.until_moment()
+    os.close(ours)  # the system sends SIGHUP
+    training.go_on()
+    assert training.status() == 0
+    assert step_of(next(runs(training.logs))) == 2
 
 
 # ------------------------------------------------------------------------------------------------------------- deaths

@@ -57,15 +57,15 @@ class Deaths:
             rank.kill()
         os._exit(1)
 
-    def explain(self, error: BaseException | None) -> str:
-        """Return which process died, if that is where an error comes from; else nothing."""
+    def explain(self, error: BaseException | None) -> str | None:
+        """Return which process died, "" if another rank says it, and None if that is not where an error comes from."""
         while error is not None:
             if found := _WORKER.search(str(error)):
                 return self._worker(found[1], found[2] or "")
             if self._processes > 1 and (isinstance(error, dist.DistError) or _LOST.search(str(error))):
                 return self._rank()
             error = error.__cause__ or error.__context__
-        return ""
+        return None
 
     def _worker(self, numbers: str, how: str) -> str:
         why = f" ({how})" if how else ""
@@ -74,14 +74,15 @@ class Deaths:
         return f"loader worker {numbers} died{why}{self._memory(killed=how in ('', 'Killed'))}"
 
     def _rank(self) -> str:
-        """Return which rank died, as far as this process can know."""
+        """Return which rank died, as far as this process knows: the first knows those that it started, they know it."""
         end = time.monotonic() + _REAPING_SECONDS
-        while not (dead := self._dead_ranks()) and self._ranks and time.monotonic() < end:
+        while not (dead := self._dead_ranks()) and time.monotonic() < end:
+            if os.getppid() != self._parent:
+                is_next = os.environ.get("LOCAL_RANK") == "1"
+                return f"rank 0 (process {self._parent}) died{self._memory()}" if is_next else ""
             time.sleep(0.1)
-        if dead:
+        if dead or not is_first_process():
             return dead
-        if not is_first_process() and os.getppid() != self._parent:
-            return f"rank 0 (process {self._parent}) died{self._memory()}"
         return "the connection to another rank was lost; what ended it stands in the output of that rank"
 
     def _dead_ranks(self) -> str:
