@@ -186,7 +186,9 @@ def make_plan(
     rate = learning_rate(config["training"], batch.total, options.scale_lr)
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
-    if lightning.get("channels_last") and trainer.get("strategy") == "fsdp":
+    strategy = trainer.get("strategy")
+    name = strategy.get("target") if isinstance(strategy, dict) else strategy
+    if lightning.get("channels_last") and str(name).endswith(("fsdp", "FullySharded")):
         problem = "fsdp shards contiguous weights only; set it to false, or use ddp or zero1"
         raise ConfigError(problem, "lightning.channels_last")
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}

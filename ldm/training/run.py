@@ -225,6 +225,7 @@ def _also_written_to(path: Path) -> Iterator[None]:
         yield
         return
     handler = logging.FileHandler(path, encoding="utf-8")
+    handler.handleError = lambda record: None  # on a full disk; the line stands on stderr
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
