@@ -1,6 +1,11 @@
-"""Adversarial trainings on one and on two ranks, in a module that spawned processes can import."""
+"""Adversarial trainings on one and on two ranks: python gan_runs.py FOLDER.
+
+The processes are forked from this one, which imports everything once and computes nothing.
+"""
 
 import os
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +26,16 @@ TOLERANCE = 1e-9
 VARIANTS = ("synchronized", "actnorm", "per_rank")
 
 
-class Pictures(Dataset):
-    """Give pictures that are a function of the index, of unequal brightness."""
+class Uneven(Dataset):
+    """Give images that are a function of the index, of unequal brightness."""
 
     def __len__(self) -> int:
         return STEPS * BATCH
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(index)
-        picture = torch.rand(3, SIZE, SIZE, generator=generator, dtype=torch.float64) * 2 - 1
-        return {"image": picture * (index % 5 + 1) / 5}
+        image = torch.rand(3, SIZE, SIZE, generator=generator, dtype=torch.float64) * 2 - 1
+        return {"image": image * (index % 5 + 1) / 5}
 
 
 def model(variant: str) -> AutoencoderTraining:
@@ -56,7 +61,7 @@ def train(rank: int, ranks: int, folder: Path, port: int) -> None:
         if ranks > 1:
             strategy = DDPStrategy(process_group_backend="gloo", broadcast_buffers=False, gradient_as_bucket_view=True)
         trained, validated = (
-            DataLoader(Subset(Pictures(), range(rank, count, ranks)), BATCH // ranks) for count in (STEPS * BATCH, 5)
+            DataLoader(Subset(Uneven(), range(rank, count, ranks)), BATCH // ranks) for count in (STEPS * BATCH, 5)
         )
         trainer = pl.Trainer(
             accelerator="cpu", devices=ranks, strategy=strategy, precision="64-true", max_steps=STEPS, logger=False,
@@ -74,3 +79,11 @@ def train(rank: int, ranks: int, folder: Path, port: int) -> None:
         torch.save(end | {"upkeep": checkpoint["codebook"]["upkeep"]}, folder / f"{variant}-{rank}-of-{ranks}.pt")
 
 
+
+
+if __name__ == "__main__":
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for ranks in (1, RANKS):
+        torch.multiprocessing.start_processes(train, (ranks, Path(sys.argv[1]), port), ranks, start_method="fork")

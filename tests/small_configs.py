@@ -20,6 +20,10 @@ from ldm.weights import load as checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CPU = torch.device("cpu")
+FROM_FILES = {  # configs that are trained from files in the layouts that they expect, with the size that is seen
+    "layout2img_coco": 32, "layout2img_openimages": 32, "semantic_synthesis_256": 32, "superres_bicubic": 32,
+    "superres_bsr": 32, "inpainting": 32, "class2img_f4": 32, "lsun_bedrooms": 32, "retrieval_768": 128,
+}  # fmt: skip
 WIDTH = 32  # GroupNorm has 32 groups
 
 

@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
-from ldm.training.plan import RunOptions
+
+if TYPE_CHECKING:
+    from ldm.training.plan import RunOptions
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -44,6 +47,8 @@ class Arguments:
 
     def run_options(self) -> RunOptions:
         """Return the flags that win over the config."""
+        from ldm.training.plan import RunOptions  # which imports Lightning; sampling needs none of it
+
         return RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
 
 

@@ -8,10 +8,8 @@ samples, whose last step ends at step 0 instead of clean data.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-import sys
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -161,9 +159,9 @@ def resolve_grid(grid: Grid | str) -> Grid:
 
 
 def _classes() -> dict[str, type]:
-    members = inspect.getmembers(sys.modules[__name__], inspect.isclass)
-    found = {cls for _, cls in members if cls.__module__ == __name__ and cls is not Grid}
-    return {_snake(cls.__name__): cls for cls in sorted(found, key=lambda cls: inspect.getsourcelines(cls)[1])}
+    """Return the grids of this file by their names, in the order of their definition."""
+    members = [value for value in globals().values() if isinstance(value, type) and value.__module__ == __name__]
+    return {_snake(cls.__name__): cls for cls in members if cls is not Grid}
 
 
 def _snake(name: str) -> str:

@@ -114,8 +114,10 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
     Trainings that are stopped save a checkpoint first.
     """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (max(1, torch.get_num_threads() // jobs),))
+    share = max(1, torch.get_num_threads() // jobs)
+    pool = ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), _begin_process, (share, multiprocessing.get_start_method())
+    )
     try:
         with stopped_by_sigterm():
             yield pool
@@ -125,6 +127,12 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin_process(num_threads: int, start_method: str) -> None:
+    """Limit the threads of a process, and start its data workers like those of any training: spawned ones are slow."""
+    torch.set_num_threads(num_threads)
+    multiprocessing.set_start_method(start_method, force=True)
 
 
 def _train_first_stage(stage: str, settings: Settings) -> str:

@@ -21,14 +21,15 @@ _VALIDATION_LINE = ("val/loss_simple", "val/loss_simple_ema", "val/rec_loss", "v
 class Progress(ProgressBar):
     """Report step, loss, rate and time left; `every_seconds` None means 0.5 s on a terminal, 10 s elsewhere.
 
-    The loss is read from the device only when a line is written.
+    The first step, which compiles and fills caches, does not count towards the rate. The loss is read from the device
+    only when a line is written.
     """
 
     def __init__(self, every_seconds: float | None = None) -> None:
         super().__init__()
         self._on_terminal = sys.stderr.isatty()
         self._every = every_seconds if every_seconds is not None else (0.5 if self._on_terminal else 10.0)
-        self._enabled = True
+        self._enabled, self._is_warm = True, False
         self._rate: float | None = None
         self._start_time, self._last_time, self._last_step, self._samples = 0.0, 0.0, 0, 0
 
@@ -44,6 +45,7 @@ class Progress(ProgressBar):
         """Start the clock."""
         self._start_time = time.monotonic()
         self._restart_clock(trainer.global_step)
+        self._is_warm = False
 
     def _restart_clock(self, step: int) -> None:
         self._last_time, self._last_step, self._samples = time.monotonic(), step, 0
@@ -52,6 +54,9 @@ class Progress(ProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write a line if the last one is old enough."""
+        if not self._is_warm:
+            self._warm_up(trainer.global_step)
+            return
         self._samples += _batch_size(batch)
         seconds = time.monotonic() - self._last_time
         if not self._enabled or seconds < self._every:
@@ -69,6 +74,16 @@ class Progress(ProgressBar):
         if total and self._rate > 0:
             parts.append(f"{duration((total - step) / self._rate)} left")
         self._write("  ".join(parts))
+        self._restart_clock(step)
+
+    def _warm_up(self, step: int) -> None:
+        """Wait for the end of the first step, say how long it took, and start the clock anew."""
+        if step == self._last_step:
+            return  # a part of an accumulated batch
+        seconds = time.monotonic() - self._last_time
+        if self._enabled and seconds >= self._every:
+            self._write(f"step {step}  the first took {seconds:.1f} s")
+        self._is_warm = True
         self._restart_clock(step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

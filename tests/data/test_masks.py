@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from ldm.data.image_pairs.masks import MASKS, Boxes, RandomMask, Strokes
 from ldm.errors import UserError
 
 
+@cache
 def drawn(name, height=64, width=64, count=60):
     return np.stack([MASKS[name](height, width, np.random.default_rng(i)) for i in range(count)])
 

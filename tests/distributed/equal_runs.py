@@ -1,4 +1,4 @@
-"""Train the same thing on 1, 2 and 4 processes and save where each rank ends: python equal_runs.py FOLDER.
+"""Train the same thing on 1, 2 and 4 processes and save where each rank ends: python equal_runs.py FOLDER 1 2 4.
 
 The processes are forked from this one, which imports everything once and computes nothing.
 """
@@ -182,5 +182,5 @@ def fork(world: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for world in sorted({world for world, _ in RUNS}):
+    for world in map(int, sys.argv[2:]):
         fork(world, Path(sys.argv[1]))

@@ -1,6 +1,8 @@
-"""Run main.py several times from one process that has imported everything: each rank of each run is a fork of it.
+"""Run a program several times from one process that has imported everything: each rank of each run is a fork of it.
 
-python forked_runs.py '[{"world": 2, "arguments": [...]}, ...]'    the ranks find what torchrun would tell them
+python forked_runs.py '[{"world": 2, "program": "train", "arguments": [...]}, ...]'
+
+The programs are train, the default, and evaluate; the ranks find what torchrun would tell them.
 """
 
 import json
@@ -11,7 +13,9 @@ import traceback
 
 import torch
 
-from ldm.cli.train import main
+from ldm.cli import evaluate, train
+
+PROGRAMS = {"train": train.main, "evaluate": evaluate.main}
 
 
 def free_port() -> int:
@@ -20,7 +24,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(rank: int, world: int, port: int, arguments: list[str]) -> int:
+def start(rank: int, world: int, port: int, program: str, arguments: list[str]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -30,7 +34,7 @@ def start(rank: int, world: int, port: int, arguments: list[str]) -> int:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
         told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", **numbers}
         os.environ |= {name: str(value) for name, value in told.items()} if world > 1 else {}
-        status = main(arguments)
+        status = PROGRAMS[program](arguments) or 0
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
@@ -41,6 +45,7 @@ def start(rank: int, world: int, port: int, arguments: list[str]) -> int:
 if __name__ == "__main__":
     for job in json.loads(sys.argv[1]):
         port = free_port()
-        ranks = [start(rank, job["world"], port, job["arguments"]) for rank in range(job["world"])]
+        program, world = job.get("program", "train"), job["world"]
+        ranks = [start(rank, world, port, program, job["arguments"]) for rank in range(world)]
         if any([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]):
             raise SystemExit(f"failed: {job}")

@@ -14,24 +14,39 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-MANY = [(1, 2), (2, 1), (2, 2), (4, 1)]
+FOUR = pytest.param(4, marks=pytest.mark.slow)
+MANY = [(1, 2), (2, 1), (2, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
 TOLERANCE = {"diffusion": 1e-7, "autoencoder": 1e-9}  # measured: 1.5e-8 (float32, one unit) and 2.4e-10 (float64)
-Reports = dict[tuple[str, int, int], list[dict[str, Any]]]
+
+
+class Reports:
+    """Reports of all ranks by (case, processes, accumulation); four processes train only when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+        self._train(1, 2)
+
+    def __getitem__(self, key: tuple[str, int, int]) -> list[dict[str, Any]]:
+        if key not in self._found:
+            self._train(key[1])
+        return self._found[key]
+
+    def _train(self, *worlds: int) -> None:
+        paths = [str(HERE.parents[1]), str(HERE.parent)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(HERE / "equal_runs.py"), str(self._folder), *map(str, worlds)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        self._found.clear()
+        for path in sorted(self._folder.glob("*.pt")):  # by rank
+            case, world, accumulate, _ = path.stem.split("-")
+            self._found.setdefault((case, int(world), int(accumulate)), []).append(torch.load(path, weights_only=True))
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    folder = tmp_path_factory.mktemp("ranks")
-    paths = [str(HERE.parents[1]), str(HERE.parent)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "equal_runs.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    found: Reports = {}
-    for path in sorted(folder.glob("*.pt")):  # by rank
-        case, world, accumulate, _ = path.stem.split("-")
-        found.setdefault((case, int(world), int(accumulate)), []).append(torch.load(path, weights_only=True))
-    return found
+    return Reports(tmp_path_factory.mktemp("ranks"))
 
 
 def learned(report: dict[str, Any]) -> dict[str, Tensor]:
@@ -70,7 +85,7 @@ def assert_equal(case: str, alone: dict[str, Any], together: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("case", ["diffusion", "autoencoder", "marked"])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, FOUR])
 def test_ranks_end_bit_equal(case: str, world: int, reports: Reports) -> None:
     first, *others = (learned(report) for report in reports[case, world, 1])
     for other in others:
@@ -95,7 +110,7 @@ def test_latent_scale_is_measured_alike(world: int, accumulate: int, reports: Re
 
 
 @pytest.mark.parametrize("case", ["diffusion", "autoencoder"])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, FOUR])
 def test_validation_sees_each_sample_once(case: str, world: int, reports: Reports) -> None:
     (alone,), together = reports[case, 1, 1], reports[case, world, 1]
     # Running statistics of batch norm, per rank, reach what the discriminator says.
@@ -106,7 +121,7 @@ def test_validation_sees_each_sample_once(case: str, world: int, reports: Report
             assert report["validation"][name] == pytest.approx(alone["validation"][name], rel=1e-5, abs=1e-6), name
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, FOUR])
 def test_a_bad_sample_of_one_rank_is_skipped_by_all(world: int, reports: Reports) -> None:
     met = sum(any(0 in batch for batch in batches) for batches in _steps(reports["marked", world, 1]))
     assert met > 0

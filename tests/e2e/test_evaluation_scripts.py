@@ -77,11 +77,11 @@ def test_samples_with_neighbours_and_exported_reference(runs, tmp_path):
 def test_two_ranks_give_the_figures_of_one(runs, tmp_path):
     more = ("--n", 12, "--metrics", "frechet", "precision_recall", "--conditions", "balanced")
     evaluate(arguments(runs["class"], tmp_path / "one", *more))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-    command = [*launcher, ROOT / "scripts" / "evaluate.py", *arguments(runs["class"], tmp_path / "two" / "out", *more)]
+    job = {"world": 2, "program": "evaluate", "arguments": arguments(runs["class"], tmp_path / "two" / "out", *more)}
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    subprocess.run(list(map(str, command)), check=True, env=environment, timeout=120, capture_output=True)
+    command = [sys.executable, str(ROOT / "tests" / "distributed" / "forked_runs.py"), json.dumps([job])]
+    subprocess.run(command, check=True, env=environment, timeout=120)
     assert result(tmp_path / "two" / "out")[0] == result(tmp_path / "one")[0]
 
 

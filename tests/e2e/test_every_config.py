@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from small_configs import CONFIGS, draw, made_up_data, narrowing, pinned, plain, train
+from small_configs import CONFIGS, FROM_FILES, draw, made_up_data, narrowing, pinned, plain, train
 
 from ldm.cli.train import main
 from ldm.config import instantiate, load
@@ -22,6 +22,10 @@ FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("_
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in FILES)
 SHOWN_SIZE = re.compile(r"#   (\w+): ([\d,]+) parameters")
 FIRST_STAGE = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")
+TRAINED_ELSEWHERE = {
+    *(f"ldm/{name}.yaml" for name in FROM_FILES),
+    *(f"demo/{name}_shapes.yaml" for name in ("autoencoder", "txt2img", "layout")),
+}
 OWN = sorted(Path(name).stem for name in NAMES if name.startswith("own/"))
 
 # parameters of the U-Net and of the conditioner, as counted for the published models; inpainting's is the first stage
@@ -66,20 +70,25 @@ FIRST_STAGE_SIZES = {  # without loss
 
 
 def kind(value: Any) -> Any:
-    """Return a config without its numbers, which narrowing sets alike."""
-    if isinstance(value, dict):
-        return {key: kind(child) for key, child in value.items() if key not in ("data", "checkpoint")}
-    is_number = isinstance(value, (int, float, list)) and not isinstance(value, bool)
-    return "number" if is_number else value
+    """Return a config without its numbers, which narrowing sets alike, and its data."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, (str, bool, type(None))) else ()
+    kinds = {key: kind(child) for key, child in value.items() if key not in ("data", "checkpoint")}
+    return {key: child for key, child in kinds.items() if child not in ((), {})}
 
 
 def representatives() -> list[Any]:
-    """Return the names of all configs; those that differ from an earlier one in nothing but numbers are slow."""
+    """Return the names of all configs.
+
+    Slow are those that differ from an earlier one in nothing but numbers, and those that other tests train: on files,
+    on data of one's own, in the demo.
+    """
     kinds: set[str] = set()
     names: list[Any] = []
     for name in NAMES:
         text = json.dumps(kind(yaml.safe_load((CONFIGS / name).read_text())), sort_keys=True)
-        names.append(pytest.param(name, marks=pytest.mark.slow) if text in kinds else name)
+        is_slow = text in kinds or name.startswith("own/") or name in TRAINED_ELSEWHERE
+        names.append(pytest.param(name, marks=pytest.mark.slow) if is_slow else name)
         kinds.add(text)
     return names
 
@@ -162,20 +171,6 @@ def test_own_data_by_a_path(name: str, partners: str | None, own_data: Path, tmp
     items = next(iter(data.validation_loader()))
     assert items["image"].shape[1:] == (1, 32, 64)
     assert draw(run, items).shape == items["image"].shape
-
-
-def test_five_channels_go_through_data_losses_and_pictures(tmp_path: Path) -> None:
-    """Arrays of 16 bits with five channels, with the perceptual loss, on random features, and with logged pictures."""
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        np.save(tmp_path / f"{number}.npy", rng.integers(0, 2**16, (40, 80, 5), dtype=np.uint16))
-    config = CONFIGS / "own" / "autoencoder.yaml"
-    words = [f"{_TRAIN}.root={tmp_path}", f"{_TRAIN}.size=32", f"{_TRAIN}.channels=5", f"{_TRAIN}.validation_share=0.3"]
-    perceptual = "{target: ldm.networks.perceptual.LPIPS, params: {random_features: true}}"
-    words += [*narrowing(plain(config)), f"training.params.loss.params.perceptual_loss={perceptual}"]
-    run = train(config, tmp_path, [*words, "lightning.callbacks.image_logger={params: {every_n_steps: 1}}"])
-    assert any((run / "images").rglob("*.png"))
-    assert draw(run, {"image": torch.zeros(1, 5, 32, 48)}).shape == (1, 5, 32, 48)
 
 
 def test_all_own_configs_are_tried() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_configs import draw
 
 from ldm.cli.train import main
 
@@ -32,7 +33,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_trains_logs_and_measures(tmp_path, channels):
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
@@ -45,6 +46,7 @@ def test_trains_logs_and_measures(tmp_path, channels):
     (run,) = (tmp_path / "logs").iterdir()
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert state["encoder.conv_in.weight"].shape[1] == state["decoder.conv_out.weight"].shape[0] == channels
+    assert draw(run, {"image": torch.zeros(1, channels, 32, 48)}).shape == (1, channels, 32, 48)
     pictures = sorted((run / "images" / "train").glob("reconstructions_*.png"))
     assert pictures
     with Image.open(pictures[0]) as picture:

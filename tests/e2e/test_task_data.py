@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from small_configs import CONFIGS, draw, narrowing, plain, train
+from small_configs import CONFIGS, FROM_FILES, draw, narrowing, plain, train
 
 from ldm.config import instantiate, load
 
@@ -92,24 +92,24 @@ def retrieved(folder: Path, split: str) -> dict[str, str]:
     return {"root": str(folder / split), "database": str(folder / f"{split}.npz")}
 
 
-FILES: dict[str, tuple[Callable[[Path, str], dict[str, str]], int]] = {  # how they are made, and the size that is seen
-    "layout2img_coco": (coco, 32),
-    "layout2img_openimages": (open_images, 32),
-    "semantic_synthesis_256": (maps, 32),
-    "superres_bicubic": (synsets, 32),
-    "superres_bsr": (plain_folder, 32),
-    "inpainting": (plain_folder, 32),
-    "class2img_f4": (synsets, 32),
-    "lsun_bedrooms": (plain_folder, 32),
-    "retrieval_768": (retrieved, 128),
+FILES: dict[str, Callable[[Path, str], dict[str, str]]] = {  # how they are made
+    "layout2img_coco": coco,
+    "layout2img_openimages": open_images,
+    "semantic_synthesis_256": maps,
+    "superres_bicubic": synsets,
+    "superres_bsr": plain_folder,
+    "inpainting": plain_folder,
+    "class2img_f4": synsets,
+    "lsun_bedrooms": plain_folder,
+    "retrieval_768": retrieved,
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FROM_FILES)
 def test_trains_and_draws_from_files(name: str, tmp_path: Path) -> None:
     if name == "superres_bsr":
         pytest.importorskip("cv2")
-    make, size = FILES[name]
+    make, size = FILES[name], FROM_FILES[name]
     config = plain(CONFIGS / "ldm" / f"{name}.yaml")
     words = [word for word in narrowing(config) if not (name == "retrieval_768" and word.endswith("dim=32"))]
     for split in ("train", "validation"):

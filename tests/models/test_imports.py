@@ -5,12 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("pytorch_lightning", "lightning", "transformers", "omegaconf", "argparse", "ldm.cli", "ldm.training")
 TINY = """
 import torch
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.diffusion.discrete import DiscreteVP
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.networks.unet import UNet
@@ -20,24 +19,24 @@ assert model.sample(2, steps=2).shape == (2, 3, 8, 8)
 """
 
 
-def imported(program: str) -> list[str]:
-    """Return the modules that a new interpreter has after a program, without those of torch alone."""
-    shown = "import json\nprint(json.dumps(sorted(set(sys.modules) - before)))"
-    code = f"import sys, torch\nbefore = set(sys.modules)\n{program}\n{shown}"
+def imported(*programs: str) -> list[list[str]]:
+    """Return the modules that a new interpreter has after each of some programs, without those of torch alone."""
+    shown = "print('modules', json.dumps(sorted(set(sys.modules) - before)))"
+    code = "\n".join(["import sys, json, torch\nbefore = set(sys.modules)", *(f"{one}\n{shown}" for one in programs)])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line.removeprefix("modules ")) for line in done.stdout.splitlines() if "modules" in line]
 
 
-@pytest.mark.parametrize("module", ["ldm.models", "ldm.models.latent_diffusion", "ldm.models.tiled"])
-def test_models_import_neither_trainer_nor_command_line(module: str) -> None:
-    assert not [name for name in HEAVY if name in imported(f"import {module}")]
-
-
-def test_sampling_needs_at_most_40_files_of_ours() -> None:
-    found = imported("from ldm.models.latent_diffusion import LatentDiffusion\n" + TINY)
-    ours = [name for name in found if name.split(".")[0] == "ldm"]
-    assert len(ours) <= 40, ours
-    assert not [name for name in HEAVY if name in found]
+def test_models_need_few_files_and_neither_the_trainer_nor_the_command_line() -> None:
+    every = ", ".join(f"ldm.models.{path.stem}" for path in (ROOT / "ldm" / "models").glob("[!_]*.py"))
+    wanted = ("txt2img", "inpaint", "layout2img", "evaluate", "export")
+    scripts = "import " + ", ".join(f"ldm.cli.{name}" for name in wanted)
+    sampling, all_models, all_scripts = imported(TINY, f"import ldm.models, {every}", scripts)
+    ours = [name for name in sampling if name.split(".")[0] == "ldm"]
+    assert 10 < len(ours) <= 40, ours
+    assert not [name for name in HEAVY if name in sampling]
+    assert [name for name in HEAVY if name in all_models] == ["omegaconf"]  # which reads the configs of run folders
+    assert not {"pytorch_lightning", "lightning", "transformers"} & {*all_scripts}
 
 
 def test_the_help_of_the_program_is_fast() -> None:

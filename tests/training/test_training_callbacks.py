@@ -133,6 +133,8 @@ def test_progress_speaks_of_rate_and_time_left(tmp_path: Path, caplog: pytest.Lo
     lines = [record.message for record in caplog.records if record.message.startswith("step 3/4")]
     assert len(lines) == 1
     assert all(word in lines[0] for word in ("loss", "steps/s", "images/s", "left"))
+    (first,) = [record.message for record in caplog.records if record.message.startswith("step 1 ")]
+    assert "took" in first and "steps/s" not in first  # that one compiles: it says nothing of the others
 
 
 def test_duration() -> None:
