@@ -111,8 +111,9 @@ def test_a_run_whose_terminal_is_lost_saves_and_stops(tmp_path: Path) -> None:
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
         sys.stderr = os.fdopen(theirs, "w", buffering=1)
 
-    words = ["lightning.trainer.enable_progress_bar=true", "lightning.callbacks.progress={params: {every_seconds: 0.0}}"]
-    training = start(tmp_path / "logs", ["-b", str(write_config(tmp_path)), *words], "step", 1, on_terminal)
+    words = ["-b", str(write_config(tmp_path)), "lightning.trainer.enable_progress_bar=true"]
+    words.append("lightning.callbacks.progress={params: {every_seconds: 0.0}}")
+    training = start(tmp_path / "logs", words, "step", 1, on_terminal)
     os.close(theirs)
     training.until_moment()
     os.close(ours)  # the system sends SIGHUP
