@@ -23,7 +23,7 @@ from ldm.distributed import is_first_process
 _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)"
 )
-_LOST = re.compile(r"onnection (closed|reset) by|roken pipe|Application timeout caused pair closure")
+_GLOO = "gloo/transport"  # stands in what gloo says of a lost connection, which has no type of its own
 _GRACE_SECONDS = 10  # for the first rank to notice by itself, which it does unless its device hangs
 _REAPING_SECONDS = 2
 _SHARED_MEMORY = "; /dev/shm is full: give it more room, or data.params.num_workers=0"
@@ -62,7 +62,7 @@ class Deaths:
         while error is not None:
             if found := _WORKER.search(str(error)):
                 return self._worker(found[1], found[2] or "")
-            if self._processes > 1 and (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            if self._processes > 1 and (isinstance(error, dist.DistError) or _GLOO in str(error)):
                 return self._rank()
             error = error.__cause__ or error.__context__
         return None
