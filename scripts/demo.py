@@ -1,9 +1,8 @@
 """Train a text-to-image latent diffusion model in front of you: both stages, on two CPU cores, nothing downloaded.
 
-    python scripts/demo.py                                                 [--config txt2img_shapes_flow]
-
 Both stages are trained on generated scenes; then captions never seen in training are sampled and checked by a detector
 that knows nothing of the model. Every command is printed, so that each can be run by itself; the report is in OUTDIR.
+Any further dotted.key=value overrides the configs of both trainings.
 """
 
 import argparse
@@ -31,11 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--scale", type=float, default=3.0, help="classifier-free guidance")
     add("--batch-size", type=int, default=50, help="samples at a time")
     add("--device", default="auto")
-    parser.epilog = "Any further dotted.key=value overrides the configs of both trainings."
     given = parse_with_overrides(parser, argv)
     sampling = Sampling(given.steps, given.scale, given.batch_size, given.sampler)
-    device, config = choose_device(given.device), given.config
-    run_demo(given.outdir, given.num_captions, sampling, device, progress, given.overrides, config)
+    device = choose_device(given.device)
+    run_demo(given.outdir, given.num_captions, sampling, device, progress, given.overrides, given.config)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ ARROWS["models"] = LIBRARY
 ARROWS["training"] = LIBRARY | {"models", "evaluation", "doctor"}
 ARROWS["evaluation"] = LIBRARY | {"models"}
 ARROWS["toy"] = LIBRARY | {"models", "evaluation", "training"}
-ARROWS["doctor"] = LIBRARY | {"models", "training", "evaluation", "toy", "cli"}
-ARROWS["ablation"] = LIBRARY | {"models", "training", "evaluation", "toy", "doctor", "cli"}
+ARROWS["doctor"] = LIBRARY | {"models", "training"}
+ARROWS["ablation"] = LIBRARY | {"models", "training", "evaluation"}
 EVERYTHING = set(ARROWS) | {"cli"}
 ARROWS["cli"] = EVERYTHING
 

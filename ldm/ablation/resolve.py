@@ -1,16 +1,12 @@
-"""From a trial to the config of its training, checked as `main.py --dry-run` does, with what it costs.
-
-Trainings are named by their content: trials that differ only in sampling share a training, and trials that differ only
-behind the first stage share that.
-"""
+"""From a trial to the configs of its trainings, with what it costs; checked before anything is trained."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +16,30 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm import compat
-from ldm.ablation.evaluate import check_metrics, check_sampling
-from ldm.ablation.study import PIXELS, Study, Trial, Variant
+from ldm.ablation.study import PIXELS, EvaluationSpec, Sampling, Study, Trial, make
+from ldm.ablation.workspace import file_name
 from ldm.config.check import check_sections
 from ldm.config.merge import set_value
 from ldm.config.overrides import split_key
 from ldm.config.plain import resolve as resolved
 from ldm.errors import UserError
+from ldm.evaluation.build import make_metric_suite
+from ldm.evaluation.distribution_metrics import moments
+from ldm.evaluation.metric_suite import MetricSuite
+from ldm.evaluation.report import pyplot
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import train_option
 from ldm.networks.unet import UNet
+from ldm.sampling import make_sampler
+from ldm.sampling.base import Sampler
 from ldm.training.plan import Plan, make_plan
 from ldm.training.run import instantiate_training
 from ldm.training.run_folder import RunFolder
+from ldm.weights.load import locate
 
 Content = dict[str, Any]
 _PIXELS = {"target": "ldm.models.autoencoder.IdentityAutoencoder"}
+_METRICS = ("metrics", "first_stage_metrics")
 _NOWHERE = RunFolder(Path("unused"))  # a plan writes nothing
 
 
@@ -69,65 +73,79 @@ class Resolved:
     name: str
     content: Content
     first_stage: FirstStage | None
+    sampling: Sampling
     cost: ModelCost
 
 
 def resolve(study: Study) -> list[Resolved]:
     """Resolve and check every trial; nothing is written. UserError names the trial that is impossible."""
-    check_metrics(study)
+    for key in _METRICS:
+        with _at(f"{study.name}, evaluation.{key}"):
+            _suite(study, key).check_count(study.evaluation.num_samples)
     found: list[Resolved] = []
     built: dict[str, tuple[LatentDiffusion, ModelCost]] = {}  # many trials may share a training
     for trial in study.trials():
-        try:
+        with _at(f"{study.name}, {trial}"):
             found.append(_resolve(study, trial, built))
-        except UserError as error:
-            raise UserError(f"{study.name}, {trial}: {error}") from error
     _check_parameters(study, found)
     return found
 
 
 def _resolve(study: Study, trial: Trial, built: dict[str, tuple[LatentDiffusion, ModelCost]]) -> Resolved:
-    latent, stage = _load(trial.variant, "latent"), None
-    if trial.variant.config("first_stage") == PIXELS:
+    configs = _configs(trial)
+    latent, stage = _checked(configs["latent"]), None
+    if configs.get("first_stage") == PIXELS:
         latent["model"]["params"]["autoencoder"] = _PIXELS
-    elif trial.variant.config("first_stage") is not None:
-        stage = _first_stage(trial)
+    elif "first_stage" in configs:
+        stage = _first_stage(trial, configs["first_stage"])
         latent["model"]["params"]["autoencoder"] = {key: stage.content["model"][key] for key in ("target", "params")}
     name = _name(study, trial, latent, stage)
     if name not in built:
         built[name] = _build(trial, latent)
     model, cost = built[name]
-    check_sampling(study.evaluation, trial.variant.sampling, model)
-    return Resolved(trial, name, latent, stage, cost)
+    sampling = make(Sampling, configs["sample"], "sample")
+    _check_sampling(study.evaluation, sampling, model)
+    return Resolved(trial, name, latent, stage, sampling, cost)
 
 
-def _first_stage(trial: Trial) -> FirstStage:
-    content, checkpoint = _load(trial.variant, "first_stage"), trial.variant.checkpoint
-    make_plan(content, _NOWHERE, trial.seed)
-    return FirstStage(
-        f"{trial.variant.config('first_stage').stem}-{digest(content, checkpoint)}", content, checkpoint
-    )
+def _configs(trial: Trial) -> Content:
+    """Apply the settings of a trial in order; another config starts afresh, of pixels there is none.
+
+    Returns `latent`, a config; `first_stage`, where one is named, with its `checkpoint`, or PIXELS; `sample`, fields of
+    `Sampling`.
+    """
+    configs: Content = {"sample": {}}
+    for key, value in trial.settings:
+        part, _, inside = key.partition(".")
+        if not inside:
+            configs[part] = value if value == PIXELS else compat.translate(compat.read(value))
+        elif isinstance(configs.get(part), dict):
+            configs[part] = set_value(configs[part], split_key(inside), value)
+    return configs
 
 
-def _name(study: Study, trial: Trial, latent: Content, stage: FirstStage | None) -> str:
-    kept = {
-        name: value
-        for name, value in trial.labels.items()
-        if any(variant.changes_training for variant in study.axes[name].values())
-    }
-    label = "".join(f"-{name}{re.sub(r'[^A-Za-z0-9.]+', '_', str(value))}" for name, value in kept.items())
-    budget = [study.budget.kind, study.budget.amount, study.budget.points]
-    return f"{study.name}{label}-seed{trial.seed}-{digest(latent, trial.seed, budget, stage and stage.name)}"
-
-
-def _load(variant: Variant, part: str) -> Content:
-    content = compat.translate(compat.read(variant.config(part)))
-    for key, value in variant.of(part):
-        if key != "checkpoint":
-            content = set_value(content, split_key(key), value)
+def _checked(content: Content) -> Content:
     content = resolved(content)
     check_sections(content)
     return content
+
+
+def _first_stage(trial: Trial, content: Content) -> FirstStage:
+    checkpoint = content.pop("checkpoint", None)
+    content = _checked(content)
+    make_plan(content, _NOWHERE, trial.seed)
+    file = next(value for key, value in reversed(trial.settings) if key == "first_stage")
+    return FirstStage(f"{file.stem}-{digest(content, checkpoint)}", content, checkpoint)
+
+
+def _name(study: Study, trial: Trial, latent: Content, stage: FirstStage | None) -> str:
+    label = ""
+    for name, value in trial.labels.items():
+        keys = [key for settings in study.axes[name].values() for key, _ in settings]
+        if not all(key.startswith("sample.") for key in keys):
+            label += f"-{file_name(name + str(value))}"
+    budget = [study.budget.kind, study.budget.amount, study.budget.points]
+    return f"{study.name}{label}-seed{trial.seed}-{digest(latent, trial.seed, budget, stage and stage.name)}"
 
 
 def digest(*parts: Any) -> str:
@@ -201,3 +219,49 @@ def _check_parameters(study: Study, resolved: list[Resolved]) -> None:
             f"{study.name}: the networks are not of equal size: {least} has {counts[least]:,} parameters, {most} has "
             f"{counts[most]:,}, which is {difference:.0%} more; budget.parameters allows {tolerance:.0%}"
         )
+
+
+def sampler(sampling: Sampling, steps: int) -> Sampler:
+    """Return the sampler. UserError for an unknown one, and for an eta where it has none."""
+    name = sampling.sampler
+    return make_sampler(name, steps=None if name == "ddpm" else steps, eta=sampling.eta)
+
+
+def _check_sampling(spec: EvaluationSpec, sampling: Sampling, model: LatentDiffusion) -> None:
+    """Raise UserError for samples that a model cannot draw: numbers of steps, guidance, sizes."""
+    if sampling.scale != 1 and not any(model.conditioners()):
+        raise UserError(f"sample.scale is {sampling.scale:g}; a model without conditions has no guidance")
+    for steps in spec.all_steps:
+        sampler(sampling, steps).times(model.process)
+    for name, side in (("H", sampling.H), ("W", sampling.W)):
+        if side is not None and side % model.side_multiple:
+            raise UserError(f"sample.{name} is {side}; these models need multiples of {model.side_multiple}")
+
+
+def check_ready(study: Study, trials: Sequence[Resolved]) -> None:
+    """Raise UserError if what the study needs is not here: checkpoints, weights of the extractor, packages."""
+    pyplot()
+    for trial in trials:
+        if trial.first_stage is not None and trial.first_stage.checkpoint is not None:
+            with _at(f"{study.name}, {trial.trial}: first_stage.checkpoint"):
+                locate(trial.first_stage.checkpoint)
+    with _at(f"{study.name}, evaluation.extractor"):
+        for key in _METRICS:
+            if (extractor := _suite(study, key).extractor) is not None:
+                moments(torch.zeros(2, 2))  # computed by torch-fidelity
+                _ = extractor.hash  # of the weights
+
+
+def _suite(study: Study, key: str) -> MetricSuite:
+    """Make the metrics that stand under a key of `evaluation`. UserError for unknown ones, and unknown extractors."""
+    spec = study.evaluation
+    return make_metric_suite(getattr(spec, key), spec.extractor, torch.device("cpu"), keep=0)
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Put the place of a mistake in front of its message."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error

@@ -74,24 +74,15 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """By what models are measured: metrics, the extractor of features, and the number of images."""
-
-    metrics: tuple[str, ...]
-    extractor: str
-    count: int
-
-
-@dataclass(frozen=True)
 class EvaluationSpec:
     """How models are evaluated.
 
     Args:
-        metrics: of samples, as for scripts/evaluate.py.
+        metrics: of samples, named as for `ldm evaluate`.
         extractor: of features.
         num_samples: number of samples, and of reconstructions.
-        steps: of the sampler, at the end of a training.
-        curve_steps: the same on the way (default: the largest of `steps`).
+        steps: numbers of steps of the sampler at the end of a training.
+        curve_steps: number of steps of the sampler on the way (default: the largest of `steps`).
         first_stage_metrics: of reconstructions by the first stages.
     """
 
@@ -110,16 +101,6 @@ class EvaluationSpec:
     def all_steps(self) -> tuple[int, ...]:
         """Return the numbers of steps at the end of a training, in order; `curve_steps` is one of them."""
         return tuple(sorted({*self.steps, self.curve_steps}))
-
-    @property
-    def of_samples(self) -> Measure:
-        """Return how samples are measured."""
-        return Measure(self.metrics, self.extractor, self.num_samples)
-
-    @property
-    def of_first_stages(self) -> Measure:
-        """Return how reconstructions are measured."""
-        return Measure(self.first_stage_metrics, self.extractor, self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -141,48 +122,12 @@ _BEGINNINGS = (
 
 
 @dataclass(frozen=True)
-class Variant:
-    """Settings of a trial. Keys `first_stage` and `latent` name a config, and drop earlier settings of it."""
-
-    settings: Settings = ()
-
-    def changed(self, later: Variant) -> Variant:
-        """Return these settings followed by others."""
-        return Variant((*self.settings, *later.settings))
-
-    def config(self, part: str) -> Any:
-        """Return the path of a config, PIXELS, or None if none is named."""
-        return next((value for key, value in reversed(self.settings) if key == part), None)
-
-    def of(self, part: str) -> Settings:
-        """Return the settings of a part since its config was named, with keys inside of it."""
-        start = max((place for place, (key, _) in enumerate(self.settings) if key == part), default=-1)
-        chosen = self.settings[start + 1 :]
-        return tuple((key.removeprefix(f"{part}."), value) for key, value in chosen if key.startswith(f"{part}."))
-
-    @property
-    def checkpoint(self) -> str | None:
-        """Return the weights of the first stage, None if it is trained."""
-        return dict(self.of("first_stage")).get("checkpoint")
-
-    @property
-    def sampling(self) -> Sampling:
-        """Return how samples are drawn. ConfigError for values of another kind."""
-        return _made(Sampling, dict(self.of("sample")), "sample")
-
-    @property
-    def changes_training(self) -> bool:
-        """Return whether anything but sampling is set."""
-        return any(not key.startswith("sample.") for key, _ in self.settings)
-
-
-@dataclass(frozen=True)
 class Trial:
-    """One value of each axis, with one seed."""
+    """One value of each axis, with one seed; settings `first_stage` and `latent` name a config, or PIXELS."""
 
     labels: dict[str, Any]
     seed: int
-    variant: Variant
+    settings: Settings
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.labels.items())
@@ -194,30 +139,29 @@ class Study:
 
     name: str
     title: str
-    variant: Variant
-    axes: dict[str, dict[Any, Variant]]
+    settings: Settings
+    axes: dict[str, dict[Any, Settings]]
     budget: Budget
     evaluation: EvaluationSpec
     text: str = ""
     seeds: tuple[Natural, ...] = (23,)
     workers: Count = 1
-    last: Variant = Variant()
+    last: Settings = ()
 
     def trials(self) -> Iterator[Trial]:
         """Yield every combination of values of the axes with every seed."""
         for seed in self.seeds:
             for values in product(*self.axes.values()):
-                labels, variant = dict(zip(self.axes, values, strict=True)), self.variant
-                for name, value in labels.items():
-                    variant = variant.changed(self.axes[name][value])
-                yield Trial(labels, seed, variant.changed(self.last))
+                labels = dict(zip(self.axes, values, strict=True))
+                chosen = (setting for name, value in labels.items() for setting in self.axes[name][value])
+                yield Trial(labels, seed, (*self.settings, *chosen, *self.last))
 
     def changed(self, overrides: Sequence[str]) -> Study:
         """Return the study with `KEY=VALUE` set in every trial. UserError for unknown keys."""
         settings = tuple(map(parse_override, overrides))
         for key, _ in settings:
             _check_key(key, "command line")
-        return replace(self, last=self.last.changed(Variant(settings)))
+        return replace(self, last=(*self.last, *settings))
 
 
 def read(path: Path) -> Study:
@@ -232,36 +176,35 @@ def _study(path: Path, content: dict[str, Any]) -> Study:
     known = ("title", "text", *_CONFIGS, "set", "axes", "seeds", "budget", "evaluation", "workers")
     _mapping(content, "", known, required=("title", "latent", "axes", "budget", "evaluation"))
     configs = {name: content.pop(name) for name in _CONFIGS if name in content}
-    settings = _variant(content.pop("set", {}), "set", path.parent)
-    content["axes"] = {
-        str(name): _axis(axis, f"axes.{name}", path.parent) for name, axis in _mapping(content["axes"], "axes").items()
-    }
-    content["budget"] = _made(Budget, content["budget"], "budget")
-    content["evaluation"] = _made(EvaluationSpec, content["evaluation"], "evaluation")
-    variant = _variant(configs, "", path.parent).changed(settings)
-    return _made(Study, {**content, "name": path.stem, "variant": variant}, "")
+    settings = _settings(configs, "", path.parent) + _settings(content.pop("set", {}), "set", path.parent)
+    axes = _mapping(content["axes"], "axes").items()
+    content["axes"] = {str(name): _axis(axis, f"axes.{name}", path.parent) for name, axis in axes}
+    content["budget"] = make(Budget, content["budget"], "budget")
+    content["evaluation"] = make(EvaluationSpec, content["evaluation"], "evaluation")
+    return make(Study, {**content, "name": path.stem, "settings": settings}, "")
 
 
-def _axis(node: Any, path: str, folder: Path) -> dict[Any, Variant]:
+def _axis(node: Any, path: str, folder: Path) -> dict[Any, Settings]:
     if "key" not in _mapping(node, path):
-        return {value: _variant(settings or {}, f"{path}.{value}", folder) for value, settings in node.items()}
+        return {value: _settings(settings or {}, f"{path}.{value}", folder) for value, settings in node.items()}
     values = _mapping(node, path, ("key", "values"), required=("key", "values"))["values"]
     check_value(values, list, f"{path}.values")
     _check_list(values, f"{path}.values")
     named = {str(value) if isinstance(value, (list, dict)) else value: value for value in values}
-    return {name: _variant({node["key"]: value}, f"{path}.key", folder) for name, value in named.items()}
+    return {name: _settings({node["key"]: value}, f"{path}.key", folder) for name, value in named.items()}
 
 
-def _variant(node: Any, path: str, folder: Path) -> Variant:
+def _settings(node: Any, path: str, folder: Path) -> Settings:
+    """Read {KEY: value}; configs come first."""
     check_value(node, dict, path)
-    settings = []
+    settings: list[tuple[str, Any]] = []
     for key, value in node.items():
         if key in _CONFIGS:
             settings.insert(0, (key, _config(value, key, _at(path, key), folder)))
         else:
             _check_key(str(key), path)
             settings.append((str(key), value))
-    return Variant(tuple(settings))
+    return tuple(settings)
 
 
 def _config(value: Any, part: str, path: str, folder: Path) -> Path | str:
@@ -280,7 +223,7 @@ def _check_key(key: str, path: str) -> None:
         raise ConfigError(f"unknown{hint}", _at(path, key))
 
 
-def _made(cls: type[_Object], node: Any, path: str) -> _Object:
+def make(cls: type[_Object], node: Any, path: str) -> _Object:
     """Make a dataclass of a mapping that holds its fields. ConfigError for unknown, absent and unfitting ones."""
     parameters = parameters_of(cls)
     for key, value in _mapping(node, path, parameters.names, parameters.required).items():

@@ -1,19 +1,31 @@
-"""The files of a study's jobs, and what the runner asks of a job.
+"""The files of a study, and what is done only once: trainings and evaluations, called steps here.
 
-    OUT/jobs/NAME.json          function and arguments            OUT/runs/<time>_NAME/   run folders
-    OUT/evaluations/NAME/       results, a folder each            OUT/logs/NAME.log       what the job wrote
-    OUT/done/NAME.json          seconds and result of a finished job
-A finished job is never run again.
+OUT/runs/<time>_NAME/       run folders               OUT/evaluations/NAME/   results, a folder each
+OUT/done/NAME.json          seconds and result of a finished step
+OUT/locks/NAME              held by the process that works on a step
+OUT/logs/                   what the processes wrote
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
+import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ldm.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def file_name(text: str) -> str:
+    """Return a text as it can be part of the name of a file: letters, digits and dots, at most 40 characters."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text)[:40]
 
 
 @dataclass(frozen=True)
@@ -23,13 +35,41 @@ class Workspace:
     folder: Path
 
     def create(self) -> None:
-        """Make the folders."""
-        for kind in ("jobs", "runs", "evaluations", "logs", "done", "locks"):
-            (self.folder / kind).mkdir(parents=True, exist_ok=True)
+        """Make the folders. UserError if that is impossible."""
+        try:
+            for kind in ("runs", "evaluations", "logs", "done", "locks"):
+                (self.folder / kind).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out: {self.folder}: cannot be made ({error.strerror}); choose another") from error
 
     def path(self, kind: str, name: str) -> Path:
         """Return a path below the folder `kind`."""
         return self.folder / kind / name
+
+    def once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the result of a step, plain values: do its work unless that was done; another process is waited for.
+
+        The lock is free as soon as the process that holds it has ended, however that was.
+        """
+        with self.path("locks", name).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.info("%s: waiting for the process that does it", name)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.is_done(name):
+                is_first = lock.tell() == 0
+                lock.write("attempt\n")
+                lock.flush()
+                start = time.monotonic()
+                result = work()
+                self._finish(name, {"seconds": time.monotonic() - start if is_first else None, "result": result})
+        return self.result(name)
+
+    def _finish(self, name: str, content: dict[str, Any]) -> None:
+        path = self.path("done", f"{name}.json")
+        path.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.with_suffix(".tmp").replace(path)  # whole or not at all
 
     def run(self, name: str) -> Path | None:
         """Return the newest run folder of a training that has a checkpoint, None if there is none."""
@@ -44,15 +84,15 @@ class Workspace:
         return run
 
     def is_done(self, name: str) -> bool:
-        """Return whether a job is finished."""
+        """Return whether a step is finished."""
         return self.path("done", f"{name}.json").is_file()
 
     def seconds(self, name: str) -> float | None:
-        """Return how long a finished job took; None if it was interrupted."""
+        """Return how long a finished step took; None if it was interrupted."""
         return self._done(name, "seconds")
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return what the function of a finished job returned."""
+        """Return the result of a finished step."""
         return self._done(name, "result")
 
     def _done(self, name: str, key: str) -> Any:
@@ -60,36 +100,4 @@ class Workspace:
         try:
             return json.loads(path.read_text(encoding="utf-8"))[key]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: is no result of a job ({error}); remove it and run the study again") from error
-
-
-@dataclass(frozen=True)
-class DeviceSlot:
-    """Where one job at a time computes: `device` as torch names it, `options` for trainings (see `RunOptions`)."""
-
-    device: str
-    options: tuple[tuple[str, str], ...] = ()
-
-
-class Job(Protocol):
-    """A call of a function in a process of its own, with arguments that JSON can hold."""
-
-    name: str
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Return the names of the jobs that must be finished before."""
-
-    @property
-    def function(self) -> str:
-        """Return the dotted name of the function."""
-
-    def arguments(self, workspace: Workspace, slot: DeviceSlot) -> dict[str, Any]:
-        """Return its arguments, known when the jobs that it needs are finished."""
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+            raise UserError(f"{path}: is no result of a step ({error}); remove it and run the study again") from error

@@ -7,7 +7,7 @@ balances the two gradients (VQGAN, arXiv 2012.09841, Eq. 7). Losses are computed
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,9 +75,15 @@ class Adversary:
 
 
 class AdversarialLoss(nn.Module):
-    """What KLLoss and VQLoss share.
+    """What KLLoss and VQLoss share. UserError for an unknown pixel_loss.
 
-    perceptual_loss(x, x_rec) -> (B, 1, 1, 1) and discriminator(x) -> logits may be None, without cost.
+    Args:
+        disc_start: steps before the adversarial terms begin.
+        perceptual_loss: (x, x_rec) -> (B, 1, 1, 1); None has no cost.
+        discriminator: x -> logits; None has no cost.
+        perceptual_weight: multiplies the perceptual loss.
+        adversary: settings of the adversarial terms.
+        pixel_loss: of an element, absolute or squared.
     """
 
     # The original VQ loss computes (and logs) the balance even if factor is 0.
@@ -85,12 +91,12 @@ class AdversarialLoss(nn.Module):
 
     def __init__(
         self,
-        disc_start: Natural,
-        perceptual_loss: nn.Module | None,
-        perceptual_weight: NonNegative,
-        discriminator: nn.Module | None,
-        adversary: Adversary,
-        pixel_loss: Literal["l1", "l2"],
+        disc_start: Natural = 0,
+        perceptual_loss: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        perceptual_weight: NonNegative = 1.0,
+        adversary: Adversary | None = None,
+        pixel_loss: Literal["l1", "l2"] = "l1",
     ) -> None:
         super().__init__()
         if pixel_loss not in ("l1", "l2"):
@@ -99,7 +105,7 @@ class AdversarialLoss(nn.Module):
         self.perceptual_loss = perceptual_loss
         self.perceptual_weight = perceptual_weight
         self.discriminator = discriminator
-        self.adversary = adversary
+        self.adversary = Adversary() if adversary is None else adversary
         self.pixel_loss = pixel_loss
 
     def generator(
@@ -202,22 +208,13 @@ class KLLoss(AdversarialLoss):
     """Loss of KL-regularised autoencoders: sums over an image's elements, averaged over the batch.
 
     nll = sum(error / exp(logvar) + logvar) / B, with a scalar parameter logvar; kl_weight multiplies the KL divergence
-    (1e-6 in the released models).
+    (1e-6 in the released models). The other options are those of `AdversarialLoss`.
     """
 
     def __init__(
-        self,
-        disc_start: Natural = 0,
-        logvar_init: float = 0.0,
-        kl_weight: NonNegative = 1.0,
-        perceptual_loss: nn.Module | None = None,
-        discriminator: nn.Module | None = None,
-        perceptual_weight: NonNegative = 1.0,
-        adversary: Adversary | None = None,
-        pixel_loss: Literal["l1", "l2"] = "l1",
+        self, disc_start: Natural = 0, logvar_init: float = 0.0, kl_weight: NonNegative = 1.0, **kwargs: Any
     ) -> None:
-        adversary = Adversary() if adversary is None else adversary
-        super().__init__(disc_start, perceptual_loss, perceptual_weight, discriminator, adversary, pixel_loss)
+        super().__init__(disc_start, **kwargs)
         self.regularization_weight = kl_weight
         self.logvar = nn.Parameter(torch.full((), float(logvar_init)))
 
@@ -235,24 +232,15 @@ class VQLoss(AdversarialLoss):
     """Loss of vector-quantised autoencoders: means over all elements.
 
     codebook_weight multiplies the quantiser's loss. With num_codes, perplexity and usage of the codebook in this batch
-    are logged where its indices are given.
+    are logged where its indices are given. The other options are those of `AdversarialLoss`.
     """
 
     balances_without_factor = True
 
     def __init__(
-        self,
-        disc_start: Natural = 0,
-        codebook_weight: NonNegative = 1.0,
-        perceptual_loss: nn.Module | None = None,
-        discriminator: nn.Module | None = None,
-        perceptual_weight: NonNegative = 1.0,
-        adversary: Adversary | None = None,
-        pixel_loss: Literal["l1", "l2"] = "l1",
-        num_codes: Count | None = None,
+        self, disc_start: Natural = 0, codebook_weight: NonNegative = 1.0, num_codes: Count | None = None, **kwargs: Any
     ) -> None:
-        adversary = Adversary() if adversary is None else adversary
-        super().__init__(disc_start, perceptual_loss, perceptual_weight, discriminator, adversary, pixel_loss)
+        super().__init__(disc_start, **kwargs)
         self.regularization_weight = codebook_weight
         self.num_codes = num_codes
 

@@ -18,19 +18,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ldm.ablation import tables
-from ldm.ablation.evaluate import check_ready
-from ldm.ablation.plan import StudyPlan, plan
 from ldm.ablation.report import write_report
-from ldm.ablation.resolve import resolve
-from ldm.ablation.runner import Runner
-from ldm.ablation.study import read
-from ldm.ablation.workspace import DeviceSlot, Workspace
+from ldm.ablation.resolve import Resolved, check_ready, resolve
+from ldm.ablation.run import device_slots, run_trials, share, step_names
+from ldm.ablation.study import Study, read
+from ldm.ablation.workspace import Workspace
 from ldm.cli.entry import main_guard
 from ldm.cli.options import TaskParser
-from ldm.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -42,21 +37,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = read(options.study).changed(options.overrides)
     if options.seeds:
         study = replace(study, seeds=tuple(options.seeds))
-    whole = plan(study, resolve(study))
+    trials = resolve(study)
     if options.dry_run:
-        show(whole)
+        show(study, trials)
         return
     workspace = Workspace(Path(options.out or f"outputs/ablation/{study.name}").resolve())
     if options.report:
-        _log.info("see %s", write_report(whole, workspace))
+        _log.info("see %s", write_report(study, trials, workspace))
         return
-    mine = whole if options.task is None else whole.part(options.task, options.of)
+    mine = trials if options.task is None else share(trials, options.task, options.of)
     slots = device_slots(options.devices, options.workers, study.workers)
-    check_ready(study)
+    check_ready(study, trials)
     try:
-        Runner(workspace, slots).run(mine.jobs)
+        run_trials(study, mine, workspace, slots)
     finally:
-        _log.info("see %s", write_report(whole, workspace))
+        _log.info("see %s", write_report(study, trials, workspace))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,32 +77,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def device_slots(devices: str, workers: int | None, cpu_workers: int) -> list[DeviceSlot]:
-    """Return a slot for each job that may run at a time.
-
-    Args:
-        devices: auto, cpu, or GPUs by number as 0,1.
-        workers: slots on each device; None means `cpu_workers` on the CPU, else one.
-
-    Raises UserError for GPUs that this machine does not have.
-    """
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if devices == "cpu" or (devices == "auto" and kind is None):
-        return [DeviceSlot("cpu", (("accelerator", "cpu"),))] * (workers or cpu_workers)
-    numbers = ["0"] if devices == "auto" else devices.split(",")
-    present = [] if kind is None else list(map(str, range(torch.accelerator.device_count())))
-    if not set(numbers) <= set(present):
-        hint = "write auto, cpu, or numbers of them as 0,1"
-        raise UserError(f"--devices {devices}: this machine has {len(present)} GPUs; {hint}")
-    return [DeviceSlot(f"{kind.type}:{number}", (("gpus", f"{number},"),)) for number in numbers] * (workers or 1)
-
-
-def show(whole: StudyPlan) -> None:
-    """Print a row for each trial, and the first stages."""
-    for stage in whole.first_stages:
-        steps = stage.content["lightning"]["trainer"]["max_steps"]
-        sys.stdout.write(f"first stage {stage.name}: {steps:,} steps\n")
-    for row in tables.as_text(tables.sizes(whole)):
+def show(study: Study, trials: Sequence[Resolved]) -> None:
+    """Print the first stages, a row for each trial, and how much is to be done."""
+    stages = {trial.first_stage.name: trial.first_stage for trial in trials if trial.first_stage is not None}
+    for stage in stages.values():
+        if stage.checkpoint is None:
+            steps = stage.content["lightning"]["trainer"]["max_steps"]
+            sys.stdout.write(f"first stage {stage.name}: {steps:,} steps\n")
+    for row in tables.as_text([tables.size(trial) for trial in trials]):
         sys.stdout.write("  ".join(row) + "\n")
-    budget = whole.study.budget
-    sys.stdout.write(f"{len(whole.jobs)} jobs; every latent training: {budget.amount:g} {budget.kind}\n")
+    number = len({name for trial in trials for name in step_names(study, trial)})
+    sys.stdout.write(f"{number} jobs; every latent training: {study.budget.amount:g} {study.budget.kind}\n")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
-
-if TYPE_CHECKING:
-    from ldm.training.plan import RunOptions
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -44,12 +41,6 @@ class Arguments:
     strategy: str | None
     precision: str | None
     max_steps: int | None
-
-    def run_options(self) -> RunOptions:
-        """Return the flags that win over the config."""
-        from ldm.training.plan import RunOptions  # which imports Lightning; sampling needs none of it
-
-        return RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
 
 
 def boolean(text: str) -> bool:
@@ -87,7 +78,7 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py",
+        prog="main.py" if Path(sys.argv[0]).name == "main.py" else "ldm train",
         allow_abbrev=False,
         description="Train an autoencoder or a latent diffusion model from YAML configs.",
         epilog="Any further dotted.key=value overrides the configs, e.g. data.params.batch_size=4.",

@@ -42,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if Path(given.out).suffix != ".npz":
         raise UserError(f"--out {given.out}: name a file that ends in .npz")
     embedder = ClipEmbedder(given.clip, choose_device(given.device))
-    database = build_database(given.indir, embedder, given.batch_size)
+    database = embed_images(given.indir, "--indir", embedder, given.batch_size)
     database.save(Path(given.out))
     _log.info("wrote %d embeddings of width %d to %s", *database.embeddings.shape, given.out)
 
 
-def build_database(indir: str, embedder: ClipEmbedder, batch_size: int) -> Database:
-    """Embed the readable images below a folder. UserError if there are none."""
-    sources = list_images(indir, "--indir")
+def embed_images(place: str, flag: str, embedder: ClipEmbedder, batch_size: int = 1) -> Database:
+    """Embed the readable images below a folder, or one file, which `flag` names. UserError if there are none."""
+    sources = list_images(place, flag)
     paths, embeddings = [], []
     with progress(len(sources), "embedding") as bar:
         squares = readable(sources, lambda source: embedder.square(from_bytes(read_image(source.path, channels=3))))

@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, _DEFAULTS.eta)
     cache = given.cache or given.out.parent / "references"
     size, autocast = (given.H, given.W), PRECISIONS[given.precision]
-    samples = SampleOptions(sampler, given.scale, autocast, given.seed, size, given.conditions, given.neighbours)
-    reference = ReferenceOptions(given.reference, given.reference_n, cache, given.export_reference)
+    samples = SampleOptions(sampler, given.scale, size, autocast, given.seed, given.conditions, given.neighbours)
+    reference = ReferenceOptions(cache, given.reference, given.reference_n, given.export_reference)
     options = EvaluationOptions(
-        source, device, tuple(given.metrics or ()), given.extractor, given.n, given.batch_size or 50,
-        samples, reference, given.out, tuple(given.overrides),
+        source, device, tuple(given.metrics or ()), given.extractor, samples, reference, given.out, given.n,
+        given.batch_size or 50, tuple(given.overrides),
     )  # fmt: skip
     if given.images is not None:
-        unused = {"--neighbours": given.neighbours, "--first-stage": given.first_stage}
-        refuse({**samples.of_conditions(), **unused}, "--images")
+        unused = {"neighbours": given.neighbours, "first_stage": given.first_stage}
+        refuse({**samples.of_conditions(), **unused}, "images")
         content = evaluate_folder(given.images, options, progress)
     elif given.first_stage or is_first_stage(source):
         content = evaluate_first_stage(options, progress)

@@ -62,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     requests = (
         request_of(source, image, hole, conditioner, loaded.model.side_multiple)
         for source, image, hole in _masked_images(sources, loaded, options.size)
-        for _ in range(given.n_samples)
     )
-    sample_into_folder(loaded, requests, len(sources) * given.n_samples, options)
+    sample_into_folder(loaded, requests, len(sources), options, given.n_samples)
 
 
 def _single(image: str, mask: str) -> Source:

@@ -20,16 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.cli.build_retrieval import embed_images
 from ldm.cli.entry import main_guard
-from ldm.cli.inputs import list_images, read_prompts, readable
+from ldm.cli.inputs import read_prompts
 from ldm.cli.options import Defaults, SamplingParser
 from ldm.cli.published import Published
 from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
 from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.conditioning.text import EmbeddingConditioner
-from ldm.data.core.pixels import from_bytes
 from ldm.data.readers.embeddings import Database
-from ldm.data.readers.single_images import read_image
 from ldm.errors import UserError
 
 _DATABASES = Path("data/rdm/retrieval_databases")  # of the published ones, which are given by name
@@ -59,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     conditioner = require_conditioner(loaded, EmbeddingConditioner, _NEEDED)
     embedder = ClipEmbedder(_CLIP_NAMES.get(given.clip, given.clip), loaded.model.device)
     if given.image is not None:
-        contexts, details = _embed_images(given.image, embedder)
+        queries = embed_images(given.image, "--image", embedder)
+        contexts, details = queries.embeddings, [{"image": path} for path in queries.paths]
     else:
         prompts = [given.prompt] if given.from_file is None else read_prompts(given.from_file)
         contexts, details = embedder.embed_texts(prompts).cpu(), [{"caption": prompt} for prompt in prompts]
@@ -73,10 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     requests = (
         ImageRequest(size, {conditioner.key: context}, detail)
         for context, detail in zip(contexts, details, strict=True)
-        for _ in range(count)
     )
-    columns = max(1, given.n_rows or given.n_samples)
-    sample_into_folder(loaded, requests, len(contexts) * count, options, columns)
+    sample_into_folder(loaded, requests, len(contexts), options, count, max(1, given.n_rows or given.n_samples))
 
 
 def _parser() -> SamplingParser:
@@ -101,14 +99,6 @@ def _load_database(name: str) -> Database:
     """Read a file, a folder, or a published database by its name."""
     published = _DATABASES / name
     return Database.load(published if not Path(name).exists() and published.is_dir() else name)
-
-
-def _embed_images(path: str, embedder: ClipEmbedder) -> tuple[Tensor, list[Details]]:
-    """Return the embeddings (Q, D) of an image or a folder of them, and their files."""
-    sources = list_images(path, "--image")
-    read = list(readable(sources, lambda source: embedder.square(from_bytes(read_image(source.path, channels=3)))))
-    embedded = torch.cat([embedder.embed_squares(square[None]) for _, square in read])
-    return embedded.cpu(), [{"image": str(source.path)} for source, _ in read]
 
 
 def _with_neighbours(

@@ -61,11 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         loaded = replace(loaded, model=tile(loaded.model, side, contexts_for=size))
     names = {label: name for name, label in labels.items()}
     requests = (
-        _request(path, layout, _conditions(layout, conditioner, crops), size, names)
-        for path, layout in layouts
-        for _ in range(given.n_samples)
+        _request(path, layout, _conditions(layout, conditioner, crops), size, names) for path, layout in layouts
     )
-    sample_into_folder(loaded, requests, len(layouts) * given.n_samples, options)
+    sample_into_folder(loaded, requests, len(layouts), options, given.n_samples)
 
 
 def _tokenizer(conditioner: LayoutModel) -> LayoutTokenizer:

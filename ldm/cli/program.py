@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train an autoencoder or a latent diffusion model",
     "sample": "draw images without condition, or of classes",
     "txt2img": "draw images of a text",
+    "img2img": "draw images that start from given ones",
     "inpaint": "fill holes in images",
     "superres": "enlarge images",
     "semantic2img": "draw images of semantic maps",

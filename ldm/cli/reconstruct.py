@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from ldm.models.tiled import TiledAutoencoder
 from ldm.networks.perceptual import LPIPS, MIN_SIZE
 
 _log = logging.getLogger(__name__)
+Metrics = dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]]
 
 
 @main_guard
@@ -56,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     sources, device = list_images(given.indir, "--indir"), choose_device(given.device)
     loaded = load_first_stage(model_source(given.run, given.config, given.ckpt, given.raw), device)
-    model, lpips = _tiled(loaded.autoencoder, given.tile), _lpips(device)
-    dtype = PRECISIONS[given.precision]
+    model, metrics, dtype = _tiled(loaded.autoencoder, given.tile), _metrics(device), PRECISIONS[given.precision]
     channels, size, folder = loaded.autoencoder.in_channels, (given.H, given.W), None
 
     def read(source: Source) -> Tensor:
@@ -70,11 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
                 rebuilt = cropped(model.decode(model.encode_mode(padded(x, model.factor))), x.shape[2:]).float()
             written = to_bytes(rebuilt)  # (1, C, H, W)
-            details = {"image": str(source.path), **_measured(from_bytes(written), x, lpips)}
-            folder.add(written[0].cpu(), details, source.name, source=image)
+            with torch.no_grad():
+                fitting = {name: metric for name, (side, metric) in metrics.items() if min(x.shape[2:]) >= side}
+                measured = {name: metric(from_bytes(written), x).item() for name, metric in fitting.items()}
+            folder.add(written[0].cpu(), {"image": str(source.path), **measured}, source.name, source=image)
             bar.update()
     record = folder.finish(loaded.provenance())
-    means = _write_means(Path(given.outdir) / "metrics.json", folder.entries, str(loaded.checkpoint))
+    means = _write_means(Path(given.outdir) / "metrics.json", metrics, folder.entries, str(loaded.checkpoint))
     text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
     _log.info("%d images: %s; see %s and metrics.json", len(folder.entries), text, record)
 
@@ -89,33 +91,22 @@ def _tiled(autoencoder: Autoencoder, side: int | None) -> Autoencoder | TiledAut
     return TiledAutoencoder(autoencoder, side // autoencoder.factor)
 
 
-def _lpips(device: torch.device) -> LPIPS | None:
-    """Return LPIPS if its weights are on this machine."""
-    metric, probe = LPIPS().to(device), torch.zeros(1, 3, MIN_SIZE, MIN_SIZE, device=device)
+def _metrics(device: torch.device) -> Metrics:
+    """Return the smallest side of each metric, and the metric; LPIPS if its weights are on this machine."""
+    metrics: Metrics = {"psnr": (1, psnr), "ssim": (MIN_SSIM_SIDE, ssim)}
+    lpips, probe = LPIPS().to(device), torch.zeros(1, 3, MIN_SIZE, MIN_SIZE, device=device)
     try:
-        metric(probe, probe)
+        lpips(probe, probe)
     except UserError as error:
         _log.warning("LPIPS is left out: %s", error)
-        return None
-    return metric
+        return metrics
+    return {**metrics, "lpips": (MIN_SIZE, lpips)}
 
 
-def _measured(rebuilt: Tensor, x: Tensor, lpips: LPIPS | None) -> dict[str, float]:
-    """Return the metrics of a reconstruction (1, C, H, W), as far as its size allows."""
-    measured = {"psnr": psnr(rebuilt, x).item()}
-    if min(x.shape[2:]) >= MIN_SSIM_SIDE:
-        measured["ssim"] = ssim(rebuilt, x).item()
-    if lpips is not None and min(x.shape[2:]) >= MIN_SIZE:
-        with torch.no_grad():
-            measured["lpips"] = lpips(rebuilt.clamp(-1, 1), x).item()
-    return measured
-
-
-def _write_means(path: Path, entries: Sequence[dict[str, Any]], model: str) -> dict[str, float]:
+def _write_means(path: Path, names: Iterable[str], entries: Sequence[dict[str, Any]], model: str) -> dict[str, float]:
     """Write the metrics of each image and their means; return the means."""
-    names = [name for name in ("psnr", "ssim", "lpips") if any(name in entry for entry in entries)]
     columns = {name: [entry[name] for entry in entries if name in entry] for name in names}
-    means = {name: sum(column) / len(column) for name, column in columns.items()}
+    means = {name: sum(column) / len(column) for name, column in columns.items() if column}
     content = {"model": model, "num_images": len(entries), "mean": means, "images": entries}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return means

@@ -28,14 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", **classes, help="labels to draw, n_samples of each")
     given, options = parser.parse(argv)
     loaded = load_for_sampling(options, given.overrides)
-    entries = _conditions(loaded, given.classes, given.n_samples)
-    size, columns = loaded.size(options.size), max(1, min(given.n_samples, 8))
+    entries, size = _conditions(loaded, given.classes), loaded.size(options.size)
     requests = (ImageRequest(size, entry, details=entry) for entry in entries)
-    sample_into_folder(loaded, requests, len(entries), options, columns)
+    sample_into_folder(loaded, requests, len(entries), options, given.n_samples, max(1, min(given.n_samples, 8)))
 
 
-def _conditions(loaded: LoadedModel, classes: list[int] | None, n_samples: int) -> list[dict[str, int]]:
-    """Return the condition of each image. UserError if the model and --classes do not go together."""
+def _conditions(loaded: LoadedModel, classes: list[int] | None) -> list[dict[str, int]]:
+    """Return the conditions of the images. UserError if the model and --classes do not go together."""
     known = list(loaded.model.conditioners())
     others = [module.key for module in known if not isinstance(module, ClassConditioner)]
     if others:
@@ -43,10 +42,10 @@ def _conditions(loaded: LoadedModel, classes: list[int] | None, n_samples: int) 
     if classes is None and known:
         raise UserError(f"this model draws classes 0 to {known[0].num_classes - 1}; choose some with --classes 1,2,3")
     if classes is None:
-        return [{} for _ in range(n_samples)]
+        return [{}]
     if not known:
         raise UserError(f"{loaded.config}: this model has no classes; leave --classes out")
     num_classes = min(module.num_classes for module in known)
     if wrong := [label for label in classes if not 0 <= label < num_classes]:
         raise UserError(f"--classes {wrong[0]}: this model has classes 0 to {num_classes - 1}")
-    return [{module.key: label for module in known} for label in classes for _ in range(n_samples)]
+    return [{module.key: label for module in known} for label in classes]

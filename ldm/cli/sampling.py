@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.cli.options import AS_TRAINED, PRECISIONS, SamplingOptions, progress
+from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
 from ldm.data.core.pixels import to_bytes, to_bytes_truncated
 from ldm.errors import UserError
 from ldm.images import GRID_LIMIT, ImageWriter
@@ -37,6 +38,8 @@ class ImageRequest:
         name: Name of the file; without it images are numbered.
         source: Bytes (C, H, W) that are shown left of the image in the grid.
         target: Image (C, H, W) in [-1, 1] and mask (1, H, W), above 0 in the hole, for models without a mask.
+        image: Image (C, H, W) in [-1, 1] to start from instead of from noise.
+        negative: Like `conditions`, to be guided away from.
         finish: What happens to the bytes (C, H, W) of the image before they are written.
     """
 
@@ -46,6 +49,8 @@ class ImageRequest:
     name: str | None = None
     source: Tensor | None = None
     target: tuple[Tensor, Tensor] | None = None
+    image: Tensor | None = None
+    negative: Mapping[str, Any] | None = None
     finish: Callable[[Tensor], Tensor] = identity
 
 
@@ -76,18 +81,29 @@ def require_conditioner(loaded: LoadedModel, kinds: type | tuple[type, ...], nee
     return known[0]
 
 
+def text_keys(loaded: LoadedModel) -> list[str]:
+    """Return the batch keys of the texts that a model is conditioned on, perhaps none."""
+    kinds = (TextConditioner, CLIPTextConditioner)
+    return [module.key for module in loaded.model.conditioners() if isinstance(module, kinds)]
+
+
 def sample_into_folder(
-    loaded: LoadedModel, requests: Iterable[ImageRequest], count: int, options: SamplingOptions, columns: int = 4
+    loaded: LoadedModel,
+    requests: Iterable[ImageRequest],
+    count: int,
+    options: SamplingOptions,
+    copies: int = 1,
+    columns: int = 4,
 ) -> None:
-    """Draw `count` images, or fewer if there are not so many requests, and write them with their record and a grid.
+    """Draw `copies` images of each of `count` requests, fewer if there are not so many, with a record and a grid.
 
     Neighbours of one size share a batch; seeds count on from --seed. What was drawn before an interruption is recorded.
     """
-    model, sampler = loaded.model, options.sampler
+    model, sampler, count = loaded.model, options.sampler, count * copies
     batch_size = _batch_size(count, options.batch_size, columns)
     if options.model.source.run is not None:  # published configs do not say it
         loaded.warn_of_untrained_guidance(options.guidance)
-    batches = _batches(requests, batch_size)
+    batches = _batches((request for request in requests for _ in range(copies)), batch_size)
     first = next(batches)
     model.first_stage_model.latent_shape(*first[0].size)  # before the folder, so that it leaves nothing behind
     as_bytes = to_bytes_truncated if getattr(sampler, "grid", None) in _PUBLISHED_GRIDS else to_bytes
@@ -129,12 +145,15 @@ def _batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list
 
 
 def _request(batch: Sequence[ImageRequest], seed: int, options: SamplingOptions) -> Request:
-    conditions = {key: _collated([each.conditions[key] for each in batch]) for key in batch[0].conditions}
-    target = None
-    if batch[0].target is not None:
+    first, target = batch[0], None
+    conditions = {key: _collated([each.conditions[key] for each in batch]) for key in first.conditions}
+    negative = first.negative and {key: _collated([each.negative[key] for each in batch]) for key in first.negative}
+    images = None if first.image is None else torch.stack([each.image for each in batch])
+    if first.target is not None:
         target = InpaintingTarget(*map(torch.stack, zip(*(each.target for each in batch), strict=True)))
     seeds, autocast = range(seed, seed + len(batch)), PRECISIONS[options.precision]
-    return Request(seeds, batch[0].size, conditions, options.guidance, len(batch), autocast, target)
+    how = (options.guidance, len(batch), autocast, target, images, negative)
+    return Request(seeds, first.size, conditions, *how)
 
 
 def _collated(entries: list[Any]) -> list[Any] | Tensor:

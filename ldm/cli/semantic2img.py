@@ -41,9 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = list_images(given.indir, "--indir", _MAPS)
     loaded = load_for_sampling(options)
     conditioner = require_conditioner(loaded, (ImageConditioner, SpatialRescaler), _NEEDED)
-    each = _requests(sources, loaded, conditioner, options.size)
-    requests = (request for request in each for _ in range(given.n_samples))
-    sample_into_folder(loaded, requests, len(sources) * given.n_samples, options)
+    requests = _requests(sources, loaded, conditioner, options.size)
+    sample_into_folder(loaded, requests, len(sources), options, given.n_samples)
 
 
 def _requests(

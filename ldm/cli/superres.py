@@ -45,12 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.consistent and conditioner.in_channels != loaded.model.in_channels:
         channels = f"receives {conditioner.in_channels} channels and draws {loaded.model.in_channels}"
         raise UserError(f"--consistent: {loaded.config} {channels}")
-    requests = (
-        request
-        for request in _requests(sources, loaded, conditioner, options.size, given.consistent)
-        for _ in range(given.n_samples)
-    )
-    sample_into_folder(loaded, requests, len(sources) * given.n_samples, options)
+    requests = _requests(sources, loaded, conditioner, options.size, given.consistent)
+    sample_into_folder(loaded, requests, len(sources), options, given.n_samples)
 
 
 def _factor(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> int:

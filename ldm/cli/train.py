@@ -5,6 +5,7 @@ from __future__ import annotations
 import pdb
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ldm.cli.entry import main_guard
 from ldm.distributed import is_first_process
 from ldm.errors import UserError
 from ldm.training.lightning_fixes.signals import Stopped
-from ldm.training.plan import Plan, make_plan
+from ldm.training.plan import Plan, RunOptions, make_plan
 from ldm.training.resumption import tell_edits
 from ldm.training.run import describe, first_stage_problem, instantiate_training, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
@@ -47,9 +48,10 @@ def plan_of(arguments: Arguments) -> Plan:
         raise UserError("--name and --resume: a run that goes on keeps its name; drop --name")
     name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
+    options = RunOptions(**{field.name: getattr(arguments, field.name) for field in fields(RunOptions)})
 
     def planned(files: list[str]) -> Plan:
-        return make_plan(compat.load(files, arguments.overrides), run, arguments.seed, arguments.run_options())
+        return make_plan(compat.load(files, arguments.overrides), run, arguments.seed, options)
 
     plan = planned(config_files(arguments, run))
     if arguments.resume == AUTO and arguments.base and not run.is_new:

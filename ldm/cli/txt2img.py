@@ -13,8 +13,7 @@ from ldm.cli.entry import main_guard
 from ldm.cli.inputs import read_prompts
 from ldm.cli.options import Defaults, SamplingParser
 from ldm.cli.published import Published
-from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder
-from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
+from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder, text_keys
 from ldm.errors import UserError
 
 _DEFAULTS = Defaults("outputs/txt2img-samples", steps=200, guidance=5.0, n_samples=4)
@@ -33,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--prompt", default="a painting of a virus monster playing guitar", help="what to draw")
     add("--from-file", metavar="FILE", help="one prompt per line, instead of --prompt")
+    add("--negative", metavar="TEXT", help="what not to draw: guided away from, in place of the empty text")
     add("--n_iter", type=int, default=1, help="how often n_samples are drawn of each prompt")
     given, options = parser.parse(argv)
     options = PUBLISHED.apply_default(options)
@@ -40,11 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--n_iter {given.n_iter}, --n_samples {given.n_samples}: use 1 or more of each")
     prompts = [given.prompt] if given.from_file is None else read_prompts(given.from_file)
     loaded = load_for_sampling(options)
-    known = loaded.model.conditioners()
-    keys = [module.key for module in known if isinstance(module, (TextConditioner, CLIPTextConditioner))]
-    if not keys:
+    if not (keys := text_keys(loaded)):
         raise UserError(f"{loaded.config}: this model is not conditioned on text; use ldm sample")
-    size, count = loaded.size(options.size), given.n_iter * given.n_samples
-    entries = [dict.fromkeys(keys, prompt) for prompt in prompts for _ in range(count)]
-    requests = (ImageRequest(size, entry, details=entry) for entry in entries)
-    sample_into_folder(loaded, requests, len(entries), options, columns=given.n_samples)
+    size, entries = loaded.size(options.size), [dict.fromkeys(keys, prompt) for prompt in prompts]
+    more = {} if given.negative is None else {"negative": given.negative}
+    negative = dict.fromkeys(keys, given.negative) if more else None
+    requests = (ImageRequest(size, entry, entry | more, negative=negative) for entry in entries)
+    sample_into_folder(loaded, requests, len(entries), options, given.n_iter * given.n_samples, given.n_samples)

@@ -11,40 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.bounds import Count
+from ldm.bounds import Count, Fraction, Gt, Lt
 from ldm.diffusion.process import Level, Moments, per_sample
 from ldm.errors import UserError
 
 _SMALLEST_VARIANCE = 1e-20  # the posterior variance of step 0 is exactly 0; its logarithm is clipped here
 _LARGEST_COSINE_BETA = 0.999
-
-
-def _check_num_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise UserError(f"schedule: num_steps is {num_steps}; it must be at least 1")
-
-
-def _check_ends(start: float, end: float) -> None:
-    if not (0 < start < 1 and 0 < end < 1):
-        raise UserError(f"schedule: start {start} and end {end} must lie between 0 and 1")
+Beta = Annotated[float, Gt(0), Lt(1)]
 
 
 def linear_betas(num_steps: int, start: float, end: float) -> np.ndarray:
     """Space the square roots of the betas evenly (the "linear" of the published models). Returns (T,) float64."""
-    _check_num_steps(num_steps)
-    _check_ends(start, end)
-    return np.linspace(start**0.5, end**0.5, num_steps, dtype=np.float64) ** 2
+    return np.linspace(np.sqrt(start), np.sqrt(end), num_steps, dtype=np.float64) ** 2
 
 
 def sqrt_linear_betas(num_steps: int, start: float, end: float) -> np.ndarray:
     """Space the betas themselves evenly. Returns (T,) float64."""
-    _check_num_steps(num_steps)
-    _check_ends(start, end)
     return np.linspace(start, end, num_steps, dtype=np.float64)
 
 
@@ -55,7 +43,6 @@ def sqrt_betas(num_steps: int, start: float, end: float) -> np.ndarray:
 
 def cosine_betas(num_steps: int, s: float = 8e-3) -> np.ndarray:
     """Let abar fall as a squared cosine with offset `s` (Nichol & Dhariwal, eq. 17). Returns (T,) float64 <= 0.999."""
-    _check_num_steps(num_steps)
     position = np.arange(num_steps + 1, dtype=np.float64) / num_steps + s
     abar = np.cos(position / (1 + s) * np.pi / 2) ** 2
     abar = abar / abar[0]
@@ -87,7 +74,7 @@ class DiscreteVP:
 
     @classmethod
     def from_betas(
-        cls, betas: np.ndarray | Sequence[float], posterior_weight: float = 0.0, zero_terminal_snr: bool = False
+        cls, betas: np.ndarray | Sequence[float], posterior_weight: Fraction = 0.0, zero_terminal_snr: bool = False
     ) -> DiscreteVP:
         """Compute all tables from betas (T,) in (0, 1).
 
@@ -97,8 +84,8 @@ class DiscreteVP:
             zero_terminal_snr: Rescale the betas so that the last step is noise alone.
         """
         betas = np.asarray(betas, dtype=np.float64)
-        if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-            raise UserError("schedule: betas must be a vector of values strictly between 0 and 1")
+        if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
+            raise UserError("schedule: betas must be values strictly between 0 and 1; check num_steps, start and end")
         if zero_terminal_snr:
             betas = rescale_zero_terminal_snr(betas)
         alphas = 1 - betas
@@ -127,9 +114,9 @@ class DiscreteVP:
     def linear(
         cls,
         num_steps: Count = 1000,
-        start: float = 1e-4,
-        end: float = 2e-2,
-        posterior_weight: float = 0.0,
+        start: Beta = 1e-4,
+        end: Beta = 2e-2,
+        posterior_weight: Fraction = 0.0,
         zero_terminal_snr: bool = False,
     ) -> DiscreteVP:
         """Build the schedule of the published models (evenly spaced square roots of beta)."""
@@ -139,9 +126,9 @@ class DiscreteVP:
     def sqrt_linear(
         cls,
         num_steps: Count = 1000,
-        start: float = 1e-4,
-        end: float = 2e-2,
-        posterior_weight: float = 0.0,
+        start: Beta = 1e-4,
+        end: Beta = 2e-2,
+        posterior_weight: Fraction = 0.0,
         zero_terminal_snr: bool = False,
     ) -> DiscreteVP:
         """Build the schedule with evenly spaced betas (the "linear" of DDPM)."""
@@ -149,7 +136,7 @@ class DiscreteVP:
 
     @classmethod
     def sqrt(
-        cls, num_steps: Count = 1000, start: float = 1e-4, end: float = 2e-2, posterior_weight: float = 0.0
+        cls, num_steps: Count = 1000, start: Beta = 1e-4, end: Beta = 2e-2, posterior_weight: Fraction = 0.0
     ) -> DiscreteVP:
         """Build the schedule whose betas are square roots of evenly spaced values."""
         return cls.from_betas(sqrt_betas(num_steps, start, end), posterior_weight)
@@ -159,7 +146,7 @@ class DiscreteVP:
         cls,
         num_steps: Count = 1000,
         s: float = 8e-3,
-        posterior_weight: float = 0.0,
+        posterior_weight: Fraction = 0.0,
         zero_terminal_snr: bool = False,
     ) -> DiscreteVP:
         """Build the squared-cosine schedule."""

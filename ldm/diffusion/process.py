@@ -2,8 +2,8 @@
 
 A process says how much signal and noise there is at a real time t in its own unit; it is told apart from others by
 nothing else. Nothing here assumes alpha^2 + sigma^2 = 1: variance-preserving, rectified-flow and variance-exploding
-processes are each one small class. The
-signal-to-noise ratio is alpha^2 / sigma^2 (Kingma et al., "Variational diffusion models").
+processes are each one small class. The signal-to-noise ratio is alpha^2 / sigma^2 (Kingma et al., "Variational
+diffusion models").
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def known_names(table: str) -> dict[str, str]:
     return {name: target for room in PROVIDERS for name, target in getattr(import_module(room), table).items()}
 
 
-def build_from_spec(spec: str, known: Mapping[str, str], flag: str, **offered: Any) -> Any:
+def build_from_spec(spec: str, known: Mapping[str, str], option: str, **offered: Any) -> Any:
     """Make what `name`, `name:key=value,key=value`, or a dotted target with the same options names.
 
     offered: values that are passed on where there is such a parameter. What is no class is returned as it is. UserError
@@ -37,24 +37,26 @@ def build_from_spec(spec: str, known: Mapping[str, str], flag: str, **offered: A
     name, _, rest = spec.partition(":")
     if name not in known and "." not in name:
         hint = did_you_mean(name, known)
-        raise UserError(f"{flag} {name}: unknown{hint or '; known are ' + ', '.join(known)}; or write a dotted target")
-    target = find_target(known.get(name, name), flag)
+        raise UserError(
+            f"{option} {name}: unknown{hint or '; known are ' + ', '.join(known)}; or write a dotted target"
+        )
+    target = find_target(known.get(name, name), option)
     given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
     if not isinstance(target, type):
         if given:
-            raise UserError(f"{flag} {spec}: {name} takes no options")
+            raise UserError(f"{option} {spec}: {name} takes no options")
         return target
     parameters = parameters_of(target)
     unknown = [key for key in given if key not in parameters.names]
     if unknown:
         takes = ", ".join(parameters.names) or "nothing"
-        raise UserError(f"{flag} {spec}: {unknown[0]} is unknown; {name} takes {takes}")
+        raise UserError(f"{option} {spec}: {unknown[0]} is unknown; {name} takes {takes}")
     hints = parameters.hints
-    values = {key: _value(text, key, hints.get(key, Any), f"{flag} {spec}") for key, text in given.items()}
+    values = {key: _value(text, key, hints.get(key, Any), f"{option} {spec}") for key, text in given.items()}
     values = {key: value for key, value in offered.items() if key in parameters.names} | values
     missing = [key for key in parameters.required if key not in values]
     if missing:
-        raise UserError(f"{flag} {spec}: {missing[0]} is missing; write {name}:{missing[0]}=VALUE")
+        raise UserError(f"{option} {spec}: {missing[0]} is missing; write {name}:{missing[0]}=VALUE")
     return target(**values)
 
 
@@ -73,14 +75,14 @@ def make_metric_suite(specs: Sequence[str], extractor: str | None, device: torch
     sets: dict[str, DistributionMetric] = {}
     images: dict[str, Any] = {}
     for spec in specs:
-        metric = build_from_spec(spec, known_names("METRICS"), "--metrics", device=device)
+        metric = build_from_spec(spec, known_names("METRICS"), "metrics", device=device)
         table, name = (sets, metric.name) if isinstance(metric, DistributionMetric) else (images, spec)
         if name in table:
-            raise UserError(f"--metrics {spec}: {name} is asked for twice; name it once")
+            raise UserError(f"metrics {spec}: {name} is asked for twice; name it once")
         if not callable(metric):
-            raise UserError(f"--metrics {spec}: is no metric; it cannot be called with images and their batch")
+            raise UserError(f"metrics {spec}: is no metric; it cannot be called with images and their batch")
         table[name] = metric if isinstance(metric, Metric) else FunctionMetric(metric)
     if sets and extractor is None:
-        raise UserError(f"--extractor: {', '.join(sets)} need one of {', '.join(known_names('EXTRACTORS'))}")
-    made = build_from_spec(extractor, known_names("EXTRACTORS"), "--extractor").to(device) if sets else None
+        raise UserError(f"extractor: {', '.join(sets)} need one of {', '.join(known_names('EXTRACTORS'))}")
+    made = build_from_spec(extractor, known_names("EXTRACTORS"), "extractor").to(device) if sets else None
     return MetricSuite(sets, made, images, keep)

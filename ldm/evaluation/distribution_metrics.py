@@ -109,12 +109,12 @@ class DistributionMetric(ABC):
             raise UserError(f"{self.name}: the reference has no {self.part} features; {advice}")
         if ours.shape[1] != len(theirs.mean):
             raise UserError(
-                f"--reference: was made with another extractor, of {len(theirs.mean)} numbers an image; "
+                f"reference: was made with another extractor, of {len(theirs.mean)} numbers an image; "
                 f"this one gives {ours.shape[1]}"
             )
         if self.needs_features and reference.features is None:
             raise UserError(f"{self.name}: needs the features of the reference, this file has moments only; "
-                            "leave it out, or use a data set or a folder as --reference")  # fmt: skip
+                            "leave it out, or use a data set or a folder as reference")  # fmt: skip
 
     def __call__(self, samples: Features, reference: ReferenceStatistics | None) -> Values:
         """Return values by name, without the extractor's; UserError as in `check`."""

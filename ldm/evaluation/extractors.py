@@ -64,6 +64,12 @@ def weights_hash(*networks: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class NetworkExtractor:
     """An extractor whose network is built at the first use."""
 
@@ -120,8 +126,7 @@ class Inception(NetworkExtractor):
         """Return "inception" for torch-fidelity's weights, whose values are FID, KID, IS; for others add their hash."""
         if not self.weights.is_file():
             raise UserError(f"inception: no weights at {self.weights}; fetch {INCEPTION_URL} to there, or give a path")
-        with self.weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_hash(self.weights)
         return "inception" if INCEPTION_FILE.endswith(f"-{digest[:8]}.pth") else f"inception-{digest[:8]}"
 
     def _build(self) -> nn.Module:

@@ -107,7 +107,7 @@ class _UnscaledFolder(Dataset):
     def __init__(self, place: str) -> None:
         path = Path(place).expanduser()
         if not path.exists():
-            raise UserError(f"--images {place}: no such file or folder")
+            raise UserError(f"images {place}: no such file or folder")
         self.paths = [path] if path.is_file() else [path / file for file in find_files(path, (*EXTENSIONS, ".npy"))]
 
     def __len__(self) -> int:
@@ -138,14 +138,12 @@ def scaled_folder_images(
     return ImageSet(images, f"{place}, its centres at {size[0]}x{size[1]}", limit)
 
 
-def split_images(
-    content: Mapping[str, Any], split: str, limit: int | None = None, replaces: bool = False
-) -> ImageSet:
+def split_images(content: Mapping[str, Any], split: str, limit: int | None = None, replaces: bool = False) -> ImageSet:
     """Return the images of a split of the data that a config describes. UserError if it has no such split."""
     data = compat.translate_node({key: (content.get("data") or {}).get(key) for key in ("target", "params")}, "data")
     place, node = f"data.params.{split}", (data.get("params") or {}).get(split)
     if not isinstance(node, dict):
-        raise UserError(f"{place}: the config has none; use --reference FOLDER or FILE.npz")
+        raise UserError(f"{place}: the config has none; name a folder or an .npz file as reference")
     config.validate(node, place)
     return ImageSet(config.instantiate(node, place), place, limit, replaces)
 

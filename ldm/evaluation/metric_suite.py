@@ -29,7 +29,7 @@ class _Entries(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         problem = f"{self.metric}: needs '{key}' of each image's batch, there is {', '.join(self) or 'nothing'}"
-        raise UserError(f"{problem}; leave it out of --metrics")
+        raise UserError(f"{problem}; leave it out of the metrics")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class MetricSuite:
         if reference is not None and self.extractor is not None:
             maker = reference.statistics.made_by
             if maker not in (None, made_by(self.extractor)):
-                raise UserError(f"--reference: was made by the extractor {maker}, not by {made_by(self.extractor)}")
+                raise UserError(f"reference: was made by the extractor {maker}, not by {made_by(self.extractor)}")
             self._check_features(reference)
 
     def check_batch(self, batch: Mapping[str, Any], shape: tuple[int, ...]) -> None:

@@ -7,7 +7,6 @@ sigma and, for extractors with spatial features, mu_s, sigma_s (Dhariwal & Nicho
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import zipfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from ldm import distributed
 from ldm.data.core.pixels import to_bytes
 from ldm.errors import UserError
 from ldm.evaluation.distribution_metrics import Moments, ReferenceStatistics
-from ldm.evaluation.extractors import Extractor, Features
+from ldm.evaluation.extractors import Extractor, Features, file_hash
 from ldm.evaluation.image_sets import ImageSet
 from ldm.evaluation.resumable import Columns, ResumableMap, wait_for_all
 
@@ -84,9 +83,7 @@ def read_npz(path: Path) -> ReferenceSet:
             maker = str(arrays["extractor"]) if "extractor" in names else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: is no .npz file of plain arrays ({error})") from error
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    provenance = {"source": str(path), "count": count, "sha256": digest}
+    provenance = {"source": str(path), "count": count, "sha256": file_hash(path)}
     return ReferenceSet(ReferenceStatistics(count, pooled, spatial, made_by=maker), provenance)
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ldm.diffusion.process import Process
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.inpainting import InpaintingTarget, inpainting_constraint
-from ldm.sampling.base import Sampler, SeededNoise, Step, identity, identity_constrain
+from ldm.sampling.base import Sampler, SeededNoise, Step, identity, identity_constrain, times_like
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
@@ -37,6 +38,8 @@ class Request:
         batch_size: Images drawn at a time.
         autocast: Half-precision dtype of the network, if any; decoding stays float32.
         target: Images to fill, for a model that was not trained to fill holes.
+        images: (N, C, H, W) in [-1, 1] to start from instead of from noise, at the first time of the sampler.
+        negative: Like `conditions`, to be guided away from.
     """
 
     seeds: Sequence[int]
@@ -46,6 +49,8 @@ class Request:
     batch_size: int = 4
     autocast: torch.dtype | None = None
     target: InpaintingTarget | None = None
+    images: Tensor | None = None
+    negative: Conditions | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -53,7 +58,9 @@ class Request:
         for seed in (min(self.seeds, default=0), max(self.seeds, default=0)):
             if not 0 <= seed < 2**64:
                 raise UserError(f"generate: seed {seed} is no whole number from 0 to 2^64 - 1")
-        for key, entries in self.conditions.items():
+        columns = [*self.conditions.items(), *(self.negative or {}).items()]
+        columns += [] if self.images is None else [("images", self.images)]
+        for key, entries in columns:
             if len(entries) != len(self.seeds):
                 raise UserError(f"generate: {len(entries)} of '{key}' for {len(self.seeds)} samples; give one for each")
 
@@ -61,9 +68,15 @@ class Request:
         """Yield the parts of `batch_size` images."""
         for first in range(0, len(self.seeds), self.batch_size):
             part = slice(first, first + self.batch_size)
-            conditions = {key: entries[part] for key, entries in self.conditions.items()}
-            target = None if self.target is None else self.target[part]
-            yield replace(self, seeds=list(self.seeds[part]), conditions=conditions, target=target)
+            conditions, negative = (
+                None if columns is None else {key: entries[part] for key, entries in columns.items()}
+                for columns in (self.conditions, self.negative)
+            )
+            target, images = (None if whole is None else whole[part] for whole in (self.target, self.images))
+            yield replace(
+                self, seeds=list(self.seeds[part]), conditions=conditions, negative=negative, target=target,
+                images=images,
+            )  # fmt: skip
 
 
 @torch.no_grad()
@@ -82,14 +95,13 @@ def generate(
     refine = clamp_to_pixels if isinstance(model.first_stage_model, IdentityAutoencoder) else identity
     for batch in request.batches():
         noise = SeededNoise(batch.seeds, model.device)
-        z = noise((len(batch.seeds), *shape))  # (B, c, h, w)
-        if process.prior_std != 1:
-            z = process.prior_std * z
+        z = _start(model, sampler, batch, noise, shape)  # (B, c, h, w)
         with nullcontext() if batch.autocast is None else torch.autocast(model.device.type, batch.autocast):
             constrain = identity_constrain
             if batch.target is not None:
                 constrain = inpainting_constraint(model, batch.target, noise)
-            denoise = model.denoiser(model.condition(batch.conditions), batch.guidance)
+            negative = None if batch.negative is None else model.condition(batch.negative)
+            denoise = model.denoiser(model.condition(batch.conditions), batch.guidance, negative)
             for step in sampler(denoise, z, process, refine=refine, constrain=constrain, noise=noise):
                 on_step(step)
                 z = step.x
@@ -97,6 +109,26 @@ def generate(
         if not torch.isfinite(images).all():
             raise UserError("generate: the samples are not finite numbers; use precision 32, or check the weights")
         yield images
+
+
+def _start(
+    model: LatentDiffusion, sampler: Sampler, batch: Request, noise: SeededNoise, shape: tuple[int, int, int]
+) -> Tensor:
+    """Return pure noise, or the noised latents of the images to start from, (B, c, h, w)."""
+    process, full = model.process, (len(batch.seeds), *shape)
+    if batch.images is None:
+        eps = noise(full)
+        return eps if process.prior_std == 1 else process.prior_std * eps
+    z = model.encode(batch.images.to(model.device), noise)
+    return process.level(times_like(z, float(sampler.times(process)[0]))).diffuse(z, noise(full))
+
+
+def with_strength(sampler: Sampler, strength: float, process: Process) -> Sampler:
+    """Return the sampler with only the last share `strength` of its steps. UserError unless 0 < strength <= 1."""
+    if not 0 < strength <= 1:
+        raise UserError(f"strength is {strength:g}; use more than 0 (the image stays) to 1 (hardly anything stays)")
+    steps = len(sampler.times(process)) - 1
+    return replace(sampler, start=max(1, round(strength * steps)))
 
 
 def clamp_to_pixels(x0: Tensor) -> Tensor:

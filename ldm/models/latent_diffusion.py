@@ -27,7 +27,7 @@ from ldm.diffusion.process import Process
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.models.conditional_network import ConditionalNetwork, check_fit
-from ldm.models.generate import Request, generate
+from ldm.models.generate import Request, generate, with_strength
 from ldm.models.latent_scale import LatentScale, unit_variance_scale
 from ldm.sampling import make_sampler
 
@@ -172,15 +172,23 @@ class LatentDiffusion(nn.Module):
         """Embed what the conditioner reads from a batch; `drop` marks samples that get the null conditioning."""
         return None if self.cond_stage_model is None else self.cond_stage_model(batch, drop)
 
-    def denoiser(self, conditioning: Conditioning | None = None, guidance: float = 1.0) -> Denoise:
+    def denoiser(
+        self,
+        conditioning: Conditioning | None = None,
+        guidance: float = 1.0,
+        negative: Conditioning | None = None,
+    ) -> Denoise:
         """Close the conditioning over the network: (x_t, t) -> (x_0, eps), under classifier-free guidance.
 
-        Scale 1, or no conditioning, is no guidance.
+        Scale 1, or no conditioning, is no guidance. `negative` is guided away from, in place of the null conditioning;
+        UserError for one without guidance, which would have no effect.
         """
         process, is_guided = self.process, conditioning is not None and guidance != 1.0
+        if negative is not None and not is_guided:
+            raise UserError("negative: it has no effect without guidance; give a scale other than 1")
         if is_guided:
-            unconditional = self.cond_stage_model.unconditional(conditioning.batch_size)
-            conditioning = Conditioning.stack([unconditional, conditioning])
+            away = self.cond_stage_model.unconditional(conditioning.batch_size) if negative is None else negative
+            conditioning = Conditioning.stack([away, conditioning])
 
         def denoise(x_t: Tensor, t: Tensor) -> Denoised:
             if is_guided:
@@ -211,6 +219,9 @@ class LatentDiffusion(nn.Module):
         sampler: str = "ddim",
         size: tuple[int, int] | None = None,
         batch_size: int = 4,
+        negative: Mapping[str, Sequence[Any] | Tensor] | Sequence[Any] | Tensor | None = None,
+        images: Tensor | None = None,
+        strength: float = 0.75,
         **options: Any,
     ) -> Tensor:
         """Draw one image for each condition: (N, C, H, W) in [-1, 1], image i from seed + i whatever the batch size.
@@ -224,11 +235,19 @@ class LatentDiffusion(nn.Module):
             sampler: Name of the sampler, a file in ldm/sampling.
             size: (height, width) of the images (default: as in training).
             batch_size: Images drawn at a time.
+            negative: Conditions to be guided away from, as `conditions`; needs guidance.
+            images: (N, C, H, W) in [-1, 1], to start from instead of from noise (SDEdit, arXiv 2108.01073).
+            strength: Share of the steps that is taken from `images`; 1 leaves hardly anything of them.
             options: Further fields of the sampler, such as eta or grid.
         """
         conditions, count = self._conditions(conditions)
-        request = Request(range(seed, seed + count), size or self._size(), conditions, guidance, batch_size)
         walk = make_sampler(sampler, steps=steps, **options)
+        if images is not None:
+            walk, size = with_strength(walk, strength, self.process), tuple(images.shape[2:])
+        request = Request(
+            range(seed, seed + count), size or self._size(), conditions, guidance, batch_size, images=images,
+            negative=None if negative is None else self._conditions(negative)[0],
+        )  # fmt: skip
         return torch.cat(list(generate(self, walk, request)))
 
     def _conditions(self, given: Any) -> tuple[dict[str, Any], int]:

@@ -60,9 +60,11 @@ class BlockFactory:
 
     @property
     def emb_channels(self) -> int:
+        """Return the width of the embedded time."""
         return 4 * self.model_channels
 
     def residual(self, channels: int, out_channels: int, *, up: bool = False, down: bool = False) -> ResBlock:
+        """Return a residual block; up, down: it also doubles or halves the resolution."""
         return ResBlock(
             channels,
             self.emb_channels,
@@ -76,6 +78,7 @@ class BlockFactory:
         )
 
     def attention(self, channels: int) -> AttentionBlock | SpatialTransformer:
+        """Return self-attention, or with context_dim a spatial transformer."""
         checkpoint = self.options.checkpoint
         if self.context_dim is None:
             order = self.options.qkv_order
@@ -86,16 +89,19 @@ class BlockFactory:
         )
 
     def downsample(self, channels: int) -> nn.Module:
+        """Return what halves the resolution."""
         if self.options.resblock_updown:
             return self.residual(channels, channels, down=True)
         return Downsample(channels, self.options.conv_resample, self.options.dims)
 
     def upsample(self, channels: int) -> nn.Module:
+        """Return what doubles the resolution."""
         if self.options.resblock_updown:
             return self.residual(channels, channels, up=True)
         return Upsample(channels, self.options.conv_resample, self.options.dims)
 
     def middle(self, channels: int) -> "TimestepSequential":
+        """Return block, attention, block for the lowest resolution."""
         return TimestepSequential(
             self.residual(channels, channels), self.attention(channels), self.residual(channels, channels)
         )

@@ -103,8 +103,8 @@ class Interval(NamedTuple):
 class GridSampler:
     """Share what samplers on a grid of times have in common; a subclass is a dataclass and writes `_walk`.
 
-    Fields: `steps` to take; `grid`, a grid or its name (None: `default_grid`); `start`, to run
-    only so many of the least noisy steps.
+    Fields: `steps` to take; `grid`, a grid or its name (None: `default_grid`); `start`, to run only so many of the
+    least noisy steps.
     """
 
     steps: int

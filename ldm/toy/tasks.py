@@ -73,13 +73,13 @@ def chosen_names(wanted: Sequence[str] | None, photos: str | None) -> list[str]:
     """Return the tasks to do, all possible ones by default. UserError for unknown ones, and without photos needed."""
     if wanted is None:
         if not photos:
-            _log.info("without --photos DIR: leaving out %s", ", ".join(sorted(NEED_PHOTOS)))
+            _log.info("without photos: leaving out %s", ", ".join(sorted(NEED_PHOTOS)))
         return [name for name in NAMES if photos or name not in NEED_PHOTOS]
     if unknown := sorted(set(wanted) - set(NAMES)):
-        raise UserError(f"--tasks {','.join(unknown)}: unknown; choose from {','.join(NAMES)}")
+        raise UserError(f"tasks {','.join(unknown)}: unknown; choose from {','.join(NAMES)}")
     lacking = NEED_PHOTOS.intersection(wanted)
     if lacking and not photos:
-        raise UserError(f"--tasks {','.join(sorted(lacking))}: give --photos DIR, a folder with train/ and val/")
+        raise UserError(f"tasks {','.join(sorted(lacking))}: give photos, a folder with train/ and val/")
     return list(wanted)
 
 
@@ -205,7 +205,7 @@ def _validation_items(loaded: LoadedModel, count: int) -> dict[str, Any]:
     """Return validation items of the data that a model was trained with, evenly spaced, as one batch; at most all."""
     dataset = config.instantiate(loaded.content["data"]["params"]["validation"], "data.params.validation")
     if len(dataset) < count:
-        _log.warning("--num-samples %d: the validation set has %d items; all are used", count, len(dataset))
+        _log.warning("num_samples %d: the validation set has %d items; all are used", count, len(dataset))
     count = min(count, len(dataset))
     return collate([dataset[i * len(dataset) // count] for i in range(count)])  # some data sets are sorted by class
 

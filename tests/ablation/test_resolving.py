@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.ablation.evaluate import check_ready
-from ldm.ablation.plan import plan
-from ldm.ablation.resolve import Resolved, resolve
-from ldm.ablation.study import Variant, read
+from ldm.ablation.resolve import Resolved, check_ready, resolve
+from ldm.ablation.run import first_stage_evaluation, share, step_names
+from ldm.ablation.study import Study, read
 from ldm.errors import UserError
 
 STUDIES = Path(__file__).resolve().parents[2] / "configs" / "ablation"
@@ -28,6 +27,10 @@ def of_the_paper(name: str) -> list[Resolved]:
     return resolve(read(STUDIES / f"{name}.yaml"))
 
 
+def all_steps(study: Study, trials: list[Resolved]) -> set[str]:
+    return {name for trial in trials for name in step_names(study, trial)}
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_studies_of_the_paper_have_the_published_sizes(name):
     cost = [one.cost for one in of_the_paper(name)]
@@ -37,16 +40,16 @@ def test_the_studies_of_the_paper_have_the_published_sizes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "jobs"),
+    ("name", "steps"),
     # first stages with their figures, latent trainings with a short one before, evaluations on the way and at the end
     [("toy_f", 5 * 2 + 6 * (2 + 3 + 4)), ("toy_f_emoji", 5 * 2 + 6 * (2 + 3 + 4)),
      ("kl_vs_vq", 4 * 2 + 4 * (1 + 3 + 2)),
      ("latent_scale", 2 * 2 + 3 + 6), ("guidance", 2 + 1 + 6), ("ddim_steps", 2 + 1 + 2 * 7),
      ("transformer_depth", 2 + 3 * (1 + 3 + 1))],
 )  # fmt: skip
-def test_the_other_studies_share_what_their_trials_have_in_common(name, jobs):
+def test_the_other_studies_share_what_their_trials_have_in_common(name, steps):
     study = read(STUDIES / f"{name}.yaml")
-    assert len(plan(study, resolve(study)).jobs) == jobs
+    assert len(all_steps(study, resolve(study))) == steps
 
 
 def test_no_study_is_untested():
@@ -71,6 +74,14 @@ def test_names_follow_what_is_trained():
     assert names[0] == names[1] != names[2]
     assert resolve(toy(seeds=(24,)))[0].name != names[0]
     assert resolve(toy(seeds=(24,)))[0].first_stage == resolve(toy())[0].first_stage
+
+
+def test_names_of_axes_and_values_become_names_of_files():
+    values = {
+        text: (("latent.training.params.ema_decay", decay),) for text, decay in (("x" * 300, 0.9), ("a/b c", 0.8))
+    }
+    names = [trial.name for trial in resolve(replace(toy(), axes={**toy().axes, "up/down": values}))]
+    assert len(set(names)) == 2 and all("/" not in name and len(name) < 100 for name in names)
 
 
 @pytest.mark.parametrize(
@@ -119,22 +130,21 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_trained(changes, me
 def test_samples_that_cannot_be_drawn_are_refused_before_anything_is_trained(sample, message, capsys):
     study = toy()
     with pytest.raises(UserError, match=f"toy_f, f=4: .*{message}"):
-        resolve(replace(study, last=Variant(tuple((f"sample.{name}", value) for name, value in sample.items()))))
+        resolve(replace(study, last=tuple((f"sample.{name}", value) for name, value in sample.items())))
     assert capsys.readouterr() == ("", "")
 
 
 def test_what_is_not_on_this_machine_is_missed_before_a_run_but_not_in_a_dry_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    check_ready(toy())
     study = toy()
+    check_ready(study, resolve(study))
     study = replace(study, evaluation=replace(study.evaluation, extractor="inception"))
-    resolve(study)
     with pytest.raises(UserError, match="toy_f, evaluation.extractor: inception: "):
-        check_ready(study)
+        check_ready(study, resolve(study))
     place = "imagenet_f, f=4: first_stage.checkpoint: models/first_stage_models/vq-f4/model.ckpt: no such checkpoint"
     with pytest.raises(UserError, match=place):
-        check_ready(read(STUDIES / "imagenet_f.yaml"))
+        check_ready(read(STUDIES / "imagenet_f.yaml"), of_the_paper("imagenet_f"))
 
 
 @pytest.mark.parametrize("package", ["torch_fidelity", "matplotlib"])
@@ -143,30 +153,37 @@ def test_a_package_that_is_not_installed_is_missed_before_a_run(package, monkeyp
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=package.replace("_", "-")):
-        check_ready(toy())
+        check_ready(toy(), [])
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_first_stages_are_all_judged_by_the_pictures_of_the_latent_models(name):
+def test_first_stages_are_all_judged_by_the_images_of_the_latent_models(name):
     study = read(STUDIES / f"{name}.yaml")
-    trials = plan(study, of_the_paper(name)).trials
-    of_each = {trial.training.name: trial.first_stage for trial in trials}
-    judged = {training: job for training, job in of_each.items() if job is not None}
-    assert len({job.name for job in judged.values()}) == len(FACTORS) - 1
-    for training, job in judged.items():
-        assert job.needs == (training,) and job.steps is None
+    found = [(trial, first_stage_evaluation(study, trial)) for trial in of_the_paper(name)]
+    judged = {evaluation.name for _, evaluation in found if evaluation is not None}
+    assert len(judged) == len(FACTORS) - 1
+    for trial, evaluation in found:
+        names = step_names(study, trial)
+        assert evaluation is None or names.index(trial.name) < names.index(evaluation.name)
 
 
-def test_a_first_stage_is_judged_once_for_each_set_of_pictures():
+def test_a_first_stage_is_judged_once_for_each_set_of_images():
     study = read(STUDIES / "toy_f.yaml")
     key = "latent.data.params.validation.params.num_samples"
-    counts = {count: Variant(((key, count),)) for count in (100, 200)}
+    counts = {count: ((key, count),) for count in (100, 200)}
     study = replace(study, axes={"f": {4: study.axes["f"][4]}, "images": counts}, seeds=(1, 2))
-    whole = plan(study, resolve(study))
-    first, second, *others = (trial.first_stage for trial in whole.trials)
-    assert first.name != second.name and [job.name for job in others] == [first.name, second.name]
-    jobs = {job.name: job for job in whole.jobs}
-    assert jobs[first.name].needs == (whole.trials[0].training.name,)  # it need not wait for the second seed
+    first, second, *others = (first_stage_evaluation(study, trial).name for trial in resolve(study))
+    assert first != second and others == [first, second]
+
+
+def test_another_config_starts_afresh():
+    other = ("first_stage", (STUDIES / "../demo/autoencoder_shapes.yaml").resolve())
+    channels = ("latent.model.params.network.params", {"in_channels": 4, "out_channels": 4})
+    changes = {"weights": (("first_stage.checkpoint", "w.ckpt"),), "other": (other, channels)}
+    given, afresh = (trial.first_stage for trial in resolve(replace(toy(), axes={**toy().axes, "change": changes})))
+    assert given.checkpoint == "w.ckpt" and afresh.checkpoint is None
+    options = [stage.content["data"]["params"]["train"]["params"] for stage in (given, afresh)]
+    assert options[0]["num_objects"] == [1, 2] and "num_objects" not in options[1]
 
 
 def test_networks_of_unequal_size_are_refused_where_they_should_be_equal():
@@ -178,11 +195,9 @@ def test_networks_of_unequal_size_are_refused_where_they_should_be_equal():
 
 def test_tasks_of_an_array_share_the_study_out_without_waiting_for_one_another():
     study = read(STUDIES / "kl_vs_vq.yaml")
-    whole = plan(study, resolve(study))
-    parts = [{job.name for job in whole.part(task, 3).jobs} for task in range(3)]
-    assert set.union(*parts) == {job.name for job in whole.jobs}
-    assert sum(map(len, parts)) == len(whole.jobs)
-    for part in parts:
-        assert all(set(job.needs) <= part for job in whole.jobs if job.name in part)
+    trials = resolve(study)
+    parts = [all_steps(study, share(trials, task, 3)) for task in range(3)]
+    assert set.union(*parts) == all_steps(study, trials)
+    assert sum(map(len, parts)) == len(all_steps(study, trials))
     with pytest.raises(UserError, match="0 to 2"):
-        whole.part(3, 3)
+        share(trials, 3, 3)

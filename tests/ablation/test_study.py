@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.ablation.study import Sampling, Variant, read
+from ldm.ablation.study import read
 from ldm.errors import ConfigError, UserError
 
 STUDY = {
@@ -41,28 +41,20 @@ def test_every_combination_of_axes_and_seeds_is_a_trial(tmp_path):
 
 def test_an_axis_is_laid_over_the_study_and_the_command_line_over_both(tmp_path):
     study = read(written(tmp_path)).changed(["latent.model.params.ema_decay=0.7", "latent.model.a=[1, 2]"])
-    pixels, _, latent, guided = list(study.trials())[:4]
-    assert pixels.variant.config("first_stage") == "none"
-    assert latent.variant.config("first_stage") == tmp_path / "first.yaml"
-    key = "model.params.ema_decay"
-    assert latent.variant.of("latent") == ((key, 0.9), (key, 0.5), (key, 0.7), ("model.a", [1, 2]))
-    assert guided.variant.sampling == Sampling(scale=3.0)
+    pixels, _, latent, guided = (trial.settings for trial in list(study.trials())[:4])
+    first, key = ("first_stage", tmp_path / "first.yaml"), "latent.model.params.ema_decay"
+    base, last = (first, ("latent", tmp_path / "latent.yaml"), (key, 0.9)), ((key, 0.7), ("latent.model.a", [1, 2]))
+    assert set(base[:2]) == set(pixels[:2])
+    assert pixels[2:] == ((key, 0.9), ("first_stage", "none"), ("sample.scale", 1.0), *last)
+    assert latent[2:] == ((key, 0.9), (key, 0.5), ("sample.scale", 1.0), *last)
+    assert guided[2:] == ((key, 0.9), (key, 0.5), ("sample.scale", 3.0), *last)
 
 
 def test_values_of_an_axis_may_be_lists_and_mappings(tmp_path):
     values = [[1, 2], [1, 2, 2], {"target": "x"}, None]
     study = read(written(tmp_path, axes={"m": {"key": "latent.model.m", "values": values}}, seeds=[1]))
     assert [trial.labels["m"] for trial in study.trials()] == ["[1, 2]", "[1, 2, 2]", "{'target': 'x'}", None]
-    assert [trial.variant.of("latent")[-1] for trial in study.trials()] == [("model.m", value) for value in values]
-
-
-def test_another_config_starts_afresh():
-    below = Variant((("first_stage", Path("a.yaml")), ("first_stage.checkpoint", "w.ckpt"), ("first_stage.data.x", 1)))
-    other = below.changed(Variant((("first_stage", Path("b.yaml")),)))
-    assert other.config("first_stage") == Path("b.yaml") and other.checkpoint is None and other.of("first_stage") == ()
-    more = below.changed(Variant((("first_stage.data.y", 2),)))
-    assert more.of("first_stage") == (("checkpoint", "w.ckpt"), ("data.x", 1), ("data.y", 2))
-    assert more.config("first_stage") == Path("a.yaml") and more.checkpoint == "w.ckpt"
+    assert [trial.settings[-1] for trial in study.trials()] == [("latent.model.m", value) for value in values]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,13 @@ from tiny import (
 )
 from tiny_runs import ROOT, script
 
+from ldm.ablation.resolve import resolve
+from ldm.ablation.run import run_trial, step_names
+from ldm.ablation.runner import DeviceSlot
+from ldm.ablation.study import read
+from ldm.ablation.tables import STEPS, Results
+from ldm.ablation.workspace import Workspace
+
 STUDY = {
     "title": "tiny",
     "first_stage": "first.yaml",
@@ -90,13 +97,30 @@ def test_devices_that_this_machine_does_not_have_are_refused(study, capsys, monk
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    assert f"--devices {devices}: this machine has 2 GPUs" in refused(study, capsys, "--devices", devices)
+    assert f"devices {devices}: this machine has 2 GPUs" in refused(study, capsys, "--devices", devices)
 
 
 def test_a_study_that_cannot_be_judged_here_is_refused(study, capsys):
     content = {**STUDY, "evaluation": {**STUDY["evaluation"], "extractor": "scenenet:weights=absent.safetensors"}}
     study.write_text(yaml.safe_dump(content))
     assert "scenenet: no weights at absent.safetensors" in refused(study, capsys, "--devices", "cpu")
+
+
+@pytest.mark.slow
+def test_a_trial_is_trained_and_evaluated_once(study, tmp_path):
+    spec = read(study)
+    trial = resolve(spec)[1]
+    workspace, slot = Workspace(tmp_path / "out"), DeviceSlot("cpu", {"accelerator": "cpu"})
+    workspace.create()
+    times = []
+    for _ in range(2):
+        run_trial(spec, trial, workspace, slot)
+        times.append({path.stem: path.stat().st_mtime_ns for path in (tmp_path / "out" / "done").glob("*.json")})
+    assert times[0] == times[1] and set(times[0]) == set(step_names(spec, trial))
+    assert workspace.result(trial.name)["steps"] == 4
+    rows = Results(spec, [trial], workspace).evaluations()
+    assert [(row["part"], row["step"], row[STEPS]) for row in rows] == [(1, 2, 2), (2, 4, 2), (2, 4, 4)]
+    assert "frechet[scenenet]" in rows[0] and "psnr" in Results(spec, [trial], workspace).first_stages()[0]
 
 
 @pytest.mark.proof

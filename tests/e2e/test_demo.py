@@ -68,4 +68,4 @@ def test_tasks_on_photos(tmp_path):
 
 def test_tasks_on_photos_without_photos_are_one_clear_line(tmp_path, capsys):
     error = fails(capsys, script("tasks").main, "--outdir", tmp_path, "--tasks", "superres")
-    assert "--tasks superres" in error and "--photos" in error
+    assert "tasks superres" in error and "photos" in error

@@ -140,14 +140,14 @@ def test_ranks_wait_longer_than_half_an_hour_for_each_other(monkeypatch):
 
 def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
     for words, message in (
-        (("--metrics", "freshet"), "--metrics freshet: unknown; did you mean frechet?"),
+        (("--metrics", "freshet"), "metrics freshet: unknown; did you mean frechet?"),
         (("--metrics", "kernel:sise=3"), "sise is unknown; kernel takes subsets, size"),
         (("--metrics", "kernel:size=0"), "0 is not a positive number"),
         (("--metrics", "psnr:a=3"), "psnr takes no options"),
         (("--metrics", "kernel", "--n", 12), "kernel: needs 1000 samples or more, there are 12"),
         (("--extractor", "inseption"), "did you mean inception?"),
         (("--extractor", "inception:weights=no.pth"), "inception: no weights at no.pth; fetch https://"),
-        (("--reference", "nowhere"), "--reference nowhere: is none of train, validation, test"),
+        (("--reference", "nowhere"), "reference nowhere: is none of train, validation, test"),
         (("--reference", "test"), "data.params.test: the config has none"),
         (("--n", 0), "--n 0: use 1 or more"),
         (("data.params.validation.params.sise=3",), "unknown; did you mean size?"),
@@ -155,17 +155,17 @@ def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
         (("--batch-size", "-1"), "--batch-size -1: use 1 or more"),
         (("--metrics", "kernel:size=abc"), "size: 'abc' is not a whole number"),
         (("--metrics", "precision_recall:neighbourhood=2.5"), "neighbourhood: 2.5 is not a whole number"),
-        (("--metrics", "kernel:size=5", "kernel:size=6"), "--metrics kernel:size=6: kernel is asked for twice"),
+        (("--metrics", "kernel:size=5", "kernel:size=6"), "metrics kernel:size=6: kernel is asked for twice"),
         (("--metrics", "pathlib.Path"), "is no metric"),
         (("--metrics", "ldm.evaluation.image_metrics.psnr", "--n", 12), "cannot be called with images and their batch"),
         (("--metrics", "psnr", "--n", 12), "psnr: needs 'image'"),
-        (("--metrics", "psnr", "--neighbours"), "--neighbours: are searched by features too"),
-        (("--metrics", "psnr", "--export-reference", "a.npz"), "--export-reference: no metric needs a reference"),
+        (("--metrics", "psnr", "--neighbours"), "neighbours: are searched by features too"),
+        (("--metrics", "psnr", "--export-reference", "a.npz"), "export_reference: no metric needs a reference"),
         (("--export-reference", "a.npz", "--reference", __file__), "is such a file already"),
-        (("--conditions", "balanced", "--scale", 2), "--scale 2: is not used for a model without conditions"),
-        (("--first-stage", "--reference", tmp_path), f"--reference {tmp_path}: is not used for a first stage"),
-        (("--first-stage", "--reference-n", 3, "--neighbours"), "--neighbours, --reference-n: is not used"),
-        (("--images", tmp_path, "--first-stage", "--scale", 2), "--scale 2, --first-stage: is not used for --images"),
+        (("--conditions", "balanced", "--scale", 2), "scale 2: is not used for a model without conditions"),
+        (("--first-stage", "--reference", tmp_path), f"reference {tmp_path}: is not used for a first stage"),
+        (("--first-stage", "--reference-n", 3, "--neighbours"), "neighbours, reference_n: is not used"),
+        (("--images", tmp_path, "--first-stage", "--scale", 2), "scale 2, first_stage: is not used for images"),
     ):
         assert message in fails(capsys, evaluate, *arguments(runs["none"], tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 PROMPT = "a red circle"
 
 
-txt2img, sample = script("txt2img").main, script("sample").main
+txt2img, img2img, sample = script("txt2img").main, script("img2img").main, script("sample").main
 
 
 def model_config(conditioner, context_dim=None):
@@ -125,6 +125,36 @@ def test_samples_do_not_depend_on_the_batch_size(runs, tmp_path):
     parts = draw(txt2img, runs["text"], tmp_path / "b", *settings, "--batch-size", 3)
     later = draw(txt2img, runs["text"], tmp_path / "c", "--n_samples", 1, "--ddim_eta", 1, "--seed", 45)
     assert almost_equal(whole, parts) and almost_equal(whole[3], later[0])
+
+
+def test_a_negative_text_changes_the_image_and_is_recorded(runs, tmp_path):
+    plain = draw(txt2img, runs["text"], tmp_path / "a", "--prompt", PROMPT, "-n", 1)
+    other = draw(txt2img, runs["text"], tmp_path / "b", "--prompt", PROMPT, "-n", 1, "--negative", "two triangles")
+    assert not almost_equal(plain, other)
+    assert record(tmp_path / "b")["samples"][0]["negative"] == "two triangles"
+
+
+def test_images_start_from_given_ones(runs, tmp_path, capsys):
+    given = tmp_path / "in" / "a.png"
+    given.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (17, 30, 3), dtype=np.uint8)).save(given)
+    settings = ("--device", "cpu", "--steps", 2, "--indir", given.parent)
+
+    def drawn(name, model, *more):
+        img2img(list(map(str, ["--run", runs[model], "--outdir", tmp_path / name, *settings, *more])))
+        return [np.asarray(Image.open(file)) for file in sorted((tmp_path / name).glob("a*.png"))]
+
+    first, second = drawn("a", "text", "--prompt", PROMPT, "--strength", 0.5, "-n", 2)
+    assert first.shape == (17, 30, 3) and not almost_equal(first, second)
+    entry = record(tmp_path / "a")["samples"][1]
+    assert (entry["image"], entry["strength"], entry["prompt"], entry["seed"]) == (str(given), 0.5, PROMPT, 43)
+    assert [image.shape for image in drawn("b", "none")] == [(17, 30, 3)]
+    for model, words, message in (
+        ("text", (), "--prompt"), ("none", ("--prompt", PROMPT), "--prompt"), ("class", (), "more than text"),
+        ("none", ("--strength", 2), "strength is 2"), ("none", ("--negative", "a"), "negative"),
+    ):  # fmt: skip
+        assert message in fails(capsys, img2img, "--run", runs[model], "--outdir", tmp_path / "c", *settings, *words)
+    assert not (tmp_path / "c").exists()
 
 
 def test_prompts_of_a_file_and_guidance_change_the_picture(runs, tmp_path):

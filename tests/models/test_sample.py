@@ -5,7 +5,9 @@ import tiny
 import torch
 from tiny_runs import diffusion_config, write_run
 
+from ldm.diffusion.discrete import DiscreteVP
 from ldm.errors import UserError
+from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.sampling import sampler_names
 
@@ -54,6 +56,27 @@ def test_size_guidance_and_options_of_the_sampler(model):
     assert not torch.equal(plain, model.sample(TEXTS[:1], steps=2, grid="karras"))
 
 
+def test_a_negative_is_what_guidance_goes_away_from(model):
+    plain = model.sample(TEXTS, steps=2)
+    torch.testing.assert_close(model.sample(TEXTS, steps=2, guidance=5.0, negative=TEXTS), plain, atol=1e-4, rtol=1e-4)
+    guided = model.sample(TEXTS, steps=2, guidance=5.0)
+    assert not torch.allclose(model.sample(TEXTS, steps=2, guidance=5.0, negative=TEXTS[::-1]), guided, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sampler_names())
+def test_images_to_start_from_stay_the_more_the_weaker_the_change(name):
+    process = DiscreteVP.linear(20, 1e-3, 0.3)
+    model = tiny.latent_diffusion(tiny.unet(3), IdentityAutoencoder(3), process=process).model.eval()
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    how = {"steps": 20, "sampler": name, "images": images}
+    changes = [
+        (model.sample(2, strength=share, **how) - images).square().mean() for share in (0.05, 0.25, 0.5, 1.0)
+    ]
+    assert changes == sorted(changes) and changes[0] < 0.02 < 0.2 < changes[-1]
+    alone = model.sample(1, strength=0.5, seed=1, **{**how, "images": images[1:]})
+    torch.testing.assert_close(alone[0], model.sample(2, strength=0.5, **how)[1], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", sampler_names())
 def test_every_sampler_by_its_name(unconditional, name):
     assert unconditional.sample(2, steps=3, sampler=name).shape == (2, 3, 8, 8)
@@ -78,6 +101,12 @@ def test_a_mapping_conditions_under_its_keys(model):
         (TEXTS, {"batch_size": 0}, "batch_size is 0"),
         (TEXTS, {"seed": -1}, "seed -1 is no whole number from 0"),
         (TEXTS, {"seed": 2**64}, "seed 18446744073709551616 is no whole number"),
+        (TEXTS, {"negative": TEXTS}, "negative: .*guidance"),
+        (TEXTS, {"negative": TEXTS[:1], "guidance": 2.0}, "1 of 'caption' for 2"),
+        (TEXTS, {"images": torch.zeros(1, 3, 16, 16)}, "1 of 'images' for 2"),
+        (TEXTS, {"images": torch.zeros(2, 3, 16, 15)}, "16x15: each side must be a multiple of 2"),
+        (TEXTS, {"images": torch.zeros(2, 3, 16, 16), "strength": 0.0}, "strength is 0"),
+        (TEXTS, {"images": torch.zeros(2, 3, 16, 16), "strength": 1.5}, "strength is 1.5"),
     ],
 )
 def test_mistakes(model, conditions, options, message):

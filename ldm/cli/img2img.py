@@ -1,0 +1,62 @@
+"""Draw images that start from given ones (SDEdit, arXiv 2108.01073), with a text for models that have one.
+
+    ldm img2img --run logs/RUN --indir IMAGES --prompt "a blue circle" --strength 0.6 --scale 3
+
+Images are noised to the share STRENGTH of the steps and denoised from there: a small one keeps the image, 1 hardly
+anything of it. Sides that the model cannot have are filled up and cropped again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from ldm.cli.entry import main_guard
+from ldm.cli.inputs import Source, list_images, readable
+from ldm.cli.options import Defaults, SamplingParser
+from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder, text_keys
+from ldm.data.core.pixels import from_bytes
+from ldm.data.readers.single_images import cropped, padded, read_image
+from ldm.errors import UserError
+from ldm.models.generate import with_strength
+
+_DEFAULTS = Defaults("outputs/img2img", steps=50, guidance=5.0)
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw n_samples images of every given one."""
+    parser = SamplingParser("img2img", __doc__, _DEFAULTS)
+    add = parser.add_argument
+    add("--indir", required=True, metavar="PATH", help="an image, or a folder of them")
+    add("--prompt", metavar="TEXT", help="what to draw")
+    add("--negative", metavar="TEXT", help="what not to draw: guided away from, in place of the empty text")
+    add("--strength", type=float, default=0.75, help="share of the steps that is taken, above 0 to 1 (default 0.75)")
+    given, options = parser.parse(argv)
+    sources, loaded = list_images(given.indir, "--indir"), load_for_sampling(options)
+    options = replace(options, sampler=with_strength(options.sampler, given.strength, loaded.model.process))
+    keys = text_keys(loaded)
+    if len(keys) != len(list(loaded.model.conditioners())):
+        raise UserError(f"{loaded.config}: this model is conditioned on more than text, which --prompt cannot give")
+    texts = {name: text for name in ("prompt", "negative") if (text := getattr(given, name)) is not None}
+    if keys and "prompt" not in texts:
+        raise UserError(f"{loaded.config}: this model is conditioned on text; give --prompt TEXT")
+    if texts and not keys:
+        raise UserError(f"{loaded.config}: this model is not conditioned on text; leave out --{', --'.join(texts)}")
+
+    def read(source: Source) -> Tensor:
+        return read_image(source.path, loaded.model.in_channels, options.size, loaded.value_range)
+
+    def request_of(source: Source, image: Tensor) -> ImageRequest:
+        size, x = tuple(image.shape[1:]), padded(from_bytes(image), loaded.model.side_multiple)  # (C, H, W)
+        details = {"image": str(source.path), "strength": given.strength, **texts}
+        return ImageRequest(
+            tuple(x.shape[1:]), dict.fromkeys(keys, given.prompt), details, source.name, source=image, image=x,
+            negative=None if given.negative is None else dict.fromkeys(keys, given.negative),
+            finish=lambda sample: cropped(sample, size),
+        )  # fmt: skip
+
+    requests = (request_of(*pair) for pair in readable(sources, read))
+    sample_into_folder(loaded, requests, len(sources), options, given.n_samples)

@@ -1,0 +1,11 @@
+"""Draw images that start from given ones: the same as `ldm img2img`; --help says how."""
+
+import sys
+
+from ldm.training.interrupt import quiet_at_ctrl_c
+
+with quiet_at_ctrl_c():
+    from ldm.cli.img2img import main
+
+if __name__ == "__main__":
+    sys.exit(main())
