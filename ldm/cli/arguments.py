@@ -14,7 +14,7 @@ from ldm.errors import UserError
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
-_RESUME = "go on with a run folder, a checkpoint in one, or (auto) the newest run of this name, if there is one"
+_RESUME = "go on with a run folder, a checkpoint in one, or (auto) the run of this name that was started last, if any"
 _SEED = "seed of everything that is random (default: 23, or that of the run that goes on)"
 
 
