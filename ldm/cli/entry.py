@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
     def guarded(argv: Sequence[str] | None = None) -> int:
         configure_logging()
         try:
-            main(argv)
+            main(expand_homes(sys.argv[1:] if argv is None else argv))
         except UserError as error:
             sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
             sys.exit(1)
@@ -33,6 +34,12 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
         return 0
 
     return guarded
+
+
+def expand_homes(words: Sequence[str]) -> list[str]:
+    """Expand `~/` where words begin with it, and behind `--flag=` and `dotted.key=`, where shells do not."""
+    home = r"(?s)^(--[\w-]+=|[\w.\[\]-]+=(?=~[^/]*/)|)(~[\w.-]*(?:/.*)?)$"  # key=~ is null in YAML
+    return [re.sub(home, lambda part: part[1] + os.path.expanduser(part[2]), word) for word in words]
 
 
 def configure_logging() -> None:

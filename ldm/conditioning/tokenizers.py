@@ -173,7 +173,7 @@ class TrainedTokenizer(nn.Module):
         file = Path(path) / VOCABULARY_FILE if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise UserError(f"TrainedTokenizer: no vocabulary at {file}; give the vocab.txt of a training run")
-        self._store([line for line in file.read_text(encoding="utf-8").split("\n") if line], str(file))
+        self._store([line for line in file.read_text(encoding="utf-8-sig").split("\n") if line], str(file))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Return ids int64 (B, max_length) on the CPU. UserError before the vocabulary is there."""

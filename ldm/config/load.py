@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ldm.config.check import check_sections
 from ldm.config.files import Reading, Translate, follow_references, read_with_bases
 from ldm.config.overrides import COMMAND_LINE, apply_overrides, overridden_path
-from ldm.config.plain import resolve
+from ldm.config.plain import resolve, with_references
 from ldm.errors import ConfigError
 
 
@@ -37,7 +37,7 @@ def load(
             check_sections(config)
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, reading.origin(error.path)) from error.__cause__
-    return OmegaConf.create(config)
+    return with_references(config, reading.content)
 
 
 def read(

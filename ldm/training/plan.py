@@ -27,6 +27,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.bounds import Count
+from ldm.config.plain import with_references
 from ldm.config.targets import did_you_mean, find_target, parameters_of
 from ldm.config.types import hints_of, mismatch
 from ldm.errors import ConfigError
@@ -111,9 +112,13 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The resolved config of a run (plain dicts by section) with what follows from it."""
+    """The resolved config of a run (plain dicts by section) with what follows from it.
+
+    written: the same config as the run folder keeps it, in which references within the data are references.
+    """
 
     config: dict[str, Any]
+    written: dict[str, Any]
     run: RunFolder
     devices: Devices
     batch: GlobalBatch
@@ -164,9 +169,10 @@ def make_plan(
 
     Raises UserError.
     """
-    config, seed = OmegaConf.to_container(OmegaConf.create(config), resolve=True), run.seed(seed)
+    given, seed = OmegaConf.create(config), run.seed(seed)
     if not 0 <= seed < 2**64:
         raise ConfigError(f"{seed} is no whole number from 0 to 2^64 - 1", "--seed")
+    config = OmegaConf.to_container(given, resolve=True)
     for section in ("model", "training", "data"):
         if section not in config:
             raise ConfigError("missing; a config has the sections model, training, data and lightning", section)
@@ -193,7 +199,8 @@ def make_plan(
         raise ConfigError(problem, "lightning.channels_last")
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     resolved = {"model": config["model"], "training": training, "data": config["data"], "lightning": lightning}
-    return Plan(resolved, run, devices, batch, rate, seed, launch)
+    written = OmegaConf.to_container(with_references(resolved, OmegaConf.to_container(given)))
+    return Plan(resolved, written, run, devices, batch, rate, seed, launch)
 
 
 def _check_kinds(section: Any) -> None:

@@ -75,13 +75,13 @@ class Resumption(pl.Callback):
                 _log.warning("the seed was %s before, and is %d from here on", seed, plan.seed)
             if changes := data_changes(run.environment().get("data"), self._data):
                 _log.warning("the data changed since the run was last started: %s", "; ".join(changes))
-        run.record(plan.config, plan.seed, self._data)
+        run.record(plan.written, plan.seed, self._data)
         save_tokenizers(module, run.configs)
 
 
 def settings_changed(plan: Plan) -> str:
     """Return what differs between the config of a run that goes on and the one that it is to go on with."""
-    return _some_of(differences(plan.run.saved_content() or {}, plan.config))
+    return _some_of(differences(plan.run.saved_content() or {}, plan.written))
 
 
 def tell_edits(plan: Plan, plan_anew: Callable[[], Plan]) -> None:

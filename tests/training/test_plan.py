@@ -189,3 +189,24 @@ def test_lightning_section_of_the_original_is_translated() -> None:
     assert translated["trainer"] == {"benchmark": True}
     again = translate(translated)
     assert again == translated
+
+
+def test_moved_data_need_one_override(tmp_path: Path) -> None:
+    """References within the data are kept as such by a run; those that an override made something else are not."""
+    train, validation = {"root": "A", "size": 8, "captions": None}, {}
+    for key in train:
+        validation[key] = f"${{data.params.train.params.{key}}}"
+    validation["root"] = "${data.params.train.params.root}/val"
+    folder = "ldm.data.readers.captions.CaptionedFolder"
+    content = config()
+    content["data"]["params"] |= {
+        "train": {"target": folder, "params": train}, "validation": {"target": folder, "params": validation},
+    }  # fmt: skip
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+    plan = plan_of(parse(["-b", str(tmp_path / "a.yaml"), "data.params.validation.params.size=16"]))
+    assert plan.config["data"]["params"]["validation"]["params"] == {"root": "A/val", "size": 16, "captions": None}
+    written = plan.written["data"]["params"]["validation"]["params"]
+    assert written == {**validation, "size": 16} and plan.written["model"] == plan.config["model"]
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(plan.written))
+    moved = plan_of(parse(["-b", str(tmp_path / "b.yaml"), "data.params.train.params.root=B"]))
+    assert moved.config["data"]["params"]["validation"]["params"]["root"] == "B/val"
