@@ -12,15 +12,6 @@ def shown(text: str, limit: int = 60) -> str:
     return f"{written[: limit - 3 - tail]}...{written[len(written) - tail :]}"
 
 
-def shown(text: str, limit: int = 60) -> str:
-    """Write text that a file brought so that it fits into a message: on one line, escaped, shortened in the middle."""
-    written = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-    if len(written) <= limit:
-        return written
-    tail = (limit - 3) // 2
-    return f"{written[: limit - 3 - tail]}...{written[len(written) - tail :]}"
-
-
 class UserError(Exception):
     """Report a mistake of the user in one line that names the place and the remedy.
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ldm"
 
-LEAVES = ("errors", "bounds", "distributed")  # every layer may import these
+LEAVES = ("errors", "bounds", "distributed", "writing")  # every layer may import these
 # Each layer -> the layers that it may import, besides itself and the leaves.
 ARROWS = {
     "errors": set(),
@@ -18,6 +18,7 @@ ARROWS = {
     "environment": set(),
     "aliases": set(),
     "distributed": set(),
+    "writing": set(),
     "weights": set(),
     "config": {"weights"},
     "compat": {"config"},

@@ -17,7 +17,7 @@ _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 _OWN = "let configs name classes of a package or module of your own; also LDM_ALLOW=PACKAGE,PACKAGE"
 ALLOW = {"type": allow, "action": "append", "default": [], "metavar": "PACKAGE", "help": _OWN}
-_RESUME = "go on with a run folder, a checkpoint in one, or (auto) the newest run of this name, if there is one"
+_RESUME = "go on with a run folder, a checkpoint in one, or (auto) the run of this name that was started last, if any"
 _SEED = "seed of everything that is random (default: 23, or that of the run that goes on)"
 
 

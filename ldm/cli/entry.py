@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import wraps
 
+from ldm.distributed import is_first_process
 from ldm.errors import UserError
 
 Main = Callable[[Sequence[str] | None], None]
@@ -47,14 +48,8 @@ def expand_homes(words: Sequence[str]) -> list[str]:
 def configure_logging() -> None:
     """Write our messages to stderr: all of the first rank, warnings of the others. Lightning's hints are left out."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("ldm").setLevel(logging.INFO if is_first_rank() else logging.WARNING)
+    logging.getLogger("ldm").setLevel(logging.INFO if is_first_process() else logging.WARNING)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is the first of its run, by what a launcher or Lightning put into the environment."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in ranks if rank is not None), 0)) == 0

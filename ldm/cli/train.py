@@ -12,11 +12,14 @@ import yaml
 
 from ldm import compat
 from ldm.cli.arguments import Arguments, parse
-from ldm.cli.entry import is_first_rank, main_guard
+from ldm.cli.entry import main_guard
 from ldm.config import trust_base
+from ldm.distributed import is_first_process
 from ldm.errors import UserError
+from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.plan import MISSING, Plan, RunOptions, make_plan
-from ldm.training.run import INTERRUPTIONS, build_without_memory, describe, first_stage_problem, train_plan
+from ldm.training.resumption import tell_edits
+from ldm.training.run import build_without_memory, describe, first_stage_problem, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
 
 
@@ -26,20 +29,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     plan = plan_of(arguments)
     if arguments.dry_run:
-        dry_run(plan)
-    elif not arguments.train:
+        return dry_run(plan)
+    if not arguments.train:
         raise UserError("nothing to do: add -t to train, or --dry-run to see what would be trained")
-    else:
-        _train(plan, arguments)
-
-
-def _train(plan: Plan, arguments: Arguments) -> None:
     try:
         train_plan(plan, test=not arguments.no_test)
-    except INTERRUPTIONS:
+    except Stopped:
         return  # the message with the command that goes on is in the log
     except Exception as error:
-        if arguments.debug and is_first_rank() and not isinstance(error, UserError):
+        if arguments.debug and is_first_process() and not isinstance(error, UserError):
             pdb.post_mortem()
         raise
 
@@ -51,9 +49,16 @@ def plan_of(arguments: Arguments) -> Plan:
     name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
     trust_base(arguments.base, arguments.overrides if arguments.base else ())
-    config = compat.load(config_files(arguments, run), arguments.overrides)
     options = RunOptions(**{field.name: getattr(arguments, field.name) for field in fields(RunOptions)})
-    return make_plan(config, run, arguments.seed, options, needs_data=not arguments.dry_run)
+
+    def planned(files: list[str]) -> Plan:
+        config = compat.load(files, arguments.overrides)
+        return make_plan(config, run, arguments.seed, options, needs_data=not arguments.dry_run)
+
+    plan = planned(config_files(arguments, run))
+    if arguments.resume == AUTO and arguments.base and not run.is_new:
+        tell_edits(plan, lambda: planned(arguments.base))
+    return plan
 
 
 def config_files(arguments: Arguments, run: RunFolder) -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ldm.bounds import Size
 from ldm.errors import UserError, shown
 from ldm.weights.load import read
+from ldm.writing import write_text
 
 VOCABULARY_FILE = "vocab.txt"
 INSIDE = "##"  # begins a piece that continues a word
@@ -198,7 +199,7 @@ class TrainedTokenizer(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the vocabulary into a folder."""
-        (Path(folder) / VOCABULARY_FILE).write_text("".join(f"{token}\n" for token in self.tokens()), encoding="utf-8")
+        write_text(Path(folder) / VOCABULARY_FILE, "".join(f"{token}\n" for token in self.tokens()))
 
     def load(self, path: str | Path) -> None:
         """Read the vocabulary from a file or a folder. UserError if it is missing or does not fit."""

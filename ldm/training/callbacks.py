@@ -22,6 +22,7 @@ from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
 from ldm.training.randomness import PREVIEW, Draws
 from ldm.training.strategies import whole_weights
+from ldm.writing import replacing, write_text
 
 _GRID_COLUMNS = 4
 
@@ -105,13 +106,14 @@ class ImageLogger(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         for name, images in pictures.items():
             shown = image_grid(to_rgb_bytes(images), ROW_COLUMNS if name.endswith("_row") else _GRID_COLUMNS)
-            to_pil(shown).save(folder / f"{name}_{place}.png")
+            with replacing(folder / f"{name}_{place}.png") as beside:
+                to_pil(shown).save(beside)
             for logger in trainer.loggers:
                 _show(logger, f"{split}/{name}", rearrange(shown, "c h w -> h w c").numpy(), trainer.global_step)
         captions = [value for value in batch.values() if isinstance(value, list) and isinstance(value[0], str)]
         if captions:
             lines = [" | ".join(texts) for texts in zip(*captions, strict=True)]
-            (folder / f"captions_{place}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_text(folder / f"captions_{place}.txt", "\n".join(lines) + "\n")
 
 
 def check_previews(callbacks: Iterable[pl.Callback], module: nn.Module) -> None:

@@ -183,6 +183,8 @@ def make_plan(
     """
     given, seed = OmegaConf.create(config), run.seed(seed)
     config = plain(given)
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"{seed} is no whole number from 0 to 2^64 - 1", "--seed")
     for section in ("model", "training", "data"):
         if section not in config and (needs_data or section != "data"):
             raise ConfigError(MISSING, section)
@@ -199,11 +201,16 @@ def make_plan(
     _check_trainer(trainer)
     data = {"data": config["data"]} if "data" in config else {}
     for section in data.values():
-        _seed_data(section, seed)
+        _seed_data(section, seed, run)
     batch = _global_batch(data.get("data", _ONE_SAMPLE), trainer, devices)
     rate = learning_rate(config["training"], batch.total, options.scale_lr)
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
+    strategy = trainer.get("strategy")
+    name = strategy.get("target") if isinstance(strategy, dict) else strategy
+    if lightning.get("channels_last") and str(name).endswith(("fsdp", "FullySharded")):
+        problem = "fsdp shards contiguous weights only; set it to false, or use ddp or zero1"
+        raise ConfigError(problem, "lightning.channels_last")
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     check_extensions(lightning, run)
     resolved = {"model": config["model"], "training": training, **data, "lightning": lightning}
@@ -248,10 +255,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError("16-mixed needs a gradient scaler, which fsdp has not; use bf16-mixed", "--precision")
 
 
-def _seed_data(data: dict[str, Any], seed: int) -> None:
-    """Use the seed of the run for the order of the data, unless the config sets one."""
+def _seed_data(data: dict[str, Any], seed: int, run: RunFolder) -> None:
+    """Use the seed of the run for the order of the data, unless the config sets one that is not the run's earlier."""
+    params = data.get("params") or {}
     if "seed" in parameters_of(find_target(data["target"], "data")).names:
-        data["params"] = {"seed": seed, **(data.get("params") or {})}
+        is_earlier = not run.is_new and params.get("seed") == run.environment().get("seed")
+        data["params"] = params | {"seed": seed} if is_earlier else {"seed": seed, **params}
 
 
 def _global_batch(data: Mapping[str, Any], trainer: Mapping[str, Any], devices: Devices) -> GlobalBatch:

@@ -28,7 +28,7 @@ def build_trainer(plan: Plan) -> pl.Trainer:
     options.setdefault("use_distributed_sampler", False)  # our loaders divide the data among the ranks
     made = [part.build() for part in callbacks(lightning, run)]
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
             callbacks=made,
             logger=[MetricsCsv(run.metrics), *(part.build() for part in loggers(lightning, run))],
@@ -38,6 +38,9 @@ def build_trainer(plan: Plan) -> pl.Trainer:
         )
     except (TypeError, ValueError, MisconfigurationException) as error:  # what it says of its arguments
         raise ConfigError(" ".join(str(error).split()), "lightning.trainer") from error
+    # Lightning's answer to SIGTERM, an exception in the middle of a step, is replaced by `lightning_fixes.signals`.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def _strategy(name: str) -> Any:

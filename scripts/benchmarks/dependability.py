@@ -21,7 +21,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -143,7 +142,7 @@ def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[
         model, turns = build_model(plan, data), Turns(warm_up)
         trainer = build_trainer(plan)
         trainer.callbacks.append(turns)
-        plan.run.create(yaml.safe_load(yaml.safe_dump(plan.config)), plan.seed)
+        plan.run.checkpoints.mkdir(parents=True)
         trainer.fit(model, data.train_loader())
     pairs = list(zip(turns.seconds[False], turns.seconds[True], strict=False))
     return {

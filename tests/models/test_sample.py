@@ -103,6 +103,8 @@ def test_a_mapping_conditions_under_its_keys(model):
         (TEXTS, {"grid": "no"}, "grid 'no' is unknown; use one of uniform"),
         (TEXTS, {"size": (15, 16)}, "15x16: each side must be a multiple of 2"),
         (TEXTS, {"batch_size": 0}, "batch_size is 0"),
+        (TEXTS, {"seed": -1}, "seed -1 is no whole number from 0"),
+        (TEXTS, {"seed": 2**64}, "seed 18446744073709551616 is no whole number"),
         (TEXTS, {"negative": TEXTS}, "negative: .*guidance"),
         (TEXTS, {"negative": TEXTS[:1], "guidance": 2.0}, "1 of 'caption' for 2"),
         (TEXTS, {"images": torch.zeros(1, 3, 16, 16)}, "1 of 'images' for 2"),

@@ -24,7 +24,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from ldm.errors import UserError, shown
 from ldm.training.lightning_fixes import loop_state
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
-from ldm.training.lightning_fixes.signals import GracefulStop
+from ldm.training.lightning_fixes.signals import GracefulStop, Stopped
 from ldm.training.module import TrainingModule
 from ldm.training.strategies import local_part
 from ldm.weights import files as storage
@@ -33,10 +33,6 @@ _LOG = logging.getLogger(__name__)
 _BETTER = {"min": torch.lt, "max": torch.gt}
 _MOST_FAILURES = 3
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-
-
-class Stopped(Exception):
-    """A run was asked to stop, and has saved its state."""
 
 
 class Checkpoints(pl.Callback):
@@ -73,13 +69,14 @@ class Checkpoints(pl.Callback):
         self._asked = self._at_end = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the best value, and the samples of a batch, in which Lightning counts progress."""
-        state = {} if self._best is None else {"best": self._best}
+        """Keep the best value and what it is one of, and the samples of a batch, in which Lightning counts progress."""
+        state = {} if self._best is None else {"best": self._best, "best_of": [self.monitor, self.mode]}
         return state | {"samples_per_batch": self._samples_per_batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best value of the resumed run, and how it counted."""
-        self._best = state_dict.get("best")
+        """Take the best value of the resumed run, unless it is now another metric's, and how it counted."""
+        best_of = [self.monitor, self.mode]
+        self._best = state_dict.get("best") if state_dict.get("best_of", best_of) == best_of else None
         self._samples_per_batch = state_dict.get("samples_per_batch")
 
     def on_load_checkpoint(
@@ -176,6 +173,8 @@ class Checkpoints(pl.Callback):
             self._save(trainer, pl_module, trainer.fit_loop.state_dict(), LAST)
         if self._failures:
             raise UserError(f"{self.directory / LAST}: the end of the run could not be saved; make room and resume it")
+        if self._asked or (self._stop.is_pending and trainer.world_size == 1):
+            raise Stopped(f"asked to stop; saved step {trainer.global_step}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the signal handlers."""
@@ -193,10 +192,6 @@ class Checkpoints(pl.Callback):
         state, self._due = self._due, None
         step = trainer.global_step
         self._save(trainer, module, state, LAST)
-        if self._is_numbered(step) and self._saved_step == step and trainer.is_global_zero:
-            storage.link(self.directory / LAST, self.directory / f"step={step:09}.ckpt")
-            for surplus in sorted(self.directory.glob("step=*.ckpt"))[: -self.keep_last if self.keep_last else 0]:
-                surplus.unlink()
         if self._asked and not self._at_end:
             if self._failures:
                 raise UserError(f"{self.directory / LAST}: asked to stop, but step {step} could not be saved")
@@ -214,11 +209,15 @@ class Checkpoints(pl.Callback):
                 "go on from what is there with a lower learning rate"
             )
         temporary = self.directory / f"{name}.tmp"
+        if trainer.is_global_zero:
+            temporary.unlink(missing_ok=True)  # what a kill left may be a numbered checkpoint, under its other name
         self._files.expect(loops, self._frozen, _metrics_of(trainer))
         trainer.save_checkpoint(temporary)
         problem = self._files.problem
         if trainer.is_global_zero and problem is None:
             try:
+                if name == LAST and self._is_numbered(trainer.global_step):
+                    self._keep_numbered(temporary, trainer.global_step)
                 storage.publish(temporary, self.directory / name, self.directory / PREVIOUS if name == LAST else None)
             except (OSError, UserError) as error:
                 problem = error
@@ -232,6 +231,13 @@ class Checkpoints(pl.Callback):
         _LOG.warning("%s was not saved at step %d: %s", self.directory / name, trainer.global_step, problem)
         if self._failures == _MOST_FAILURES:
             raise UserError(f"{self.directory}: {_MOST_FAILURES} saves in a row failed, the last by: {problem}")
+
+    def _keep_numbered(self, temporary: Path, step: int) -> None:
+        """Give a written file its number, before it becomes `last.ckpt`: a resumed run never comes back to it."""
+        storage.inspect(temporary)
+        storage.link(temporary, self.directory / f"step={step:09}.ckpt")
+        for surplus in sorted(self.directory.glob("step=*.ckpt"))[: -self.keep_last if self.keep_last else 0]:
+            surplus.unlink()
 
 
 class CheckpointFiles(TorchCheckpointIO):
