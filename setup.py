@@ -15,7 +15,7 @@ setup(
         "torch>=2.11",
         "torchvision>=0.26",
         "pytorch-lightning>=2.5,<3",
-        "omegaconf>=2.3",
+        "omegaconf>=2.4",
         "einops>=0.8",
         "numpy>=1.26",
         "pillow>=10",

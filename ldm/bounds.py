@@ -5,7 +5,7 @@ calls a constructor directly is not checked.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -50,7 +50,21 @@ class Lt(Bound):
     words, compare = "less than {}", staticmethod(operator.lt)
 
 
+class Most(Bound):
+    """A list of at most `limit`."""
+
+    words = "of at most {}"
+
+    def allows(self, value: Sized) -> bool:
+        """Return whether a list is short enough."""
+        return len(value) <= self.limit
+
+
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+# What a network is made of: more than this is a slip, and would take minutes to build or not fit into any memory.
+Size = Annotated[int, Ge(1), Le(1_000_000)]
+Depth = Annotated[int, Ge(0), Le(200)]
+Levels = Annotated[Sequence[Size], Most(16)]

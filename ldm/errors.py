@@ -1,5 +1,16 @@
 """Exceptions for mistakes of the user; a leaf module that every layer may import."""
 
+_LONGEST = 300  # characters of a message
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """Write text that a file brought so that it fits into a message: on one line, escaped, shortened in the middle."""
+    written = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    if len(written) <= limit:
+        return written
+    tail = (limit - 3) // 2
+    return f"{written[: limit - 3 - tail]}...{written[len(written) - tail :]}"
+
 
 class UserError(Exception):
     """Report a mistake of the user in one line that names the place and the remedy.
@@ -7,10 +18,15 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with status 1.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(" ".join(message.split()), _LONGEST))
+
 
 class ConfigError(UserError):
     """Report a mistake in a configuration as `FILE: dotted.path: problem`; file and path may be unknown (empty)."""
 
     def __init__(self, problem: str, path: str = "", source: str = "") -> None:
         self.problem, self.path, self.source = problem, path, source
-        super().__init__(": ".join(part for part in (source, path, problem) if part))
+        place = ": ".join(shown(part, _LONGEST // 3) for part in (source, path) if part)
+        problem = shown(" ".join(problem.split()), _LONGEST - len(place) - 2)
+        super().__init__(f"{place}: {problem}" if place else problem)

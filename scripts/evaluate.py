@@ -2,7 +2,10 @@
 
 import sys
 
-from ldm.cli.evaluate import main
+from ldm.training.interrupt import quiet_at_ctrl_c
+
+with quiet_at_ctrl_c():
+    from ldm.cli.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

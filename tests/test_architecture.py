@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ldm"
 
-LEAVES = ("errors", "bounds", "distributed")  # every layer may import these
+LEAVES = ("errors", "bounds", "distributed", "writing")  # every layer may import these
 # Each layer -> the layers that it may import, besides itself and the leaves.
 ARROWS = {
     "errors": set(),
@@ -18,15 +18,16 @@ ARROWS = {
     "environment": set(),
     "aliases": set(),
     "distributed": set(),
+    "writing": set(),
     "weights": {"compat"},  # the names of foreign files
     "config": {"weights"},
     "compat": {"config"},
     "diffusion": set(),
-    "networks": {"distributed"},
+    "networks": {"distributed", "weights"},
     "data": {"distributed"},
     "images": {"data", "environment"},
     "autoencoder": {"aliases", "distributed", "networks"},
-    "conditioning": {"aliases", "networks"},
+    "conditioning": {"aliases", "networks", "weights"},
     "sampling": {"aliases", "diffusion"},
 }
 LIBRARY = set(ARROWS)

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm import compat
 from ldm.ablation.study import PIXELS, EvaluationSpec, Sampling, Study, Trial, make
 from ldm.ablation.workspace import file_name
+from ldm.config import trust_base
 from ldm.config.check import check_sections
 from ldm.config.merge import set_value
 from ldm.config.overrides import split_key
@@ -118,6 +119,7 @@ def _configs(trial: Trial) -> Content:
     for key, value in trial.settings:
         part, _, inside = key.partition(".")
         if not inside:
+            trust_base([] if value == PIXELS else [value])
             configs[part] = value if value == PIXELS else compat.translate(compat.read(value))
         elif isinstance(configs.get(part), dict):
             configs[part] = set_value(configs[part], split_key(inside), value)

@@ -33,8 +33,9 @@ from ldm.evaluation.run import (
     evaluate_model,
 )
 from ldm.models.loading import ModelSource
+from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.plan import RunOptions
-from ldm.training.run import INTERRUPTIONS, train
+from ldm.training.run import train
 from ldm.training.run_folder import new_run, resume_run
 
 _log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ def _train(name: str, content: Content, seed: int, workspace: Workspace, slot: D
         run = new_run(str(workspace.folder / "runs"), name) if begun is None else resume_run(begun)
         try:
             result = train(content, run, seed, RunOptions(**slot.options))
-        except INTERRUPTIONS as stop:
+        except Stopped as stop:
             raise UserError(f"{name}: was stopped: {stop}") from stop
         gc.collect()  # trainer and model hold one another; the next step needs their memory
         wanted = content["lightning"]["trainer"].get("max_steps", -1)

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from ldm.config.trust import allow, allowed
 from ldm.errors import UserError
 from ldm.training.interrupt import stopped_by_sigterm
 
@@ -52,7 +53,7 @@ def run_all(jobs: Mapping[str, Job], slots: Sequence[DeviceSlot], logs: Path) ->
             while pending or running:
                 while pending and free:
                     name, slot = next(iter(pending)), free.pop(0)
-                    arguments = (pending.pop(name), slot, logs / f"{name}.log")
+                    arguments = (pending.pop(name), slot, logs / f"{name}.log", allowed())
                     process = context.Process(target=_call, args=arguments, name=name)
                     process.start()
                     running[process] = (name, slot, time.monotonic())
@@ -73,8 +74,8 @@ def run_all(jobs: Mapping[str, Job], slots: Sequence[DeviceSlot], logs: Path) ->
         raise UserError(f"{len(failed)} of {len(jobs)} failed: {reasons}; run the study again to go on")
 
 
-def _call(job: Job, slot: DeviceSlot, log: Path) -> None:
-    """Be the process of a job."""
+def _call(job: Job, slot: DeviceSlot, log: Path, packages: Sequence[str]) -> None:
+    """Be the process of a job, whose configs may name `packages`."""
     os.setsid()
     with log.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -82,6 +83,8 @@ def _call(job: Job, slot: DeviceSlot, log: Path) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ldm").setLevel(logging.INFO)
     try:
+        for package in packages:
+            allow(package)
         job(slot)
     except UserError as mistake:
         sys.exit(f"error: {mistake}")

@@ -29,12 +29,14 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from ldm.bounds import Count, Ge, Gt, Natural, NonNegative
+from ldm.config import trust_base
 from ldm.config.check import check_value
 from ldm.config.files import read_with_bases
 from ldm.config.nodes import SECTIONS
 from ldm.config.overrides import parse_override
+from ldm.config.parameters import parameters_of
 from ldm.config.plain import resolve
-from ldm.config.targets import did_you_mean, parameters_of
+from ldm.config.targets import did_you_mean
 from ldm.errors import ConfigError
 
 PIXELS = "none"
@@ -167,6 +169,7 @@ class Study:
 def read(path: Path) -> Study:
     """Read a study. ConfigError names the place in the file."""
     try:
+        trust_base([path])
         return _study(path, resolve(read_with_bases(path).content))
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(path)) from error

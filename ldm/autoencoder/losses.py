@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.autoencoder.regularizers import float32_or_wider, measure_perplexity
-from ldm.bounds import Count, Natural, NonNegative
+from ldm.bounds import Natural, NonNegative, Size
 from ldm.distributed import world_size
 from ldm.errors import UserError
 from ldm.networks.synchronized import sum_over_ranks
@@ -238,7 +238,7 @@ class VQLoss(AdversarialLoss):
     balances_without_factor = True
 
     def __init__(
-        self, disc_start: Natural = 0, codebook_weight: NonNegative = 1.0, num_codes: Count | None = None, **kwargs: Any
+        self, disc_start: Natural = 0, codebook_weight: NonNegative = 1.0, num_codes: Size | None = None, **kwargs: Any
     ) -> None:
         super().__init__(disc_start, **kwargs)
         self.regularization_weight = codebook_weight

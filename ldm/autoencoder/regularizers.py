@@ -16,7 +16,7 @@ from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
 from ldm.aliases import Noise
-from ldm.bounds import Count, NonNegative
+from ldm.bounds import NonNegative, Size
 from ldm.errors import UserError
 
 Info = dict[str, Tensor]
@@ -185,8 +185,8 @@ class VectorQuantizer(VectorQuantizer2):
 
     def __init__(
         self,
-        num_codes: Count,
-        dim: Count,
+        num_codes: Size,
+        dim: Size,
         beta: NonNegative = 0.25,
         remap: str | None = None,
         unknown_index: str | int = "random",

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.config import allow
 from ldm.config.overrides import split_overrides
 from ldm.config.targets import did_you_mean
 from ldm.errors import UserError
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
-_RESUME = "go on with a run folder, a checkpoint in one, or (auto) the newest run of this name, if there is one"
+_OWN = "let configs name classes of a package or module of your own; also LDM_ALLOW=PACKAGE,PACKAGE"
+ALLOW = {"type": allow, "action": "append", "default": [], "metavar": "PACKAGE", "help": _OWN}
+_RESUME = "go on with a run folder, a checkpoint in one, or (auto) the run of this name that was started last, if any"
 _SEED = "seed of everything that is random (default: 23, or that of the run that goes on)"
 
 
@@ -23,6 +26,7 @@ class Arguments:
     """The parsed command line; None or empty means not given."""
 
     base: list[str]
+    allow: list[str]
     overrides: list[str]
     train: bool
     no_test: bool
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train an autoencoder or a latent diffusion model from YAML configs.",
         epilog="Any further dotted.key=value overrides the configs, e.g. data.params.batch_size=4.",
     )
+    parser.add_argument("--allow", **ALLOW)
     flag = {"type": boolean, "nargs": "?", "const": True}
     add = parser.add_argument
     add("-b", "--base", nargs="*", default=[], metavar="YAML", help="config files, merged left to right")

@@ -22,7 +22,7 @@ from ldm import compat
 from ldm.cli.arguments import parse_with_overrides
 from ldm.cli.entry import main_guard
 from ldm.cli.options import TaskParser, progress
-from ldm.config import instantiate
+from ldm.config import instantiate, trust_base
 from ldm.config.nodes import without_checkpoints
 from ldm.doctor.check_data import check_dataset, num_to_read
 from ldm.errors import UserError
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_with_overrides(parser, argv)
     if options.num < 0:
         raise UserError(f"--num {options.num}: use 1 or more, or 0 for all")
+    trust_base(options.base, options.overrides)
     config = OmegaConf.to_container(compat.load(options.base, options.overrides), resolve=True)
     if "data" not in config:
         raise UserError(f"{', '.join(options.base)}: there is no section data")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import wraps
 
+from ldm.distributed import is_first_process
 from ldm.errors import UserError
 
 Main = Callable[[Sequence[str] | None], None]
@@ -24,9 +27,10 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
     def guarded(argv: Sequence[str] | None = None) -> int:
         configure_logging()
         try:
-            main(argv)
+            words = expand_homes(sys.argv[1:] if argv is None else argv)
+            copy_context().run(main, words)  # what it allows configs to call ends with it
         except UserError as error:
-            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+            sys.stderr.write(f"error: {error}\n")
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -35,17 +39,17 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
     return guarded
 
 
+def expand_homes(words: Sequence[str]) -> list[str]:
+    """Expand `~/` where words begin with it, and behind `--flag=` and `dotted.key=`, where shells do not."""
+    home = r"(?s)^(--[\w-]+=|[\w.\[\]-]+=(?=~[^/]*/)|)(~[\w.-]*(?:/.*)?)$"  # key=~ is null in YAML
+    return [re.sub(home, lambda part: part[1] + os.path.expanduser(part[2]), word) for word in words]
+
+
 def configure_logging() -> None:
     """Write our messages to stderr: all of the first rank, warnings of the others. Lightning's hints are left out."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("ldm").setLevel(logging.INFO if is_first_rank() else logging.WARNING)
+    logging.getLogger("ldm").setLevel(logging.INFO if is_first_process() else logging.WARNING)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is the first of its run, by what a launcher or Lightning put into the environment."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in ranks if rank is not None), 0)) == 0

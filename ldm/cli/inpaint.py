@@ -5,8 +5,9 @@
     ldm inpaint --run logs/RUN --image A.png --mask M.png
 
 IMAGES holds pairs NAME.png and NAME_mask.png, of one size; a mask is white (128 and more) in the hole, or 1 if it
-holds 0 and 1 alone, or any index but 0 of a palette. Models trained for it receive the image with a black hole and the
-mask (section 4.5); for a model without condition the known parts, noised, replace the samples' at every step.
+holds 0 and 1 alone, or transparent where all is one colour, or any index but 0 of a palette in which that is black.
+Models trained for it receive the image with a black hole and the mask (section 4.5); for a model without condition the
+known parts, noised, replace the samples' at every step.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ldm.data.core.decoding import UNREADABLE
-from ldm.data.readers.folders import EXTENSIONS, find_files
+from ldm.data.core.files import find_files, find_images, read_lines
+from ldm.data.image_pairs.paired_files import find_pairs
 from ldm.errors import UserError
 
 _log = logging.getLogger(__name__)
 _MASK = "_mask"
-IMAGE_EXTENSIONS = (*EXTENSIONS, ".npy")
 Value = TypeVar("Value")
 
 
@@ -25,34 +25,27 @@ class Source(NamedTuple):
     mask: Path | None = None
 
 
-def list_images(place: str, flag: str, extensions: Sequence[str] = IMAGE_EXTENSIONS) -> list[Source]:
-    """List the images below a folder, or the one file. Raises UserError if there are none."""
+def list_images(place: str, flag: str, endings: Sequence[str] = ()) -> list[Source]:
+    """List the images below a folder, or the files with some endings, or the one file. UserError if there are none."""
     path = Path(place).expanduser()
     if path.is_file():
         return [Source(path, path.stem)]
     if not path.is_dir():
         raise UserError(f"{flag} {place}: no such file or folder")
-    found = [Source(path / file, str(Path(file).with_suffix(""))) for file in find_files(path, extensions)]
-    if not found:
-        raise UserError(f"{flag} {place}: holds no images ({', '.join(extensions)})")
-    return found
+    names = find_files(path, endings) if endings else find_images(path, arrays=True)
+    if not names:
+        raise UserError(f"{flag} {place}: holds no images{' of ' if endings else ''}{', '.join(endings)}")
+    return [Source(path / file, str(Path(file).with_suffix(""))) for file in names]
 
 
 def list_masked(indir: str) -> list[Source]:
-    """List pairs NAME.png, NAME_mask.png below a folder, with any extensions; single files are skipped and logged.
-
-    Raises UserError if there is no pair.
-    """
-    files = {source.name: source.path for source in list_images(indir, "--indir")}
-    images = {name: path for name, path in files.items() if not name.endswith(_MASK)}
-    pairs = [Source(path, name, files[name + _MASK]) for name, path in images.items() if name + _MASK in files]
-    paired = {source.name for source in pairs} | {source.name + _MASK for source in pairs}
-    alone = [str(path) for name, path in files.items() if name not in paired]
+    """List pairs NAME.png, NAME_mask.png below a folder, with any endings, see `find_pairs`. UserError without one."""
+    root = Path(indir).expanduser()
+    pairs = find_pairs(root, root, _MASK, arrays=True) if root.is_dir() else {}
     if not pairs:
-        raise UserError(f"--indir {indir}: no pair NAME.png, NAME{_MASK}.png in it (alone: {_some(alone)})")
-    if alone:
-        _log.warning("skipped %d files without their image NAME or mask NAME%s: %s", len(alone), _MASK, _some(alone))
-    return pairs
+        what = f"no pair NAME.png, NAME{_MASK}.png in it" if root.exists() else "no such file or folder"
+        raise UserError(f"--indir {indir}: {what}")
+    return [Source(root / name, str(Path(name).with_suffix("")), mask) for name, mask in pairs.items()]
 
 
 def readable(sources: Sequence[Source], read: Callable[[Source], Value]) -> Iterator[tuple[Source, Value]]:
@@ -76,14 +69,9 @@ def readable(sources: Sequence[Source], read: Callable[[Source], Value]) -> Iter
 
 def read_prompts(file: str) -> list[str]:
     """Return the lines of a text file that are not empty. Raises UserError if there are none."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--from-file {file}: cannot be read ({error})") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"--from-file {file}: holds no prompt")
-    return prompts
+    if prompts := read_lines(Path(file), "give --from-file a text file with a prompt a line"):
+        return prompts
+    raise UserError(f"--from-file {file}: holds no prompt")
 
 
 def _some(names: Sequence[str]) -> str:

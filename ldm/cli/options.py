@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from ldm.cli.arguments import parse_with_overrides
+from ldm.cli.arguments import ALLOW, parse_with_overrides
 from ldm.diffusion.grids import grid_names
 from ldm.errors import UserError
 from ldm.models.loading import ModelSource
@@ -66,6 +66,7 @@ class TaskParser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str) -> None:
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=f"ldm {name}", description=description, formatter_class=form)
+        self.add_argument("--allow", **ALLOW)
 
 
 class SamplingParser(TaskParser):

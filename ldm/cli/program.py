@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from ldm.training.interrupt import quiet_at_ctrl_c
+
 COMMANDS = {
     "train": "train an autoencoder or a latent diffusion model",
     "sample": "draw images without condition, or of classes",
@@ -31,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, which is the first word of the command line, and return its exit status."""
     name, *words = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in COMMANDS:
-        return importlib.import_module(f"ldm.cli.{name.replace('-', '_')}").main(words)
+        with quiet_at_ctrl_c():
+            command = importlib.import_module(f"ldm.cli.{name.replace('-', '_')}")
+        return command.main(words)
     if name in ("-h", "--help"):
         sys.stdout.write(_help())
         return 0

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 import yaml
 
 from ldm import compat
 from ldm.cli.arguments import Arguments, parse
-from ldm.cli.entry import is_first_rank, main_guard
+from ldm.cli.entry import main_guard
+from ldm.config import trust_base
+from ldm.distributed import is_first_process
 from ldm.errors import UserError
-from ldm.training.plan import Plan, RunOptions, make_plan
-from ldm.training.run import INTERRUPTIONS, describe, first_stage_problem, instantiate_training, train_plan
+from ldm.training.lightning_fixes.signals import Stopped
+from ldm.training.plan import MISSING, Plan, RunOptions, make_plan
+from ldm.training.resumption import tell_edits
+from ldm.training.run import build_without_memory, describe, first_stage_problem, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
 
 
@@ -26,22 +29,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     plan = plan_of(arguments)
     if arguments.dry_run:
-        dry_run(plan)
-    elif not arguments.train:
+        return dry_run(plan)
+    if not arguments.train:
         raise UserError("nothing to do: add -t to train, or --dry-run to see what would be trained")
-    else:
-        _train(plan, arguments)
-
-
-def _train(plan: Plan, arguments: Arguments) -> None:
     try:
         train_plan(plan, test=not arguments.no_test)
-    except INTERRUPTIONS:
+    except Stopped:
         return  # the message with the command that goes on is in the log
-    except UserError:
-        raise
-    except Exception:
-        if arguments.debug and is_first_rank():
+    except Exception as error:
+        if arguments.debug and is_first_process() and not isinstance(error, UserError):
             pdb.post_mortem()
         raise
 
@@ -52,9 +48,17 @@ def plan_of(arguments: Arguments) -> Plan:
         raise UserError("--name and --resume: a run that goes on keeps its name; drop --name")
     name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
-    config = compat.load(config_files(arguments, run), arguments.overrides)
+    trust_base(arguments.base, arguments.overrides if arguments.base else ())
     options = RunOptions(**{field.name: getattr(arguments, field.name) for field in fields(RunOptions)})
-    return make_plan(config, run, arguments.seed, options)
+
+    def planned(files: list[str]) -> Plan:
+        config = compat.load(files, arguments.overrides)
+        return make_plan(config, run, arguments.seed, options, needs_data=not arguments.dry_run)
+
+    plan = planned(config_files(arguments, run))
+    if arguments.resume == AUTO and arguments.base and not run.is_new:
+        tell_edits(plan, lambda: planned(arguments.base))
+    return plan
 
 
 def config_files(arguments: Arguments, run: RunFolder) -> list[str]:
@@ -71,10 +75,9 @@ def config_files(arguments: Arguments, run: RunFolder) -> list[str]:
 
 def dry_run(plan: Plan) -> None:
     """Print the resolved config and what it amounts to. Needs neither data nor devices nor weights."""
-    with torch.device("meta"):
-        model = instantiate_training(plan.config)
+    model = build_without_memory(plan)
     sys.stdout.write(yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True))
     for line in describe(plan, model):
         sys.stdout.write(f"# {line}\n")
-    if problem := first_stage_problem(plan):
+    if problem := first_stage_problem(plan) or ("" if "data" in plan.config else f"data: {MISSING}"):
         sys.stdout.write(f"# training would stop here: {problem}\n")

@@ -101,13 +101,13 @@ def translate(config: Config) -> Config:
     if "checkpoint" in model:
         training |= {key: model[key] for key in ("checkpoint", "ignore_keys") if key in model}
     sections = {"model": node, "training": training}
-    return {**sections, **{key: _renamed(value) for key, value in config.items() if key != "model"}}
+    return {**sections, **{key: moved(value) for key, value in config.items() if key != "model"}}
 
 
 def _split_diffusion(params: Config) -> tuple[Config, Config]:
-    of_model = {_RENAMED.get(key, key): _renamed(params.pop(key)) for key in list(params) if _is_of_model(key)}
+    of_model = {_RENAMED.get(key, key): moved(params.pop(key)) for key in list(params) if _is_of_model(key)}
     of_objective = {key: params.pop(key) for key in _OF_THE_OBJECTIVE if key in params}
-    of_training = _renamed(params)
+    of_training = moved(params)
     if of_objective:
         objective = of_training.get("objective") or {"target": "ldm.diffusion.objective.Objective"}
         of_training["objective"] = {**objective, "params": {**(objective.get("params") or {}), **of_objective}}
@@ -122,22 +122,22 @@ def _is_of_model(key: str) -> bool:
 
 
 def _split_autoencoder(params: Config) -> tuple[Config, Config]:
-    autoencoder = _renamed(params.pop("autoencoder"))
-    return autoencoder, {"target": _AUTOENCODER, "params": _renamed(params)}
+    autoencoder = moved(params.pop("autoencoder"))
+    return autoencoder, {"target": _AUTOENCODER, "params": moved(params)}
 
 
-def _renamed(value: Any) -> Any:
-    """Rename all targets below a value, and their parameters."""
+def moved(value: Any) -> Any:
+    """Give all targets below a value, and their parameters, the names that they have today."""
     if isinstance(value, list):
-        return [_renamed(child) for child in value]
+        return [moved(child) for child in value]
     if not isinstance(value, dict):
         return value
-    renamed = {key: _renamed(child) for key, child in value.items()}
+    renamed = {key: moved(child) for key, child in value.items()}
     target = renamed.get("target")
     if isinstance(target, str):
         renamed["target"] = _target(target)
-        if names := _PARAMS.get(target):
-            renamed["params"] = {names.get(key, key): child for key, child in (renamed.get("params") or {}).items()}
+        if (names := _PARAMS.get(target)) and isinstance(renamed.get("params"), dict):
+            renamed["params"] = {names.get(key, key): child for key, child in renamed["params"].items()}
     return renamed
 
 

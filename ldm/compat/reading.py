@@ -14,7 +14,7 @@ from ldm.config.plain import plain
 
 def translate(content: dict[str, Any]) -> dict[str, Any]:
     """Translate a config, or a single node, of any dialect into ours. Raises ConfigError."""
-    return compvis.translate(first_edition.translate(content))
+    return first_edition.moved(compvis.translate(first_edition.translate(content)))
 
 
 def load(paths: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), check: bool = True) -> DictConfig:

@@ -6,8 +6,7 @@ local Hugging Face cache at the first use; nothing is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,27 +75,8 @@ class ClipEmbedder:
 
     def _model(self, kind: str, what: str) -> Any:
         if kind not in self._models:
-            with _without_reports():  # transformers warns of the weights of the other model
-                options = {"output_loading_info": True}
-                model, info = load_pretrained(kind, self.version, f"CLIP {what}", **options)
-            missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
-            if missing:
-                raise UserError(f"CLIP {what} '{self.version}': has no weights for {missing[0]}; copy all of its files")
-            self._models[kind] = model.eval().to(self.device)
+            self._models[kind] = load_pretrained(kind, self.version, f"CLIP {what}").eval().to(self.device)
         return self._models[kind]
-
-
-@contextmanager
-def _without_reports() -> Iterator[None]:
-    """Silence transformers' warnings inside the block."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _centre_square(image: Tensor, side: int) -> Tensor:

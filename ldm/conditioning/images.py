@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.aliases import Batch
-from ldm.bounds import Count, Fraction, Natural
+from ldm.bounds import Depth, Fraction, Size
 from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.errors import UserError
 
@@ -47,7 +47,7 @@ def planes(value: Tensor, num_classes: int) -> Tensor:
 class ImageConditioner(Conditioner):
     """Concatenate an image (B, C, H, W), or an index map as planes (see `planes`), of the size of the latent."""
 
-    def __init__(self, key: str, channels: Count = 3, drop_rate: Fraction = 0.0) -> None:
+    def __init__(self, key: str, channels: Size = 3, drop_rate: Fraction = 0.0) -> None:
         super().__init__(key, "concat", drop_rate, trainable=False)
         self.width = self.channels = self.in_channels = channels
 
@@ -74,11 +74,11 @@ class SpatialRescaler(Conditioner):
     def __init__(
         self,
         key: str = "segmentation",
-        num_stages: Natural = 1,
+        num_stages: Depth = 1,
         method: str = "bilinear",
         multiplier: float = 0.5,
-        in_channels: Count = 3,
-        out_channels: Count | None = None,
+        in_channels: Size = 3,
+        out_channels: Size | None = None,
         bias: bool = False,
         drop_rate: Fraction = 0.0,
         trainable: bool = True,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.bounds import Count, Fraction, Natural
+from ldm.bounds import Fraction, Natural, Size
 from ldm.conditioning.base import Conditioner, InputSpec, Slot
 from ldm.errors import UserError
 
@@ -22,8 +22,8 @@ class ClassConditioner(Conditioner):
 
     def __init__(
         self,
-        num_classes: Count = 1000,
-        embed_dim: Count | None = None,
+        num_classes: Size = 1000,
+        embed_dim: Size | None = None,
         key: str = "class_label",
         null_label: Natural | None = None,
         drop_rate: Fraction = 0.0,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.aliases import Batch
-from ldm.bounds import Count, Fraction, Natural, NonNegative
+from ldm.bounds import Depth, Fraction, NonNegative, Size
 from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.errors import UserError
 from ldm.networks.transformer import TransformerEncoder
@@ -67,8 +67,8 @@ class LayoutConditioner(Conditioner):
     def __init__(
         self,
         tokenizer: LayoutTokenizer,
-        dim: Count,
-        depth: Natural,
+        dim: Size,
+        depth: Depth,
         key: str = "boxes",
         labels_key: str = "box_labels",
         crop_key: str = "crop",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.bounds import Count, Fraction, Natural, NonNegative
+from ldm.bounds import Depth, Fraction, Natural, NonNegative, Size
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.tokenizers import HuggingFaceTokenizer, Tokenizer, TrainedTokenizer, load_pretrained
 from ldm.errors import UserError
@@ -35,10 +35,10 @@ class TokenConditioner(Conditioner):
 
     def __init__(
         self,
-        vocab_size: Count,
-        max_length: Count,
-        dim: Count,
-        depth: Natural,
+        vocab_size: Size,
+        max_length: Size,
+        dim: Size,
+        depth: Depth,
         key: str = "tokens",
         drop_rate: Fraction = 0.0,
         null_tokens: Sequence[Natural] | None = None,
@@ -83,13 +83,13 @@ class TextConditioner(Conditioner):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        dim: Count,
-        depth: Natural,
-        max_length: Count | None = None,
+        dim: Size,
+        depth: Depth,
+        max_length: Size | None = None,
         key: str = "caption",
         drop_rate: Fraction = 0.0,
         embedding_dropout: Fraction = 0.0,
-        vocab_size: Count | None = None,
+        vocab_size: Size | None = None,
         trainable: bool = True,
         embedding_std: NonNegative = 0.02,
     ) -> None:
@@ -130,7 +130,7 @@ class CLIPTextConditioner(Conditioner):
     def __init__(
         self,
         version: str = "openai/clip-vit-large-patch14",
-        max_length: Count = 77,
+        max_length: Size = 77,
         key: str = "caption",
         drop_rate: Fraction = 0.0,
         trainable: bool = False,
@@ -174,7 +174,7 @@ class EmbeddingConditioner(Conditioner):
     shape (num_tokens, dim).
     """
 
-    def __init__(self, key: str, dim: Count, num_tokens: Count = 1, drop_rate: Fraction = 0.0) -> None:
+    def __init__(self, key: str, dim: Size, num_tokens: Size = 1, drop_rate: Fraction = 0.0) -> None:
         super().__init__(key, "context", drop_rate, trainable=False)
         self.width = self.dim = dim
         self.num_tokens = num_tokens

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ldm.bounds import Count
-from ldm.errors import UserError
+from ldm.bounds import Size
+from ldm.errors import UserError, shown
+from ldm.weights.load import read
+from ldm.writing import write_text
 
 VOCABULARY_FILE = "vocab.txt"
 INSIDE = "##"  # begins a piece that continues a word
@@ -63,7 +66,7 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(
-        self, name_or_path: str = "bert-base-uncased", max_length: Count = 77, vocab_size: Count = 30522
+        self, name_or_path: str = "bert-base-uncased", max_length: Size = 77, vocab_size: Size = 30522
     ) -> None:
         self.name_or_path = name_or_path
         self.max_length = max_length
@@ -93,7 +96,7 @@ class HuggingFaceTokenizer:
 
     def _tokenizer(self) -> Any:
         if self._loaded is None:
-            self._loaded = load_pretrained("AutoTokenizer", self.name_or_path, "tokenizer")
+            self._loaded = load_pretrained("AutoTokenizer", self.name_or_path, "tokenizer", trust_remote_code=False)
             if len(self._loaded) > self.vocab_size:
                 raise UserError(
                     f"tokenizer '{self.name_or_path}' has {len(self._loaded)} tokens, the model's table "
@@ -103,18 +106,49 @@ class HuggingFaceTokenizer:
 
 
 def load_pretrained(kind: str, name_or_path: str, what: str, **options: Any) -> Any:
-    """Return `transformers.<kind>` read from a local folder or the local cache. UserError if it is in neither."""
+    """Return `transformers.<kind>` from a local folder or the local cache. UserError if it is in neither, or damaged.
+
+    Weights that are pickles are read here first: transformers would ask torch, which advises to trust them.
+    """
     import transformers  # heavy: only when a published text model is used
 
+    loader, folder = getattr(transformers, kind), Path(name_or_path)
+    is_model = issubclass(loader, transformers.PreTrainedModel)
+    if is_model and not any(folder.glob("*.safetensors")):
+        for file in folder.glob("*.bin"):
+            read(file)
     try:
-        return getattr(transformers, kind).from_pretrained(name_or_path, local_files_only=True, **options)
-    except (OSError, ValueError) as error:
-        if Path(name_or_path).is_dir():
-            raise UserError(f"{what} '{name_or_path}': the folder lacks files; copy the whole {what} there") from error
+        if not is_model:
+            return loader.from_pretrained(name_or_path, local_files_only=True, **options)
+        with _without_reports():  # of weights that are there, and of another model
+            model, found = loader.from_pretrained(
+                name_or_path, local_files_only=True, output_loading_info=True, **options
+            )
+        missing = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
+        if missing:
+            raise ValueError(f"has no weights for {missing[0]}")
+        return model
+    except Exception as error:  # whatever transformers and its readers make of files that are none of theirs
+        if folder.is_dir():
+            problem = f"the folder lacks files or has damaged ones ({shown(str(error) or type(error).__name__, 80)})"
+            raise UserError(f"{what} '{name_or_path}': {problem}; copy the whole {what} there") from error
         raise UserError(
             f"{what} '{name_or_path}' is not on this machine: run `hf download {name_or_path}` (it fills the cache in "
             f"HF_HOME; copy that to an offline machine), or give the path of a local folder with its files"
         ) from error
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Silence transformers' warnings inside the block."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 class TrainedTokenizer(nn.Module):
@@ -127,7 +161,7 @@ class TrainedTokenizer(nn.Module):
 
     MAX_BYTES = 32  # of one token; longer words are spelled in pieces
 
-    def __init__(self, max_length: Count = 77, vocab_size: Count = 4096, path: str | None = None) -> None:
+    def __init__(self, max_length: Size = 77, vocab_size: Size = 4096, path: str | None = None) -> None:
         super().__init__()
         if max_length < 3:
             raise UserError(f"TrainedTokenizer: max_length is {max_length}; a word with its start and end needs 3")
@@ -172,7 +206,7 @@ class TrainedTokenizer(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the vocabulary into a folder."""
-        (Path(folder) / VOCABULARY_FILE).write_text("".join(f"{token}\n" for token in self.tokens()), encoding="utf-8")
+        write_text(Path(folder) / VOCABULARY_FILE, "".join(f"{token}\n" for token in self.tokens()))
 
     def save_folder(self, folder: Path) -> None:
         """Write the tokenizer as transformers reads it, as one of BERT."""
@@ -188,7 +222,7 @@ class TrainedTokenizer(nn.Module):
         file = Path(path) / VOCABULARY_FILE if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise UserError(f"TrainedTokenizer: no vocabulary at {file}; give the vocab.txt of a training run")
-        self._store([line for line in file.read_text(encoding="utf-8").split("\n") if line], str(file))
+        self._store([line for line in file.read_text(encoding="utf-8-sig").split("\n") if line], str(file))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Return ids int64 (B, max_length) on the CPU. UserError before the vocabulary is there."""

@@ -1,24 +1,31 @@
 """From nodes to objects: children first, so that no constructor ever sees a config; then weights are filled in."""
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.config.check import check, check_checkpoints, check_value
+from ldm.config.check import check_checkpoints, check_value, validate
 from ldm.config.nodes import children, is_node, join
+from ldm.config.parameters import parameters_of
 from ldm.config.plain import plain
-from ldm.config.targets import find_target, parameters_of
+from ldm.config.targets import find_target
+from ldm.config.trust import is_theirs
 from ldm.errors import ConfigError, UserError
 
+_IN_A_CONSTRUCTOR = 2  # frames of the traceback of a TypeError: this module's, and one that calls a parent's
 
-def instantiate(node: Any, path: str = "", **extra: Any) -> Any:
+
+def instantiate(node: Any, path: str = "", kind: Any = None, **extra: Any) -> Any:
     """Build the object that a node describes, its children first; `extra` are further parameters of the outermost.
+
+    `kind` is the class of what the outermost has to make, where it is known.
 
     Mappings and lists without a target are returned with their nodes built. Weights named by `checkpoint` are read
     unless modules are made on the meta device, which has nowhere to put them. Raises ConfigError before building for
     what `validate` finds and for absent checkpoints; a UserError of a constructor gets the path of its node in front.
     """
     node = plain(node)
-    check(node, path, tuple(extra))
+    validate(node, path, tuple(extra), kind)
     if not _on_meta_device():
         check_checkpoints(node, path)
     return _build(node, path, extra)
@@ -41,9 +48,9 @@ def _build(node: Any, path: str, extra: Mapping[str, Any]) -> Any:
 def _call(target: str, path: str, params: dict[str, Any]) -> Any:
     """Call a target; whatever goes wrong inside names the node of the YAML that asked for it."""
     function = find_target(target, path)
-    hints = parameters_of(function).hints
+    expected = parameters_of(function)
     for name, value in params.items():
-        check_value(value, hints.get(name), join(join(path, "params"), name))
+        check_value(value, expected.hint(name), join(join(path, "params"), name))
     try:
         return function(**params)
     except ConfigError:
@@ -51,8 +58,22 @@ def _call(target: str, path: str, params: dict[str, Any]) -> Any:
     except UserError as error:
         raise ConfigError(str(error), path) from error
     except Exception as error:
+        if problem := _of_the_user(error, target):
+            raise ConfigError(f"{target}: {problem}", path) from error
         error.add_note(f"while building {path or 'the config'}: {target}")
         raise
+
+
+def _of_the_user(error: Exception, target: str) -> str:
+    """Return what an exception says of the parameters of a constructor or of their sizes, nothing for any other."""
+    if is_theirs(target):
+        return str(error) or type(error).__name__
+    depth = len(traceback.extract_tb(error.__traceback__))
+    if isinstance(error, TypeError) and depth <= _IN_A_CONSTRUCTOR and "argument" in str(error):
+        return str(error)
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return "needs more memory than there is; make it smaller"
+    return ""
 
 
 def _fill(built: Any, node: dict[str, Any], path: str) -> None:

@@ -4,20 +4,25 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ldm.config.nodes import NODE_KEYS, SECTIONS, children, is_node, join, walk
+from ldm.config.parameters import Parameters, parameters_of
 from ldm.config.plain import plain
-from ldm.config.targets import did_you_mean, find_target, missing_parameters, parameters_of
-from ldm.config.types import mismatch
+from ldm.config.targets import did_you_mean, find_target, is_slip, missing_parameters
+from ldm.config.trust import made_by
+from ldm.config.types import Made, fits, mismatch
 from ldm.errors import ConfigError, UserError
 
 TRAINING_KEYS = (*NODE_KEYS, "base_learning_rate", "learning_rate", "global_batch", "allow_untrained_first_stage")
 
 
-def validate(node: Any, path: str = "", provided: Iterable[str] = ()) -> None:
+def validate(node: Any, path: str = "", provided: Iterable[str] = (), kind: Any = None) -> None:
     """Check every node of a config without building anything: targets, parameter names and values.
 
-    `provided` names the parameters of the outermost node that the caller will supply. Raises ConfigError.
+    `provided` names the parameters of the outermost node that the caller will supply, `kind` the class of what it has
+    to make. Raises ConfigError.
     """
-    check(plain(node), path, tuple(provided))
+    node = plain(node)
+    check_value(as_made(node, path), kind, path)
+    check(node, path, tuple(provided))
 
 
 def check_sections(config: dict[str, Any]) -> None:
@@ -55,6 +60,15 @@ def check_value(value: Any, annotation: Any, place: str) -> None:
     """Raise ConfigError if a value does not fit the annotation of its parameter; None allows everything."""
     if annotation is not None and (problem := mismatch(value, annotation)):
         raise ConfigError(problem, place)
+
+
+def as_made(value: Any, path: str) -> Any:
+    """Return a value in which what a node will make stands in its place. Raises ConfigError for its target."""
+    if is_node(value):
+        return Made(made_by(find_target(value["target"], path)) or object)
+    if isinstance(value, list):
+        return [as_made(child, join(path, index)) for index, child in enumerate(value)]
+    return {key: as_made(child, join(path, key)) for key, child in value.items()} if isinstance(value, dict) else value
 
 
 def check_checkpoints(node: Any, path: str) -> None:
@@ -98,12 +112,20 @@ def _check_params(node: dict[str, Any], path: str, provided: Sequence[str]) -> N
     if not isinstance(params, dict):
         raise ConfigError("must map parameter names to values", place)
     for name, value in params.items():
-        if not any(is_node(part) for _, part in walk(value)):  # what nodes make is checked when it is made
-            check_value(value, expected.hints.get(name), join(place, name))
-        if name not in expected.names and not expected.open_ended:
-            hint = did_you_mean(str(name), expected.names)
-            hint = hint or f"; {target} takes {', '.join(expected.names) or 'nothing'}"
-            raise ConfigError(f"unknown{hint}", join(place, name))
+        if name not in expected.names:
+            _check_other_name(name, value, params, target, expected, place)
+        check_value(as_made(value, join(place, name)), expected.hint(name), join(place, name))
     absent = [name for name in expected.required if name not in params and name not in provided]
     if absent:
         raise missing_parameters(absent, target, place)
+
+
+def _check_other_name(name: Any, value: Any, params: dict, target: str, expected: Parameters, place: str) -> None:
+    """Raise ConfigError for a parameter that a target does not list, unless it takes any and none was meant."""
+    made, path = as_made(value, join(place, name)), join(place, name)
+    fitting = [known for known in expected.names if expected.hint(known) is None or fits(made, expected.hint(known))]
+    slips = [known for known in fitting if isinstance(name, str) and is_slip(name, known)]
+    if isinstance(name, str) and expected.open_ended and not slips:
+        return
+    hint = did_you_mean(str(name), slips or [known for known in fitting if known not in params])
+    raise ConfigError(f"unknown{hint or f'; {target} takes ' + (', '.join(expected.names) or 'nothing')}", path)

@@ -17,10 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from ldm.config import text
 from ldm.config.merge import merge, set_value
 from ldm.config.nodes import REFERENCE_KEYS, SECTIONS, children, join, walk
 from ldm.config.overrides import COMMAND_LINE, split_key
@@ -62,16 +59,16 @@ def read_yaml(path: str | Path) -> Config:
     """Read one YAML file as it stands, a mapping; interpolations are not resolved. Raises ConfigError."""
     path = Path(path)
     try:
-        content = OmegaConf.load(path)
+        content = text.read(path)
     except FileNotFoundError:
         raise ConfigError(f"no such file{_similar(path)}", source=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", source=str(path)) from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"is not valid YAML: {' '.join(str(error).split())}", source=str(path)) from error
-    if not isinstance(content, DictConfig):
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", source=str(path)) from error
+    except ValueError as error:
+        raise ConfigError(f"is not valid YAML: {error}", source=str(path)) from error
+    if not isinstance(content, dict | None):
         raise ConfigError(f"must hold a mapping with the keys {', '.join(SECTIONS)}", source=str(path))
-    return OmegaConf.to_container(content)
+    return content or {}
 
 
 def read_with_bases(path: str | Path, chain: tuple[str, ...] = ()) -> Reading:
@@ -159,7 +156,7 @@ def _config_named(node: Config, place: str, chain: tuple[str, ...]) -> Path:
 
 def _existing(path: Path, place: str, chain: tuple[str, ...]) -> Path:
     """Return the path of a file that the last file of a chain names. ConfigError if it is absent, or in the chain."""
-    route = " -> ".join((*chain, str(path)))
+    route = " -> ".join(os.path.relpath(name, Path(chain[0]).parent) for name in (*chain, str(path)))
     if path.resolve() in [Path(name).resolve() for name in chain]:
         raise ConfigError(f"leads in a circle: {route}", place, chain[-1])
     if not path.is_file():

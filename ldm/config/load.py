@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ldm.config.check import check_sections
-from ldm.config.files import Reading, Translate, follow_references, read_with_bases
-from ldm.config.overrides import COMMAND_LINE, apply_overrides, overridden_path
-from ldm.config.plain import resolve
+from ldm.config.files import BASE, Reading, Translate, follow_references, read_with_bases
+from ldm.config.nodes import walk
+from ldm.config.overrides import COMMAND_LINE, apply_overrides, overridden_path, parse_override
+from ldm.config.plain import resolve, with_references
+from ldm.config.trust import allow_those_here
 from ldm.errors import ConfigError
 
 
@@ -37,7 +39,21 @@ def load(
             check_sections(config)
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, reading.origin(error.path)) from error.__cause__
-    return OmegaConf.create(config)
+    return with_references(config, reading.content)
+
+
+def trust_base(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> None:
+    """Allow what YAML files of one's own, and overrides beside them, name in packages of the working folder.
+
+    What they take from others is not theirs: `base:` counts, the config of a `run:` does not. Raises ConfigError.
+    """
+    contents = [read_with_bases(path).content for path in paths]
+    contents += [{key.rpartition(".")[2]: value} for key, value in map(parse_override, overrides)]
+    for content in contents:
+        mappings = [value for _, value in walk(content) if isinstance(value, dict)]
+        allow_those_here(value["target"] for value in mappings if isinstance(value.get("target"), str))
+        bases = [value[BASE] for value in mappings if isinstance(value.get(BASE), str)]
+        trust_base([base for base in bases if Path(base).is_file()])
 
 
 def read(

@@ -4,12 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from ldm.config.merge import set_value
 from ldm.config.plain import first_line
+from ldm.config.text import parse
 from ldm.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -24,13 +21,13 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def parse_override(override: str) -> tuple[str, Any]:
     """Split an override into its key and its value. Raises ConfigError."""
-    key, equals, text = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is no override; write dotted.key=value", source=COMMAND_LINE)
     try:
-        return key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot be set: {first_line(error)}", key, COMMAND_LINE) from error
+        return key, parse(value)
+    except ValueError as error:
+        raise ConfigError(f"cannot be set: {error}", key, COMMAND_LINE) from error
 
 
 def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,12 +1,20 @@
 """From OmegaConf's containers to plain dicts and lists, interpolations resolved."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.config.nodes import join, walk
+from ldm.config.text import DEEPEST, LARGEST
 from ldm.errors import ConfigError
+
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+_NESTED = re.compile(r"\$\{[^}]*\$\{")
+_RESOLVERS = ("oc.env",)
+_ABSENT = object()
 
 
 def plain(node: Any, throw_on_missing: bool = True) -> Any:
@@ -27,8 +35,95 @@ def plain(node: Any, throw_on_missing: bool = True) -> Any:
 
 
 def resolve(config: dict[str, Any], throw_on_missing: bool = True) -> dict[str, Any]:
-    """Return a plain config with its interpolations resolved. Raises ConfigError as `plain` does."""
-    return plain(OmegaConf.create(config), throw_on_missing)
+    """Return a plain config with its interpolations resolved: `${key.of.another}` and `${oc.env:NAME}`.
+
+    Raises ConfigError as `plain` does, and for interpolations that would expand without bound.
+    """
+    try:
+        _Expansion(config).check()
+        return plain(OmegaConf.create(config), throw_on_missing)
+    except RecursionError:
+        raise ConfigError("its interpolations refer to each other too often") from None
+
+
+class _Expansion:
+    """Measures a config with its interpolations resolved, without resolving any: characters, and steps to a value."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.known: dict[str, tuple[int, int]] = {}
+
+    def check(self) -> None:
+        """Raise ConfigError for more than `LARGEST`, and for interpolations that cannot be counted."""
+        self._measured(self.config, ())
+
+    def _measured(self, value: Any, place: tuple[Any, ...]) -> tuple[int, int]:
+        """Return size and depth of a value at a place; one that is under way, in a circle, is left to OmegaConf."""
+        path = ""
+        for key in place:
+            path = join(path, key)
+        if path not in self.known:
+            self.known[path] = 0, 0
+            parts = [(1, 0), *self._parts(value, place, path)]
+            size, depth = sum(size for size, _ in parts), max(depth for _, depth in parts) + isinstance(value, str)
+            if size > LARGEST or depth > DEEPEST:
+                limit = f"{LARGEST:,} characters" if size > LARGEST else f"{DEEPEST} steps"
+                raise ConfigError(f"its interpolations lead to more than {limit}", path)
+            self.known[path] = size, depth
+        return self.known[path]
+
+    def _parts(self, value: Any, place: tuple[Any, ...], path: str) -> Iterator[tuple[int, int]]:
+        if isinstance(value, dict | list):
+            for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+                yield self._measured(child, (*place, key))
+        elif isinstance(value, str):
+            if _NESTED.search(value):
+                raise ConfigError("has an interpolation within another, which is not supported", path)
+            yield len(value), 0
+            for name in _REFERENCE.findall(value):
+                yield self._of_reference(name, place[:-1], path)
+
+    def _of_reference(self, name: str, parent: tuple[Any, ...], path: str) -> tuple[int, int]:
+        if ":" in name:
+            if (resolver := name.partition(":")[0].strip()) not in _RESOLVERS:
+                raise ConfigError(f"{resolver} is unknown in an interpolation; use a key, or oc.env:NAME", path)
+            return 0, 0
+        dots = len(name) - len(name.lstrip("."))
+        base = parent[: len(parent) - dots + 1] if dots else ()
+        found, place = self.config, ()
+        for key in (*base, *re.findall(r"[^.\[\]]+", name)):
+            if isinstance(found, str):  # the way leads through another interpolation: count all of what that is
+                break
+            key = int(key) if isinstance(found, list) and str(key).isdecimal() else key
+            try:
+                found, place = found[key], (*place, key)
+            except (LookupError, TypeError):
+                return 0, 0  # OmegaConf will say so
+        return self._measured(found, place)
+
+
+def with_references(config: Mapping[str, Any], written: Mapping[str, Any], section: str = "data") -> DictConfig:
+    """Return a resolved config in which values of a section are references to each other again, as they were `written`.
+
+    So that another value for one, such as the place of moved data, is one for all. A reference that would now lead to
+    another value, or nowhere, stays the value.
+    """
+    kept = OmegaConf.create(dict(config))
+    for path, text in walk(OmegaConf.to_container(OmegaConf.create(dict(written))).get(section), section):
+        names = _REFERENCE.findall(text) if isinstance(text, str) else []
+        if not names or not all(name.startswith(f"{section}.") for name in names):
+            continue
+        value = OmegaConf.select(kept, path, default=_ABSENT)
+        if value is _ABSENT:
+            continue
+        OmegaConf.update(kept, path, text)
+        try:
+            is_same = OmegaConf.select(kept, path, throw_on_missing=True) == value
+        except OmegaConfBaseException:
+            is_same = False
+        if not is_same:
+            OmegaConf.update(kept, path, value)
+    return kept
 
 
 def first_line(error: BaseException) -> str:

@@ -2,20 +2,32 @@
 
 Strict where YAML surprises: true is no number, 1e-4 (which YAML reads as text) is none either, a number is no text; but
 a whole number serves as float, and a list as any sequence. `Annotated[int, Ge(1)]` bounds a number (see `ldm.bounds`).
-Where an object is meant nothing plain serves, but an object of any class does. Annotations that say nothing allow all.
+Where an object is meant, one of its class serves, or for a protocol one that has its methods; of what a node will make
+the class is known before (`Made`). Annotations that say nothing allow all.
 """
 
+import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Union
 
 from ldm.bounds import Bound
+from ldm.errors import shown
 
 _PLAIN = (bool, int, float, str)
 _FROM_YAML = (*_PLAIN, list, dict, types.NoneType)
-_LONGEST = 60
+_OF_A_DATASET = ("__getitem__",)  # torch asks no data set to derive from its class
+
+
+@dataclass(frozen=True)
+class Made:
+    """Stand for the object that a node will make."""
+
+    cls: type
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -49,16 +61,31 @@ def fits(value: Any, annotation: Any) -> bool:
     if not isinstance(kind, type) or kind in (object, Any):
         return True
     if kind is Callable:
-        return callable(value)
+        return _has(value.cls, ("__call__",)) if isinstance(value, Made) else callable(value)
     if kind in _PLAIN:
-        return type(value) is kind or (kind is float and type(value) is int)
+        is_number = kind is float and type(value) is int
+        return (type(value) is kind or is_number) and not (kind is float and math.isnan(value))
     if issubclass(kind, PurePath):
         return isinstance(value, (str, kind))
     if issubclass(kind, Mapping):
         return isinstance(value, Mapping) and _all_fit(value.values(), arguments[1:2])
     if kind is not str and issubclass(kind, Collection) and kind.__module__ in ("builtins", "collections.abc"):
         return _fits_sequence(value, kind, arguments)
-    return not isinstance(value, _FROM_YAML)  # of which class an object may be is for its constructor to say
+    return not isinstance(value, _FROM_YAML) and _is_a(value.cls if isinstance(value, Made) else type(value), kind)
+
+
+def _is_a(cls: type, kind: type) -> bool:
+    """Return whether objects of a class serve where a class, or a protocol, is meant."""
+    if getattr(kind, "_is_protocol", False):
+        methods = {name for base in kind.__mro__ for name, part in vars(base).items() if inspect.isfunction(part)}
+        return _has(cls, methods - {"__init__", "__subclasshook__"})
+    if (kind.__module__, kind.__name__) == ("torch.utils.data.dataset", "Dataset"):
+        return _has(cls, _OF_A_DATASET)
+    return issubclass(cls, kind)
+
+
+def _has(cls: type, methods: Collection[str]) -> bool:
+    return all(any(name in vars(base) for base in cls.__mro__) for name in methods)
 
 
 def _bounds(arguments: Sequence[Any]) -> list[Bound]:
@@ -88,9 +115,9 @@ def _is_text_of_a_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, (*_FROM_YAML, tuple)) else f"a {type(value).__name__}"
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    if isinstance(value, (*_FROM_YAML, tuple)):
+        return shown(" ".join(repr(value).split()))
+    return f"a {(value.cls if isinstance(value, Made) else type(value)).__name__}"
 
 
 def _name(annotation: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.bounds import Count, Fraction, Gt, Lt
+from ldm.bounds import Fraction, Gt, Lt, Size
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.process import Level, Moments, per_sample
 from ldm.errors import UserError
@@ -114,7 +114,7 @@ class DiscreteVP:
     @classmethod
     def linear(
         cls,
-        num_steps: Count = 1000,
+        num_steps: Size = 1000,
         start: Beta = 1e-4,
         end: Beta = 2e-2,
         posterior_weight: Fraction = 0.0,
@@ -126,7 +126,7 @@ class DiscreteVP:
     @classmethod
     def sqrt_linear(
         cls,
-        num_steps: Count = 1000,
+        num_steps: Size = 1000,
         start: Beta = 1e-4,
         end: Beta = 2e-2,
         posterior_weight: Fraction = 0.0,
@@ -137,7 +137,7 @@ class DiscreteVP:
 
     @classmethod
     def sqrt(
-        cls, num_steps: Count = 1000, start: Beta = 1e-4, end: Beta = 2e-2, posterior_weight: Fraction = 0.0
+        cls, num_steps: Size = 1000, start: Beta = 1e-4, end: Beta = 2e-2, posterior_weight: Fraction = 0.0
     ) -> DiscreteVP:
         """Build the schedule whose betas are square roots of evenly spaced values."""
         return cls.from_betas(sqrt_betas(num_steps, start, end), posterior_weight)
@@ -145,7 +145,7 @@ class DiscreteVP:
     @classmethod
     def cosine(
         cls,
-        num_steps: Count = 1000,
+        num_steps: Size = 1000,
         s: float = 8e-3,
         posterior_weight: Fraction = 0.0,
         zero_terminal_snr: bool = False,

@@ -87,7 +87,8 @@ def _counts(dataset: Dataset) -> list[str]:
     if errors is not None and errors.num_unreadable:
         lines.append(f"  {errors.num_unreadable:,} files cannot be read, of those that were tried; see the messages")
     if errors is not None and errors.num_empty:
-        lines.append(f"  {errors.num_empty:,} captions or masks are empty, of those that were read; see the messages")
+        empty = "captions are empty, or masks without a hole or all hole"
+        lines.append(f"  {errors.num_empty:,} {empty}, of those that were read; see the messages")
     if names:
         lines.append(f"  {len(names)} classes: {', '.join(names[:10])}{' ...' * (len(names) > 10)}")
     return lines

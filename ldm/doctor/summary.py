@@ -43,6 +43,11 @@ class Summary:
         column = self._columns.get(key)
         return column.shapes.most_common(1)[0][0] if isinstance(column, _Tensors) else None
 
+    def dtype(self, key: str) -> torch.dtype | None:
+        """Return the type of the tensors under a key, None if there are none."""
+        column = self._columns.get(key)
+        return column.dtype if isinstance(column, _Tensors) else None
+
     def indices(self, key: str) -> list[int]:
         """Return the whole numbers under a key: all single ones, or the smallest and the largest in tensors."""
         column = self._columns.get(key)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ldm.config.overrides import parse_override
-from ldm.config.targets import did_you_mean, find_target, parameters_of
+from ldm.config.parameters import parameters_of
+from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import mismatch
 from ldm.errors import UserError
 from ldm.evaluation.distribution_metrics import DistributionMetric
@@ -40,7 +41,7 @@ def build_from_spec(spec: str, known: Mapping[str, str], option: str, **offered:
         raise UserError(
             f"{option} {name}: unknown{hint or '; known are ' + ', '.join(known)}; or write a dotted target"
         )
-    target = find_target(known.get(name, name), option)
+    target = find_target(known.get(name, name), option, is_called=False)
     given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
     if not isinstance(target, type):
         if given:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.errors import UserError
+from ldm.weights.load import read
 
 _log = logging.getLogger(__name__)
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -135,11 +136,14 @@ class Inception(NetworkExtractor):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
             raise UserError("inception: needs torch-fidelity; pip install 'latent-diffusion[eval]'") from error
-        _check_tensors_only(self.weights)
         names = ["2048", "logits_unbiased"]
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", names, feature_extractor_weights_path=str(self.weights)
-        )
+        with tempfile.TemporaryDirectory() as folder:  # torch-fidelity unpickles unchecked: it gets what was read here
+            path = Path(folder) / INCEPTION_FILE
+            torch.save(read(self.weights), path)
+            try:
+                network = FeatureExtractorInceptionV3("inception-v3-compat", names, feature_extractor_weights_path=path)
+            except RuntimeError as error:
+                raise UserError(f"{self.weights}: does not fit Inception; fetch {INCEPTION_URL} again") from error
         # ADM's sFID: the first 7 channels of TensorFlow's mixed_6/conv, in its order (height, width, channel).
         network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: self._spatial.append(out[:, :7]))
         return network
@@ -150,14 +154,6 @@ class Inception(NetworkExtractor):
         pooled, logits = self.network(self._checked(images))
         spatial = rearrange(self._spatial.pop(), "b c h w -> b (h w c)")
         return Features(pooled.cpu(), logits.cpu(), spatial.cpu())
-
-
-def _check_tensors_only(path: Path) -> None:
-    """Raise UserError for a file of more than tensors, before torch-fidelity unpickles it unchecked."""
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: is truncated, or holds more than weights; fetch {INCEPTION_URL} again") from error
 
 
 class Dino(NetworkExtractor):

@@ -16,11 +16,12 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ldm import compat, config, distributed
 from ldm.data.core.decoding import UNREADABLE, open_image
+from ldm.data.core.files import find_images
 from ldm.data.core.loader import collate
 from ldm.data.core.module import errors_of
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.data.core.transforms import ImageTransform
-from ldm.data.readers.folders import EXTENSIONS, ImageFolder, find_files
+from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
 
 ROUNDING = "uint8, (x + 1) * 127.5 rounded to nearest and clamped"
@@ -108,7 +109,7 @@ class _UnscaledFolder(Dataset):
         path = Path(place).expanduser()
         if not path.exists():
             raise UserError(f"images {place}: no such file or folder")
-        self.paths = [path] if path.is_file() else [path / file for file in find_files(path, (*EXTENSIONS, ".npy"))]
+        self.paths = [path] if path.is_file() else [path / file for file in find_images(path, arrays=True)]
 
     def __len__(self) -> int:
         return len(self.paths)

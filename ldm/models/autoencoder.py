@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.aliases import Noise
 from ldm.autoencoder.regularizers import DiagonalGaussian, Info, Regularizer
-from ldm.bounds import Count
+from ldm.bounds import Size
 from ldm.errors import UserError
 from ldm.networks.encoder_decoder import Architecture, Decoder, Encoder
 
@@ -17,7 +17,7 @@ class Autoencoder(nn.Module):
     """Encoder, regulariser and decoder; latents have embed_dim channels."""
 
     def __init__(
-        self, architecture: Architecture, regularizer: Regularizer, embed_dim: Count, tanh_out: bool = False
+        self, architecture: Architecture, regularizer: Regularizer, embed_dim: Size, tanh_out: bool = False
     ) -> None:
         """Build both networks; tanh_out: end the decoder in tanh."""
         super().__init__()
@@ -100,7 +100,7 @@ class IdentityAutoencoder(nn.Module):
 
     factor = 1
 
-    def __init__(self, channels: Count = 3) -> None:
+    def __init__(self, channels: Size = 3) -> None:
         super().__init__()
         self.in_channels = self.latent_channels = channels
 

@@ -55,6 +55,9 @@ class Request:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"generate: batch_size is {self.batch_size}; use 1 or more")
+        for seed in (min(self.seeds, default=0), max(self.seeds, default=0)):
+            if not 0 <= seed < 2**64:
+                raise UserError(f"generate: seed {seed} is no whole number from 0 to 2^64 - 1")
         columns = [*self.conditions.items(), *(self.negative or {}).items()]
         columns += [] if self.images is None else [("images", self.images)]
         for key, entries in columns:

@@ -67,7 +67,7 @@ class LatentDiffusion(nn.Module):
         self.config: dict[str, Any] | None = None  # section `model` of the config that it was loaded with
         self.latent_size, self.image_size = latent_size, _image_size(autoencoder, latent_size)
         check_prediction(self.prediction, process)
-        self._process, self._tables = process, tuple(process.buffers())
+        self._process, self.table_names = process, tuple(process.buffers())
         for name, table in process.buffers().items():
             self.register_buffer(name, table)
         is_measured = self.latent_scale.is_measured
@@ -121,7 +121,7 @@ class LatentDiffusion(nn.Module):
     @property
     def process(self) -> Process:
         """The forward process, with the tables of this module and on its device."""
-        return self._process.with_buffers({name: getattr(self, name) for name in self._tables})
+        return self._process.with_buffers({name: getattr(self, name) for name in self.table_names})
 
     @property
     def device(self) -> torch.device:

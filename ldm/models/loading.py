@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from ldm import compat, config
+from ldm.config.check import check_value
 from ldm.config.files import CONFIGS_OF_RUNS, config_of_run
-from ldm.config.nodes import without_checkpoints
+from ldm.config.nodes import is_node, without_checkpoints
 from ldm.config.overrides import apply_overrides
+from ldm.config.plain import resolve
 from ldm.config.targets import find_target
+from ldm.config.text import parse
 from ldm.data.core.decoding import Range, check_range
 from ldm.errors import ConfigError, UserError
 from ldm.models.autoencoder import Autoencoder
@@ -58,7 +60,7 @@ class ModelSource:
         if self.config is not None:
             return Path(self.config), found
         is_folder = self.run is not None and Path(self.run).is_dir()
-        is_inside = found.suffix == ".json" or "config" in checkpoint.metadata(found)
+        is_inside = checkpoint.is_index(found) or "config" in checkpoint.metadata(found)
         beside = found if is_inside else config_of_run(self.run if is_folder else found)
         if beside is None:
             raise UserError(f"{found}: no {' or '.join(CONFIGS_OF_RUNS[:2])} beside it; give --config YAML")
@@ -141,9 +143,11 @@ def load_model(
         model: LatentDiffusion = config.instantiate(_without_training(section), "model")
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(config_path)) from error
-    checkpoint.load_into(model, checkpoint.choose(checkpoint.read(checkpoint_path), source.weights))
+    checkpoint_path, state = checkpoint.newest(checkpoint_path)
+    checkpoint.load_into(model, checkpoint.choose(state, source.weights), source=str(checkpoint_path))
     model.config = section
     if (size := train_option(content, "size")) is not None and model.latent_size is None:
+        check_value(size, int | tuple[int, int], "data.params.train.params.size")
         model.image_size = (size, size) if isinstance(size, int) else tuple(size)
     model = model.eval().requires_grad_(False).to(device)
     return LoadedModel(config_path, checkpoint_path, source.weights, content, model)
@@ -159,10 +163,12 @@ def load_first_stage(source: ModelSource | str | Path, device: torch.device | st
         autoencoder = config.instantiate(_without_training(node), "model")
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(config_path)) from error
-    state = checkpoint.choose(checkpoint.read(checkpoint_path), source.weights)
+    checkpoint_path, state = checkpoint.newest(checkpoint_path)
+    state = checkpoint.choose(state, source.weights)
     parts = tuple(f"{name}." for name, _ in autoencoder.named_children())
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    checkpoint.load_into(autoencoder, {name: tensor for name, tensor in state.items() if name.startswith(parts)})
+    state = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+    checkpoint.load_into(autoencoder, state, source=str(checkpoint_path))
     autoencoder = autoencoder.eval().requires_grad_(False).to(device)
     return LoadedFirstStage(config_path, checkpoint_path, source.weights, content, autoencoder)
 
@@ -179,9 +185,10 @@ def is_first_stage(source: ModelSource | str | Path) -> bool:
 
 def train_option(content: dict[str, Any], name: str) -> Any:
     """Find a parameter of the training set, or of the data set which it wraps; None if the config does not have it."""
-    node = ((content.get("data") or {}).get("params") or {}).get("train")
-    while isinstance(node, dict):
-        params = node.get("params") or {}
+    data = content.get("data")
+    params = data.get("params") if isinstance(data, dict) else None
+    node = params.get("train") if isinstance(params, dict) else None
+    while isinstance(node, dict) and isinstance(params := node.get("params"), dict):
         if params.get(name) is not None:
             return params[name]
         node = params.get("dataset")
@@ -195,7 +202,10 @@ def _first_stage_node(section: dict[str, Any]) -> tuple[dict[str, Any], str]:
         return section, ""
     if target is not LatentDiffusion:
         raise ConfigError(f"is {section['target']}; a first stage is an Autoencoder", "model.target")
-    inner = section["params"]["autoencoder"]
+    params = section.get("params")
+    inner = params.get("autoencoder") if isinstance(params, dict) else None
+    if not is_node(inner):
+        raise ConfigError("missing; it names the first stage", "model.params.autoencoder")
     if find_target(inner["target"], "model.params.autoencoder") is not Autoencoder:
         raise ConfigError("this model works on pixels; it has no first stage", "model.params.autoencoder.target")
     return inner, "first_stage_model."
@@ -206,13 +216,24 @@ def _without_training(section: dict[str, Any]) -> dict[str, Any]:
     return without_checkpoints({key: section.get(key) for key in ("target", "params")})
 
 
+def _inside(path: Path) -> dict[str, Any]:
+    """Return the config that a file of weights holds. Raises ConfigError."""
+    try:
+        content = parse(checkpoint.metadata(path)["config"])
+    except ValueError as error:
+        raise ConfigError(f"the config in it is not valid YAML: {error}", source=str(path)) from error
+    if not isinstance(content, dict):
+        raise ConfigError("the config in it is no mapping", source=str(path))
+    return content
+
+
 def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if wrong := [word for word in overrides if not word.startswith("model.")]:
         raise UserError(f"{wrong[0]}: has no effect on samples; override model.key=value")
-    if path.suffix == ".json":
+    if checkpoint.is_index(path):
         content = apply_overrides({"model": compat.diffusers.read(path).section}, overrides)
     elif path.suffix in (".safetensors", ".zip"):
-        content = compat.translate(apply_overrides(yaml.safe_load(checkpoint.metadata(path)["config"]), overrides))
+        content = compat.translate(resolve(apply_overrides(_inside(path), overrides)))
     else:
         content = compat.translate(compat.read(path, overrides))
     if not isinstance(content.get("model"), dict) or "target" not in content["model"]:

@@ -6,13 +6,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.compat import diffusers
@@ -55,28 +54,15 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[
     path = path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
     # One tensor may have two names; safetensors wants memory for each.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, dict(metadata))
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
-    return path
+    return _write_whole(path, lambda beside: storage.write_safetensors(beside, tensors, metadata))
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> Path:
     """Write tensors as the checkpoints of CompVis are, without config. UserError if it cannot be written."""
     path = Path(path)
-    path = path if path.suffix in (".ckpt", ".pt", ".pth") else path.with_name(f"{path.name}.ckpt")
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write({"state_dict": {name: value.detach().cpu() for name, value in state.items()}}, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
-    return path
+    path = path if path.suffix == ".ckpt" else path.with_name(f"{path.name}.ckpt")
+    content = {"state_dict": {name: value.detach().cpu() for name, value in state.items()}}
+    return _write_whole(path, lambda beside: storage.write(content, beside))
 
 
 def save_folder(path: str | Path, model: nn.Module, section: dict[str, Any], half: bool = False) -> Path:
@@ -92,15 +78,21 @@ def save_folder(path: str | Path, model: nn.Module, section: dict[str, Any], hal
     if isinstance(conditioner, CLIPTextConditioner):
         conditioner.load_weights()  # which are otherwise read at the first use
     state = halved(model.state_dict()) if half else model.state_dict()
+    return _write_whole(path, lambda beside: _write_folder(beside, described, state, conditioner))
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+    """Write a file or a new folder beside its place, then move it there. UserError if that fails."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _write_folder(temporary, described, state, conditioner)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
     return path
 
 
@@ -153,8 +145,8 @@ def export_run(
         written = save_folder(out, model, section, half)
         _log.info("%s: written for diffusers", written)
         return
-    config, (_, found) = yaml.safe_dump(read_config(source), sort_keys=False, allow_unicode=True), source.files()
-    state = checkpoint.read(found)
+    config = yaml.safe_dump(read_config(source), sort_keys=False, allow_unicode=True)
+    found, state = checkpoint.newest(source.files()[1])
     if averaged:
         state = checkpoint.choose(state, "ema")
     if half:

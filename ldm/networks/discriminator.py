@@ -9,7 +9,7 @@ from taming.modules.discriminator.model import NLayerDiscriminator
 from taming.modules.util import ActNorm
 from torch import Tensor, nn
 
-from ldm.bounds import Count, Natural, NonNegative
+from ldm.bounds import Depth, NonNegative, Size
 from ldm.networks.synchronized import SynchronizedActNorm, SynchronizedBatchNorm2d
 
 
@@ -23,9 +23,9 @@ class PatchDiscriminator(NLayerDiscriminator):
 
     def __init__(
         self,
-        in_channels: Count = 3,
-        width: Count = 64,
-        num_layers: Natural = 3,
+        in_channels: Size = 3,
+        width: Size = 64,
+        num_layers: Depth = 3,
         actnorm: bool = False,
         init_std: NonNegative | None = 0.02,
         synchronized: bool = False,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.bounds import Count, Fraction, Natural
+from ldm.bounds import Depth, Fraction, Levels, Size
 from ldm.errors import UserError
 from ldm.networks.attention import LinearAttention
 from ldm.networks.attention import SpatialSelfAttention as AttnBlock
@@ -38,18 +38,18 @@ class Architecture:
             (arXiv 1707.02921).
     """
 
-    in_channels: Count = 3
-    out_channels: Count = 3
-    channels: Count = 128
-    channel_mult: tuple[Count, ...] = (1, 2, 4)
-    num_res_blocks: Natural = 2
-    z_channels: Count = 3
-    resolution: Count = 256
-    attention_resolutions: tuple[Count, ...] = ()
+    in_channels: Size = 3
+    out_channels: Size = 3
+    channels: Size = 128
+    channel_mult: Levels = (1, 2, 4)
+    num_res_blocks: Depth = 2
+    z_channels: Size = 3
+    resolution: Size = 256
+    attention_resolutions: tuple[Size, ...] = ()
     attention: Attention = "vanilla"
     dropout: Fraction = 0.0
     resample_with_conv: bool = True
-    norm_groups: Count | None = NUM_GROUPS
+    norm_groups: Size | None = NUM_GROUPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.weights.load import read
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class LPIPS(nn.Module):
             remedy = "or name another file in LPIPS.weights" if self.weights is None else "or correct LPIPS.weights"
             raise UserError(f"LPIPS: no VGG16 weights at {path}; fetch {VGG16_URL} to there {remedy}")
         log.info("LPIPS: VGG16 weights from %s", path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read(path)
         for name, parameter in self.net.named_parameters():
             key = f"features.{name.split('.', 1)[1]}"  # slice2.5.weight -> features.5.weight
             if key not in state or state[key].shape != parameter.shape:
@@ -142,5 +143,5 @@ class LPIPS(nn.Module):
 def _read_fitted_weights() -> list[Tensor]:
     """Return the weights fitted to human judgements, (1, C_l, 1, 1) for each stage, which the lpips package carries."""
     with as_file(files("lpips") / "weights" / "v0.1" / "vgg.pth") as path:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read(path)
     return [state[f"lin{i}.model.1.weight"] for i in range(len(CHANNELS))]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.bounds import Count, Fraction, Natural, NonNegative
+from ldm.bounds import Depth, Fraction, NonNegative, Size
 from ldm.errors import UserError
 from ldm.networks.attention import FeedForward
 from ldm.networks.layers import LayerNorm32
@@ -76,12 +76,12 @@ class TransformerEncoder(nn.Module):
 
     def __init__(
         self,
-        vocab_size: Count,
-        max_length: Count,
-        dim: Count,
-        depth: Natural,
-        num_heads: Count = 8,
-        head_channels: Count = 64,
+        vocab_size: Size,
+        max_length: Size,
+        dim: Size,
+        depth: Depth,
+        num_heads: Size = 8,
+        head_channels: Size = 64,
         embedding_dropout: Fraction = 0.0,
         embedding_std: NonNegative = 0.02,
     ) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ldm.bounds import Count, Fraction, Natural
+from ldm.bounds import Depth, Fraction, Levels, Size
 from ldm.errors import UserError
 from ldm.networks.attention import AttentionBlock, QKVOrder, SpatialTransformer, head_split
 from ldm.networks.backbone import Backbone
@@ -38,9 +38,9 @@ class UNetOptions:
     scale_shift_norm: bool = False
     resblock_updown: bool = False
     qkv_order: QKVOrder = "legacy"
-    num_heads_upsample: Count | None = None
+    num_heads_upsample: Size | None = None
     checkpoint: bool = False
-    dims: Count = 2
+    dims: Size = 2
 
     def __post_init__(self) -> None:
         if self.dims not in (1, 2, 3):
@@ -182,23 +182,26 @@ class UNet(nn.Module, Backbone):
 
     def __init__(
         self,
-        in_channels: Count,
-        out_channels: Count,
-        model_channels: Count,
-        num_res_blocks: Natural = 2,
-        attention_factors: Sequence[Count] = (8, 4, 2),
-        channel_mult: Sequence[Count] = (1, 2, 4, 8),
-        num_heads: Count | None = None,
-        num_head_channels: Count | None = None,
-        context_dim: Count | None = None,
-        transformer_depth: Natural = 1,
-        num_classes: Count | None = None,
-        codebook_size: Count | None = None,
+        in_channels: Size,
+        out_channels: Size,
+        model_channels: Size,
+        num_res_blocks: Depth = 2,
+        attention_factors: Sequence[Size] = (8, 4, 2),
+        channel_mult: Levels = (1, 2, 4, 8),
+        num_heads: Size | None = None,
+        num_head_channels: Size | None = None,
+        context_dim: Size | None = None,
+        transformer_depth: Depth = 1,
+        num_classes: Size | None = None,
+        codebook_size: Size | None = None,
         options: UNetOptions = UNetOptions(),  # noqa: B008 (immutable)
     ) -> None:
         super().__init__()
         if (num_heads is None) == (num_head_channels is None):
             raise UserError("UNet: set exactly one of num_heads and num_head_channels")
+        for factor in attention_factors:  # a power beyond the last level has no effect, as in published configs
+            if factor < 1 or factor & (factor - 1):
+                raise UserError(f"UNet: attention_factors: {factor} is that of no level; choose of 1, 2, 4, 8, ...")
         self.model_channels = model_channels
         self.in_channels, self.out_channels = in_channels, codebook_size or out_channels
         self.context_dim, self.num_classes = context_dim, num_classes

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -181,7 +182,7 @@ class SeededNoise:
     ) -> None:
         self.device = device
         self.dtype = dtype
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(_in_32_bits(int(seed))) for seed in seeds]
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """Draw (B, ...) with B = number of seeds. UserError for another batch size."""
@@ -189,6 +190,11 @@ class SeededNoise:
             raise UserError(f"SeededNoise: {len(self.generators)} seeds for a batch of {shape[0]}; give one per sample")
         draws = [torch.randn(shape[1:], generator=generator, dtype=self.dtype) for generator in self.generators]
         return torch.stack(draws).to(self.device)
+
+
+def _in_32_bits(seed: int) -> int:
+    """Mix a larger seed into the bits that torch takes on the CPU."""
+    return seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def scaled_noise(noise: Noise, temperature: float) -> Noise:

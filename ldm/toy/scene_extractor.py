@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.evaluation.extractors import Features, NetworkExtractor
 from ldm.toy.scene_network import SIDE, SceneNetwork
+from ldm.weights.load import load_into
 
 SCENE_WEIGHTS = Path(__file__).parent / "weights" / "scenenet.safetensors"
 
@@ -30,7 +31,7 @@ class SceneNet(NetworkExtractor):
         if not self.weights.is_file():
             raise UserError(f"scenenet: no weights at {self.weights}; make them with scripts/train_scene_network.py")
         network = SceneNetwork()
-        network.load_state_dict(load_file(self.weights))
+        load_into(network, self.weights)
         return network
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from ldm.errors import ConfigError, UserError
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.devices import Devices
 from ldm.training.latent_diffusion import DiffusionTraining
+from ldm.training.lightning_fixes.signals import leave_signals_to_us
 from ldm.training.module import TrainingModule
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def _encoded(
     ordered = DataModule(
         data.batch_size, data.train, num_workers=data.num_workers, shuffle=False, drop_last=False, seed=data.seed
     )
-    loader = ordered.train_loader()
+    loader = leave_signals_to_us(ordered.train_loader())
     autoencoder = model.first_stage_model.to(device)
     for view in range(settings.views):
         loader.set_epoch(view)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
 from ldm.bounds import Count
+from ldm.errors import UserError
 from ldm.images import image_grid, to_pil, to_rgb_bytes
 from ldm.sampling.base import Sampler
+from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
 from ldm.training.randomness import PREVIEW, Draws
 from ldm.training.strategies import whole_weights
+from ldm.writing import replacing, write_text
 
 _GRID_COLUMNS = 4
 
@@ -103,13 +106,25 @@ class ImageLogger(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         for name, images in pictures.items():
             shown = image_grid(to_rgb_bytes(images), ROW_COLUMNS if name.endswith("_row") else _GRID_COLUMNS)
-            to_pil(shown).save(folder / f"{name}_{place}.png")
+            with replacing(folder / f"{name}_{place}.png") as beside:
+                to_pil(shown).save(beside)
             for logger in trainer.loggers:
                 _show(logger, f"{split}/{name}", rearrange(shown, "c h w -> h w c").numpy(), trainer.global_step)
         captions = [value for value in batch.values() if isinstance(value, list) and isinstance(value[0], str)]
         if captions:
             lines = [" | ".join(texts) for texts in zip(*captions, strict=True)]
-            (folder / f"captions_{place}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_text(folder / f"captions_{place}.txt", "\n".join(lines) + "\n")
+
+
+def check_previews(callbacks: Iterable[pl.Callback], module: nn.Module) -> None:
+    """Raise UserError if one of the callbacks would sample a model in more steps than its process has."""
+    for logger in callbacks:
+        if isinstance(logger, ImageLogger) and isinstance(module, DiffusionTraining):
+            try:
+                logger.options.sampler.times(module.model.process)
+            except UserError as error:
+                hint = "set its sampler, or make it null"
+                raise UserError(f"lightning.callbacks.image_logger: {error}; {hint}") from error
 
 
 @contextmanager

@@ -96,8 +96,10 @@ class ExponentialMovingAverage(nn.Module):
                     parameter.copy_(raw)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        # A checkpoint decides whether its average warms up: -1 means that it does not.
+        # A checkpoint decides whether its average warms up (-1 means that it does not), the config how fast it decays.
+        decay = self.decay.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.decay.copy_(decay)
         count = state_dict.get(f"{prefix}num_updates")
         if count is not None:
             self._warmup = int(count) >= 0

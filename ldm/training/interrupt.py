@@ -1,7 +1,8 @@
-"""SIGTERM as an interrupt, for programs that run trainings one after the other; imports neither torch nor Lightning."""
+"""Interrupts of whole programs: Ctrl-C while they import, SIGTERM like Ctrl-C; imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,3 +16,17 @@ def stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def quiet_at_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the program while a block imports: packages make other errors of it, and tracebacks."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler:  # ignored, or somebody's own
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -25,7 +25,7 @@ from ldm.models.latent_scale import unit_variance_scale
 from ldm.networks.transformer import TransformerEncoder
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.meters import LossByTimestep
-from ldm.training.module import TrainingModule
+from ldm.training.module import DoesNotFit, TrainingModule
 from ldm.training.optimization import Optimization, stepwise
 from ldm.training.randomness import MEASURE, Draws
 
@@ -146,6 +146,14 @@ class DiffusionTraining(TrainingModule):
         """Build AdamW, fused unless a gradient scaler has to look at the gradients first, and the step schedule."""
         optimizer = self.optimization.adamw(self.optimized_parameters(), self.learning_rate, fused=self.may_fuse)
         return stepwise(optimizer, self.optimization.scheduler(optimizer))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the state of a run with another process, whose tables would replace those of the config unsaid."""
+        super().on_load_checkpoint(checkpoint)
+        for name, table in self.model.process.buffers().items():
+            saved = checkpoint["state_dict"].get(name)
+            if saved is not None and saved.shape == table.shape and not torch.allclose(saved, table.cpu(), rtol=1e-4):
+                raise DoesNotFit(f"model.params.process: the run has another process ({name} differs)")
 
     # --- the latent scale ------------------------------------------------------------------------------------------
 

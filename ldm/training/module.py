@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ldm.errors import UserError, shown
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.meters import DatasetMean, RunningMean
@@ -19,6 +20,10 @@ from ldm.training.optimization import clip_gradients
 from ldm.training.randomness import TRAINING, VALIDATION, Draws, seed_device, seed_from
 
 _SCALE_SEARCH = 24  # a gradient scaler begins at 2^16 and finds its scale by halving it at steps that it leaves out
+
+
+class DoesNotFit(UserError):
+    """The state of a run is that of another model or training."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -84,13 +89,19 @@ class TrainingModule(pl.LightningModule):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state in the published layout; names in messages and in the result are published ones too."""
-        own = {self.published_name(name): name for name in super().state_dict()}
+        """Load a state in the published layout; names in the result are published ones too. Raises DoesNotFit."""
+        state = super().state_dict()
+        own = {self.published_name(name): name for name in state}
+        shapes = [name for name, value in state_dict.items() if name in own and value.shape != state[own[name]].shape]
+        if shapes:
+            raise DoesNotFit(f"{type(self).__name__}: of another shape are {_some(shapes)}")
         renamed = {own.get(name, self._unknown(name)): value for name, value in state_dict.items()}
         result = super().load_state_dict(renamed, strict=False, assign=assign)
         missing, unexpected = ([self.published_name(name) for name in names] for names in result)
         if strict and (missing or unexpected):
-            raise RuntimeError(f"{type(self).__name__}: missing in the state dict: {missing}; unexpected: {unexpected}")
+            problems = {"missing": missing, "unexpected": unexpected}
+            said = "; ".join(f"{problem} are {_some(names)}" for problem, names in problems.items() if names)
+            raise DoesNotFit(f"{type(self).__name__}: {said}")
         return type(result)(missing, unexpected)
 
     def published_name(self, name: str) -> str:
@@ -223,3 +234,7 @@ class TrainingModule(pl.LightningModule):
     def _step_count(self) -> dict[str, float]:
         """Say where the loggers draw a value; Lightning's own count is one behind."""
         return {"step": float(self.global_step), "epoch": float(self.current_epoch)}
+
+
+def _some(names: Sequence[str]) -> str:
+    return shown(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,12 +28,16 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.bounds import Count
-from ldm.config.targets import did_you_mean, find_target, parameters_of
+from ldm.config.nodes import is_node
+from ldm.config.parameters import parameters_of
+from ldm.config.plain import plain, with_references
+from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import hints_of, mismatch
 from ldm.errors import ConfigError
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.cached_latents import CacheSettings
 from ldm.training.devices import Devices, choose
+from ldm.training.extensions import check_extensions
 from ldm.training.launch import Launch, check_by_hand, detect
 from ldm.training.run_folder import RunFolder
 from ldm.training.strategies import STRATEGIES
@@ -50,8 +55,14 @@ _COUNTS = (
     "num_nodes", "max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches", "log_every_n_steps",
     "check_val_every_n_epoch",
 )  # fmt: skip
+_SHARES = (
+    "val_check_interval", "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
+    "overfit_batches",
+)  # fmt: skip
 _ENDLESS = ("max_steps", "max_epochs")  # -1: without limit
 _LARGE_LEARNING_RATE = 1e-3
+_ONE_SAMPLE = {"params": {"batch_size": 1}}
+MISSING = "missing; a config has the sections model, training, data and lightning"
 _WITHOUT_WEIGHTS = "IdentityAutoencoder"
 
 
@@ -111,9 +122,13 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The resolved config of a run (plain dicts by section) with what follows from it."""
+    """The resolved config of a run (plain dicts by section) with what follows from it.
+
+    written: the same config as the run folder keeps it, in which references within the data are references.
+    """
 
     config: dict[str, Any]
+    written: dict[str, Any]
     run: RunFolder
     devices: Devices
     batch: GlobalBatch
@@ -153,6 +168,7 @@ def make_plan(
     run: RunFolder,
     seed: int | None = None,
     options: RunOptions = AS_CONFIGURED,
+    needs_data: bool = True,
 ) -> Plan:
     """Resolve and check everything that can be checked without building. Writes nothing.
 
@@ -161,13 +177,17 @@ def make_plan(
         run: folder of the run, new or resumed.
         seed: None takes that of the resumed run, else 23.
         options: what wins over the config.
+        needs_data: whether the section data has to be there; without it the plan is for one sample a device.
 
     Raises UserError.
     """
-    config, seed = OmegaConf.to_container(OmegaConf.create(config), resolve=True), run.seed(seed)
+    given, seed = OmegaConf.create(config), run.seed(seed)
+    config = plain(given)
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"{seed} is no whole number from 0 to 2^64 - 1", "--seed")
     for section in ("model", "training", "data"):
-        if section not in config:
-            raise ConfigError("missing; a config has the sections model, training, data and lightning", section)
+        if section not in config and (needs_data or section != "data"):
+            raise ConfigError(MISSING, section)
     _check_kinds(config.get("lightning"))
     lightning = config.get("lightning") or {}
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
@@ -179,14 +199,23 @@ def make_plan(
         launch.check(None, options.num_nodes)
         trainer["num_nodes"] = launch.nodes
     _check_trainer(trainer)
-    _seed_data(config["data"], seed)
-    batch = _global_batch(config["data"], trainer, devices)
+    data = {"data": config["data"]} if "data" in config else {}
+    for section in data.values():
+        _seed_data(section, seed, run)
+    batch = _global_batch(data.get("data", _ONE_SAMPLE), trainer, devices)
     rate = learning_rate(config["training"], batch.total, options.scale_lr)
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
+    strategy = trainer.get("strategy")
+    name = strategy.get("target") if isinstance(strategy, dict) else strategy
+    if lightning.get("channels_last") and str(name).endswith(("fsdp", "FullySharded")):
+        problem = "fsdp shards contiguous weights only; set it to false, or use ddp or zero1"
+        raise ConfigError(problem, "lightning.channels_last")
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
-    resolved = {"model": config["model"], "training": training, "data": config["data"], "lightning": lightning}
-    return Plan(resolved, run, devices, batch, rate, seed, launch)
+    check_extensions(lightning, run)
+    resolved = {"model": config["model"], "training": training, **data, "lightning": lightning}
+    written = OmegaConf.to_container(with_references(resolved, OmegaConf.to_container(given)))
+    return Plan(resolved, written, run, devices, batch, rate, seed, launch)
 
 
 def _check_kinds(section: Any) -> None:
@@ -211,11 +240,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     _check_keys(trainer, tuple(name for name in names if name not in ("self", *_MADE_HERE)), "lightning.trainer")
     hints = hints_of(pl.Trainer)
     for name, value in trainer.items():
-        place, is_node = f"lightning.trainer.{name}", isinstance(value, dict) and "target" in value
-        if not is_node and value != -1 and (problem := mismatch(value, hints.get(name, object))):
+        place = f"lightning.trainer.{name}"
+        if not is_node(value) and value != -1 and (problem := mismatch(value, hints.get(name, object))):
             raise ConfigError(problem, place)
         if name in _COUNTS and value is not None and value < (-1 if name in _ENDLESS else 1):
             raise ConfigError(f"{value} is less than 1", place)
+        if name in _SHARES and isinstance(value, int | float) and (value < 0 or type(value) is float and value > 1):
+            raise ConfigError(f"{value!r} is neither a share, 0.0 to 1.0, nor a count, a whole number", place)
     strategy, precision = trainer.get("strategy") or "auto", str(trainer.get("precision", 32))
     if isinstance(strategy, str) and strategy not in ("auto", *STRATEGIES):
         hint = did_you_mean(strategy, STRATEGIES) or f"; known are auto, {', '.join(STRATEGIES)}"
@@ -224,10 +255,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError("16-mixed needs a gradient scaler, which fsdp has not; use bf16-mixed", "--precision")
 
 
-def _seed_data(data: dict[str, Any], seed: int) -> None:
-    """Use the seed of the run for the order of the data, unless the config sets one."""
+def _seed_data(data: dict[str, Any], seed: int, run: RunFolder) -> None:
+    """Use the seed of the run for the order of the data, unless the config sets one that is not the run's earlier."""
+    params = data.get("params") or {}
     if "seed" in parameters_of(find_target(data["target"], "data")).names:
-        data["params"] = {"seed": seed, **(data.get("params") or {})}
+        is_earlier = not run.is_new and params.get("seed") == run.environment().get("seed")
+        data["params"] = params | {"seed": seed} if is_earlier else {"seed": seed, **params}
 
 
 def _global_batch(data: Mapping[str, Any], trainer: Mapping[str, Any], devices: Devices) -> GlobalBatch:
@@ -250,7 +283,7 @@ def learning_rate(training: Mapping[str, Any], global_batch: int, scale: bool | 
         given = "neither is" if base is None else "both are"
         raise ConfigError(f"{given} given; write one of learning_rate (absolute) and base_learning_rate", "training")
     value = absolute if base is None else base
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         name = "learning_rate" if base is None else "base_learning_rate"
         hint = "(YAML reads 1e-4 as text; write 1.0e-4)"
         raise ConfigError(f"{value!r} is no positive number {hint}", f"training.{name}")

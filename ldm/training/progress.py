@@ -103,15 +103,22 @@ class Progress(ProgressBar):
             _LOG.info("trained to step %d, epoch %d in %s", trainer.global_step, trainer.current_epoch, taken)
 
     def _write(self, line: str) -> None:
-        if not self._on_terminal:
+        if self._on_terminal:
+            _show(f"\r\x1b[2K{line}")
+        else:
             _LOG.info(line)
-            return
-        sys.stderr.write(f"\r\x1b[2K{line}")
-        sys.stderr.flush()
 
     def _clear_line(self) -> None:
         if self._on_terminal:
-            sys.stderr.write("\r\x1b[2K")
+            _show("\r\x1b[2K")
+
+
+def _show(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:  # the terminal is gone; the run saves and stops, or goes on under nohup
+        return
 
 
 def total_steps(trainer: pl.Trainer) -> int | None:

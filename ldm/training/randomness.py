@@ -7,6 +7,7 @@ accumulation draws the same for each sample.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -24,6 +25,14 @@ MEASURE = 3
 def seed_from(*key: int) -> int:
     """Mix non-negative integers into one seed below 2**63."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch by all 64 bits of a seed."""
+    low, high = seed & 0xFFFFFFFF, seed >> 32
+    random.seed(seed)
+    np.random.seed([low, high] if high else low)
+    torch.manual_seed(seed_from(seed) if high else low)  # on the CPU torch takes 32 bits
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -5,35 +5,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ldm.config import instantiate
 from ldm.config.nodes import without_checkpoints
 from ldm.data.core.module import DataModule
-from ldm.doctor.data_fit import check_data_fits_model
+from ldm.distributed import is_first_process
+from ldm.doctor.data_fit import check_data_fits_model, size_problems
 from ldm.errors import ConfigError, UserError
+from ldm.models.loading import train_option
 from ldm.training.cached_latents import CacheSettings, cached
+from ldm.training.callbacks import check_previews
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.lightning_fixes.checkpoints import LAST, Stopped
+from ldm.training.extensions import callbacks
+from ldm.training.lightning_fixes.checkpoints import LAST, resuming
+from ldm.training.lightning_fixes.deaths import Deaths
 from ldm.training.lightning_fixes.guard import StepGuard
-from ldm.training.module import TrainingModule
+from ldm.training.lightning_fixes.signals import Interrupted, Stopped, leave_signals_to_us, stoppable
+from ldm.training.module import DoesNotFit, TrainingModule
 from ldm.training.plan import AS_CONFIGURED, Plan, RunOptions, make_plan, untrained_first_stage
+from ldm.training.randomness import seed_everything
+from ldm.training.resumption import Resumption, data_record, settings_changed
 from ldm.training.run_folder import RunFolder
 from ldm.training.step_timer import StepTimer
 from ldm.training.trainer import build_trainer
-from ldm.training.vocabulary import fit_tokenizers, save_tokenizers
+from ldm.training.vocabulary import fit_tokenizers
 
 _log = logging.getLogger(__name__)
-INTERRUPTIONS = (Stopped, SIGTERMException)  # the latter before the first step, when there is nothing new to save
 _UNTRAINED = (
     "model.params.autoencoder: the first stage has no trained weights; give it `checkpoint: PATH`, "
     "or set training.allow_untrained_first_stage=true"
@@ -75,8 +81,8 @@ def train(
         options: devices, precision and other settings that win over the config.
         test: whether the data set `test` is evaluated afterwards, if there is one.
 
-    Raises UserError for mistakes, before anything is written where they can be known; one of INTERRUPTIONS if a signal
-    asked to stop: the run can then be resumed.
+    Raises UserError for mistakes, before anything is written where they can be known; Stopped, with how to go on, if
+    a signal asked to stop, and KeyboardInterrupt if Ctrl-C was pressed twice.
     """
     return train_plan(make_plan(config, run, seed, options), test)
 
@@ -86,46 +92,67 @@ def train_plan(plan: Plan, test: bool = True) -> RunResult:
     plan.check_machine()
     if problem := first_stage_problem(plan):
         raise UserError(problem)
-    pl.seed_everything(plan.seed, workers=True, verbose=False)
-    data = instantiate(plan.config["data"], "data")
-    model = build_model(plan, data)
-    check_data_fits_model(model, data)
-    if (settings := CacheSettings.of(plan.lightning.get("cache_latents"))) is not None:
-        data = cached(data, model, settings, plan.devices)
-    content = data.shape_summary()
-    trainer = build_trainer(plan)
-    is_first = rank_zero_only.rank == 0
-    if is_first:
-        plan.run.create(plan.config, plan.seed)
-        save_tokenizers(model, plan.run.path / "configs")
-    with plan.run.announced(), _also_written_to(plan.run.log if is_first else None):
-        for line in [*describe(plan, model), *content]:
-            _log.info(line)
-        try:
-            return _fit(trainer, model, data, plan, test)
-        except UserError:
-            if is_first:
-                plan.run.discard()
-            raise
-        except INTERRUPTIONS as stop:
-            _log.info("%s; go on with: main.py -t -r %s", str(stop) or "asked to stop before a step", plan.run.path)
-            raise
-        except Exception:
-            _log.exception("training ended by an error")
-            raise
+    with stoppable(), plan.run.claimed() as run, _told(replace(plan, run=run)) as plan:
+        seed_everything(plan.seed)
+        data = build_data(plan)
+        model = build_model(plan, data)
+        check_data_fits_model(model, data)
+        resumption = Resumption(plan, data_record(data))
+        if (settings := CacheSettings.of(plan.lightning.get("cache_latents"))) is not None:
+            data = cached(data, model, settings, plan.devices)
+        content = data.shape_summary()
+        trainer, timer = build_trainer(plan), StepTimer()
+        check_previews(trainer.callbacks, model)
+        trainer.callbacks += [resumption, timer]
+        with run.announced(), _also_written_to(run.log):
+            for line in [*describe(plan, model), *content]:
+                _log.info(line)
+            step, metrics = _fit(trainer, model, data, plan, test)
+        return RunResult(run.path, run.checkpoints / LAST, step, timer.seconds_per_step, metrics)
 
 
-def _fit(trainer: pl.Trainer, model: TrainingModule, data: DataModule, plan: Plan, test: bool) -> RunResult:
-    timer = StepTimer()
-    trainer.callbacks.append(timer)
+def _fit(
+    trainer: pl.Trainer, model: TrainingModule, data: DataModule, plan: Plan, test: bool
+) -> tuple[int, dict[str, float]]:
+    """Return the step at the end of a training, and the last metrics."""
     train, validation = data.train_loader(plan.batch.accumulate), data.validation_loader()
-    trainer.fit(model, train, validation, ckpt_path=plan.run.checkpoint, weights_only=True)
+    tested = data.test_loader() if test else None
+    for loader in (train, validation, tested):
+        if loader is not None:
+            leave_signals_to_us(loader)
+    with resuming(trainer, plan.run.checkpoint):
+        trainer.fit(model, train, validation, ckpt_path=plan.run.checkpoint, weights_only=True)
     step, metrics = trainer.global_step, dict(trainer.callback_metrics)
-    if test and data.test is not None:
-        trainer.test(model, data.test_loader(), verbose=False)
+    if tested is not None:
+        trainer.test(model, tested, verbose=False)
         metrics |= trainer.callback_metrics
-    values = {name: float(value) for name, value in metrics.items()}
-    return RunResult(plan.run.path, plan.run.checkpoints / LAST, step, timer.seconds_per_step, values)
+    return step, {name: float(value) for name, value in metrics.items()}
+
+
+@contextmanager
+def _told(plan: Plan) -> Iterator[Plan]:
+    """Say in one line what ended a training before its end, and how it goes on. Yield the plan."""
+    run, others = plan.run, set(active_children())
+    deaths = Deaths(plan.batch.processes, lambda: run.how_to_go_on)
+    try:
+        yield plan
+    except (Stopped, Interrupted) as stop:
+        message = f"{stop}; {run.how_to_go_on}"
+        with _also_written_to(run.log):
+            _log.info(message)
+        raise (Stopped(message) if isinstance(stop, Stopped) else KeyboardInterrupt) from None
+    except DoesNotFit as error:
+        raise UserError(f"--resume: {error}; settings (of the run, asked for): {settings_changed(plan)}") from error
+    except Exception as error:
+        if (death := deaths.explain(error)) is not None:
+            raise (UserError(f"{death}; {run.how_to_go_on}") if death else SystemExit(1)) from error
+        if run.log.exists() and not isinstance(error, UserError):  # it trained, or was about to
+            with _also_written_to(run.log):
+                _log.exception("training ended by an error")
+        raise
+    finally:
+        for worker in set(active_children()) - others:  # one that hangs in a read; it hears no SIGTERM
+            worker.kill()
 
 
 def first_stage_problem(plan: Plan) -> str:
@@ -163,6 +190,11 @@ def describe(plan: Plan, model: TrainingModule) -> list[str]:
     ]
 
 
+def build_data(plan: Plan) -> DataModule:
+    """Build the data, its order by the seed of the run unless the config sets another."""
+    return instantiate(plan.config["data"], "data")
+
+
 def build_model(plan: Plan, data: DataModule) -> TrainingModule:
     """Build the model, ready to be trained on `data`: tokenizers fitted, memory format and compilation as asked."""
     # What a run goes on from holds all weights; those that it once started from need not be there any more.
@@ -182,20 +214,30 @@ def build_model(plan: Plan, data: DataModule) -> TrainingModule:
 
 def instantiate_training(config: Mapping[str, Any]) -> TrainingModule:
     """Build the sections `model` and `training` of a config. Raises ConfigError."""
-    model = instantiate(config["model"], "model")
-    module = instantiate(config["training"], "training", model=model)
-    if not isinstance(module, TrainingModule):
-        raise ConfigError(f"is {config['training']['target']}, which trains nothing", "training.target")
+    model = instantiate(config["model"], "model", nn.Module)
+    return instantiate(config["training"], "training", TrainingModule, model=model)
+
+
+def build_without_memory(plan: Plan) -> TrainingModule:
+    """Build the training of a plan on the meta device, and check what can be checked of it. Raises UserError."""
+    with torch.device("meta"):
+        module = instantiate_training(plan.config)
+    check_previews([part.build() for part in callbacks(plan.lightning, plan.run)], module)
+    if (size := train_option(plan.config, "size")) is not None:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        for problem in size_problems(module, *sides):
+            raise ConfigError(problem, "data.params.train")
     return module
 
 
 @contextmanager
-def _also_written_to(path: Path | None) -> Iterator[None]:
-    """Append all messages of a block to a file."""
-    if path is None:
+def _also_written_to(path: Path) -> Iterator[None]:
+    """Append all messages of a block to a file, on the first rank."""
+    if not is_first_process():
         yield
         return
     handler = logging.FileHandler(path, encoding="utf-8")
+    handler.handleError = lambda record: None  # on a full disk; the line stands on stderr
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:

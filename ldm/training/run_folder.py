@@ -1,31 +1,38 @@
-"""The run folder: its files, a new one, and which one is resumed.
+"""The run folder: its files, who owns it, a new one, and which one is resumed.
 
 logs/<time>_<name><postfix>/
   checkpoints/  last.ckpt, previous.ckpt, step=000010000.ckpt, best.ckpt, frozen-<hash>.safetensors
-  configs/      config.yaml (resolved), environment.json (seed, versions, command)
+  configs/      config.yaml (resolved), environment.json (seed, data, versions, command; which start this was)
   images/       {train,val}/
-  metrics.csv   train.log
+  metrics.csv   train.log   lock (held by the process that trains)
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import platform
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ldm.config.files import read_yaml
+from ldm.distributed import is_first_process
 from ldm.environment import environment
 from ldm.errors import UserError
 from ldm.weights.load import locate
+from ldm.writing import write_text
 
 _TIME = "%Y-%m-%dT%H-%M-%S"
 _TIME_PATTERN = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d"
@@ -37,10 +44,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run; `checkpoint` is what it goes on from, None for a new run."""
+    """Paths of a run; `checkpoint` is what it goes on from, None for a new run, which has `name` and `postfix`."""
 
     path: Path
     checkpoint: Path | None = None
+    name: str = ""
+    postfix: str = ""
 
     @property
     def is_new(self) -> bool:
@@ -58,6 +67,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def configs(self) -> Path:
+        """Return the folder of what the run was made with."""
+        return self.path / "configs"
+
+    @property
     def images(self) -> Path:
         """Return the folder of images."""
         return self.path / "images"
@@ -73,13 +87,26 @@ class RunFolder:
         return self.path / "train.log"
 
     @property
+    def how_to_go_on(self) -> str:
+        """Say how a run that has ended early goes on."""
+        if not self.has_checkpoint:
+            return "nothing was saved yet; start it again"
+        return f"it goes on with: python main.py -t -r {shlex.quote(str(self.path))}"
+
+    # --- what it was made with -------------------------------------------------------------------------------------
+
+    @property
     def saved_config(self) -> Path:
         """Return the config of a run that goes on. UserError if it has none, or one of the first edition."""
-        config = self.path / "configs" / _CONFIG
+        config = self.configs / _CONFIG
         if not config.is_file():
             raise UserError(f"--resume: {self.path} has no configs/{_CONFIG}; give a run folder of this program")
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and "model" in content and "training" not in content:
+        content = self.saved_content()
+        if content is None:
+            older = sorted(self.configs.glob("config-*.yaml"))
+            hint = f"copy {older[-1].name} over it" if older else "give the config again, by --base, in a new run"
+            raise UserError(f"--resume: {config} is damaged; {hint}")
+        if "model" in content and "training" not in content:
             # Its random draws and the state of its optimiser belong to another program.
             raise UserError(
                 f"--resume: {self.path} was written before configs had the sections model and training, and cannot go "
@@ -87,32 +114,112 @@ class RunFolder:
             )
         return config
 
-    def seed(self, given: int | None = None) -> int:
-        """Return the seed `given`, else that of the run that goes on, else 23."""
-        environment = self.path / "configs" / _ENVIRONMENT
-        if given is not None:
-            return given
-        if self.is_new or not environment.is_file():
-            return _SEED
-        return int(json.loads(environment.read_text(encoding="utf-8")).get("seed", _SEED))
-
-    def create(self, config: Mapping[str, Any], seed: int) -> None:
-        """Make the folders and write config and environment; an earlier config of the run is kept under its time."""
+    def saved_content(self) -> dict[str, Any] | None:
+        """Return what the config of the run says, None where it is absent, empty or damaged."""
         try:
-            for folder in (self.checkpoints, self.images, self.path / "configs"):
-                folder.mkdir(parents=True, exist_ok=True)
-            self._describe(config, seed)
+            return read_yaml(self.configs / _CONFIG) or None
+        except UserError:
+            return None
+
+    def seed(self, given: int | None = None) -> int:
+        """Return the seed `given`, else that of the run that goes on, else 23. UserError if that is not known."""
+        if given is not None or self.is_new:
+            return _SEED if given is None else given
+        seed = self.environment().get("seed")
+        if type(seed) is not int:
+            file = self.configs / _ENVIRONMENT
+            raise UserError(f"--resume: {file} is missing or damaged; give the run's seed, by default --seed {_SEED}")
+        return seed
+
+    def environment(self) -> dict[str, Any]:
+        """Return what is known of the circumstances of the run; nothing where the file is absent or damaged."""
+        try:
+            content = json.loads((self.configs / _ENVIRONMENT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def record(self, config: Mapping[str, Any], seed: int, data: Mapping[str, Any]) -> None:
+        """Write config and environment; an earlier config of the run is kept under its time. Raises UserError."""
+        start = _start_of(self)
+        if self.is_new:
+            start = {"number": _last_number(self.path.parent) + 1, "name": self.name, "postfix": self.postfix}
+        target, text = self.configs / _CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        content = json.dumps({"seed": seed, "start": start, "data": dict(data), **environment()}, indent=2)
+        with self._to_be_written():
+            for folder in (self.checkpoints, self.images, self.configs):
+                folder.mkdir(exist_ok=True)
+            if target.exists() and target.read_bytes() != text.encode():
+                shutil.copyfile(target, target.with_name(f"config-{datetime.now().strftime(_TIME)}.yaml"))
+            write_text(target, text)
+            write_text(target.with_name(_ENVIRONMENT), content + "\n")
+
+    # --- who owns it -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def claimed(self) -> Iterator[RunFolder]:
+        """Own the folder inside a block: a new one is made, and no other process trains in it. Yield the run.
+
+        A new run that ends by a mistake or a request before it has saved or measured anything leaves nothing. Raises
+        UserError. The ranks of one run share its folder; the first owns it.
+        """
+        if not is_first_process():
+            yield self
+            return
+        run = self._made() if self.is_new else self
+        try:
+            with run._locked():
+                yield run
+        except BaseException as error:
+            is_crash = isinstance(error, Exception) and not isinstance(error, UserError) and run.log.exists()
+            if run.is_new and not (is_crash or run.metrics.exists() or run.has_checkpoint):
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
+
+    def _made(self) -> RunFolder:
+        """Make the folder, under a number if several runs are made within a second."""
+        stem = self.path.name.removesuffix(self.postfix)
+        with self._to_be_written():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for number in count(1):
+                name = f"{stem}{self.postfix}" if number == 1 else f"{stem}-{number}{self.postfix}"
+                try:
+                    self.path.with_name(name).mkdir()
+                except FileExistsError:
+                    continue
+                return replace(self, path=self.path.with_name(name))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock, which the system frees when this process ends, however that is; forks do not hold it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        with self._to_be_written():
+            file = (self.path / "lock").open("a+", encoding="utf-8")
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    owner = file.read(80).strip() or "another process"
+                    raise UserError(f"{self.path}: is being trained by {owner}; wait for it or stop it") from error
+                _log.warning("%s: cannot be locked (%s); start no second training in it", self.path, error.strerror)
+            with self._to_be_written():
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}\n")
+                file.flush()
+            yield
+
+    @contextmanager
+    def _to_be_written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another --logdir") from error
-
-    def _describe(self, config: Mapping[str, Any], seed: int) -> None:
-        target = self.path / "configs" / _CONFIG
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        if target.exists() and target.read_text(encoding="utf-8") != text:
-            target.rename(target.with_name(f"config-{datetime.now().strftime(_TIME)}.yaml"))
-        target.write_text(text, encoding="utf-8")
-        content = json.dumps({"seed": seed, **environment()}, indent=2)
-        target.with_name(_ENVIRONMENT).write_text(content + "\n", encoding="utf-8")
 
     @contextmanager
     def announced(self) -> Iterator[None]:
@@ -126,11 +233,6 @@ class RunFolder:
         finally:
             del os.environ[_FOLDER_OF_THE_FIRST_RANK]
 
-    def discard(self) -> None:
-        """Remove a new run that never made a step."""
-        if self.is_new and not self.metrics.exists() and not self.has_checkpoint:
-            shutil.rmtree(self.path, ignore_errors=True)
-
 
 def choose_run(logdir: str | Path, name: str = "", postfix: str = "", resume: str = "") -> RunFolder:
     """Return the folder of a new run, or the run to go on with. Writes nothing.
@@ -139,29 +241,29 @@ def choose_run(logdir: str | Path, name: str = "", postfix: str = "", resume: st
         logdir: folder of all runs.
         name: follows the time in the name of a new folder; may be empty.
         postfix: ends the name of a new folder.
-        resume: a run folder, a checkpoint in one, or "auto": the newest run of this name that has a checkpoint, and a
-            new run where there is none. Empty: a new run.
+        resume: a run folder, a checkpoint in one, or "auto": the run of this name that was started last of those with a
+            checkpoint, and a new run where there is none. Empty: a new run.
 
-    Raises UserError where there is nothing to resume.
+    Raises UserError where there is nothing to resume, and for names that are none.
     """
+    for flag, value in (("--name", name), ("--postfix", postfix)):
+        if "/" in value or os.sep in value:
+            raise UserError(f"{flag}: {value!r} is no part of a folder's name; --logdir says where folders are made")
+    logdir = Path(logdir).expanduser()
     if resume and resume != AUTO:
         return resume_run(Path(resume).expanduser())
     process, _, inherited = os.environ.get(_FOLDER_OF_THE_FIRST_RANK, "").partition(":")
     if inherited and process != str(os.getpid()):
         given = RunFolder(Path(inherited))
         return resume_run(given.path) if resume and given.has_checkpoint else given
-    earlier = _newest_run(Path(logdir), name, postfix) if resume else None
+    earlier = _last_started(logdir, name, postfix) if resume else None
     return earlier or new_run(logdir, name, postfix)
 
 
 def new_run(logdir: str | Path, name: str = "", postfix: str = "") -> RunFolder:
-    """Return a folder `<time>_<name><postfix>` that does not exist yet."""
+    """Return the folder `<time>_<name><postfix>`, which is made when the run is claimed."""
     stem = datetime.now().strftime(_TIME) + (f"_{name}" if name else "")
-    path, number = Path(logdir) / f"{stem}{postfix}", 1
-    while path.exists():  # two runs within one second
-        number += 1
-        path = path.with_name(f"{stem}-{number}{postfix}")
-    return RunFolder(path)
+    return RunFolder(Path(logdir) / f"{stem}{postfix}", None, name, postfix)
 
 
 def resume_run(given: Path) -> RunFolder:
@@ -175,14 +277,33 @@ def resume_run(given: Path) -> RunFolder:
     raise UserError(f"--resume: {given} does not exist; give a run folder or a checkpoint in one")
 
 
-def _newest_run(logdir: Path, name: str, postfix: str) -> RunFolder | None:
-    """Return the newest run of a name that has a checkpoint, None if there is none."""
-    ending = re.escape((f"_{name}" if name else "") + postfix)
-    pattern = re.compile(_TIME_PATTERN + ending + r"(-\d+)?")
-    runs = sorted((folder for folder in logdir.glob("*") if pattern.fullmatch(folder.name)), reverse=True)
-    found = next((folder for folder in runs if RunFolder(folder).has_checkpoint), None)
-    if found is None:
+# The starts in a folder of runs are counted: neither a clock that was set back nor a renamed folder changes the order.
+
+
+def _start_of(run: RunFolder) -> dict[str, Any] | None:
+    """Return number, name and postfix of a start as recorded; None for a new run and for those of earlier versions."""
+    start = run.environment().get("start")
+    return start if isinstance(start, dict) and isinstance(start.get("number"), int) else None
+
+
+def _last_number(logdir: Path) -> int:
+    return max((start["number"] for path in logdir.glob("*") if (start := _start_of(RunFolder(path)))), default=0)
+
+
+def _last_started(logdir: Path, name: str, postfix: str) -> RunFolder | None:
+    """Return the run of a name that was started last of those with a checkpoint, None if there is none."""
+    ending = re.escape(f"_{name}") if name else ""
+    pattern = re.compile(_TIME_PATTERN + ending + r"(-\d+)?" + re.escape(postfix))
+    found = []
+    for path in logdir.glob("*"):
+        start = _start_of(RunFolder(path))
+        recorded = start is not None and (start.get("name"), start.get("postfix"))
+        fits = pattern.fullmatch(path.name) if start is None else recorded == (name, postfix)
+        if fits and RunFolder(path).has_checkpoint:
+            found.append((0 if start is None else start["number"], path.name, path))
+    if not found:
         _log.info("--resume auto: %s has no run of this name with a checkpoint; a new one begins", logdir)
         return None
-    _log.info("--resume auto: going on with %s", found)
-    return resume_run(found)
+    newest = max(found)[-1]
+    _log.info("--resume auto: going on with %s", newest)
+    return resume_run(newest)

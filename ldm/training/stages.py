@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ldm import compat
 from ldm.errors import UserError
-from ldm.training.run import INTERRUPTIONS, train
+from ldm.training.lightning_fixes.signals import Stopped
+from ldm.training.run import train
 from ldm.training.run_folder import new_run
 
 _log = logging.getLogger(__name__)
@@ -22,8 +23,7 @@ def train_config(config: Path, logs: Path, overrides: Sequence[str], title: str)
     """
     words = ["--base", str(config), "-t", "--logdir", str(logs), "--name", config.stem, *overrides]
     _log.info("\n%s\npython main.py %s\n", title, shlex.join(words))
-    run = new_run(logs, config.stem)
     try:
-        return train(compat.load(config, overrides), run).folder
-    except INTERRUPTIONS as stop:
-        raise UserError(f"{run.path}: {stop}; it goes on with: python main.py -t -r {run.path}") from stop
+        return train(compat.load(config, overrides), new_run(logs, config.stem)).folder
+    except Stopped as stop:
+        raise UserError(str(stop)) from stop

@@ -6,25 +6,21 @@ moving average (`model_ema.*`, names without dots); `choose` picks one of the tw
 """
 
 import logging
-import pickle
 import re
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.compat.diffusers import index_of
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
 from ldm.weights import files as storage
 from ldm.weights import folders
 from ldm.weights.archives import config_in, unpacked
-from ldm.weights.audit import UnsafeCheckpoint, load_inert
+from ldm.weights.kinds import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -34,44 +30,75 @@ IN_A_RUN = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "model.ckpt", 
 EMA = "model_ema."
 PARTS = ("first_stage_model.", "model.diffusion_model.", "cond_stage_model.")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# The tables of a discrete process, which follow from the config.
-_SCHEDULE = re.compile(r"betas|(alphas_cumprod|sqrt_|log_one_minus_|posterior_)\w*")
 _EMA_COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
 _EXAMPLES = 3
+MOST_CHARACTERS, _OF_A_NAME = 300, 160  # of a message, of a name and its shapes in it
 
 
 def locate(path: str | Path) -> Path:
-    """Return the checkpoint of a path: the file itself, or the newest readable one of a run folder. Raises UserError.
+    """Return the checkpoint of a path: the file itself, or the newest complete one of a run folder. Raises UserError.
 
-    Truncated and damaged files of a run folder are skipped with a warning. A folder of diffusers is its JSON file, and
-    a name on the hub the folder in the cache of huggingface_hub.
+    Truncated files of a run folder are skipped with a warning; `newest` finds those whose values are damaged too. A
+    folder of diffusers, also one in the cache of huggingface_hub by its name there, is its JSON file.
     """
-    path = _cached(str(path)) or Path(path).expanduser()
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint; give a file, or a run folder with {IN_A_RUN[0]}")
+    candidates = _candidates(path)
+    is_whole = Path(path).expanduser().is_file() or is_index(candidates[0])
+    return candidates[0] if is_whole else storage.first_good(candidates, storage.inspect)[0]
+
+
+def is_index(path: Path) -> bool:
+    """Return whether a file that `locate` found stands for a folder of diffusers, config and weights in one."""
+    return path.suffix == ".json"
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a checkpoint that `locate` found: itself and, of a folder of diffusers, those of weights."""
+    return [path, *(folders.weights_of(path) if is_index(path) else [])]
+
+
+def read(path: str | Path) -> State:
+    """Return the tensors of a checkpoint by name; see `newest`."""
+    return newest(path)[1]
+
+
+def newest(path: str | Path) -> tuple[Path, State]:
+    """Return the file that was read, and its tensors by name, on the CPU, with its frozen parts.
+
+    Damaged ones are skipped with a warning where there are earlier ones of the same run.
+
+    path: a file, a published zip, a run folder or one of diffusers. UserError if there is no checkpoint, or if it is
+        truncated, damaged, of another format, or does more than hold tensors.
+    """
+    return storage.first_good(_candidates(path), _read)
+
+
+def _candidates(path: str | Path) -> list[Path]:
+    """List the checkpoints that a path stands for, newest first. UserError if there is none."""
+    try:
+        path = Path(path).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name that the system does not take
+        raise UserError(f"{shown(str(path), _OF_A_NAME)}: no such checkpoint ({shown(str(error))})") from error
+    if is_file:
+        return storage.with_earlier(path)
+    if not is_folder and (cached := _cached(str(path))) is not None:
+        path, is_folder = cached, True
+    if not is_folder:
+        where = f"give a file, or a run folder with {IN_A_RUN[0]}"
+        raise UserError(f"{shown(str(path), _OF_A_NAME)}: no such checkpoint; {where}")
     if (index := index_of(path)) is not None:
-        return index
-    problems = []
-    for candidate in _candidates(path):
-        try:
-            if not _is_safetensors(candidate):
-                storage.inspect(candidate)
-        except (UserError, OSError) as error:
-            problems.append(str(error))
-            continue
-        for problem in problems:
-            log.warning("%s; using %s, which was saved before it", problem, candidate.name)
-        return candidate
-    if problems:
-        raise UserError(problems[0] + "; no other checkpoint beside it is good")
-    raise UserError(f"{path}: holds no checkpoint; expected {' or '.join(IN_A_RUN)} in it")
+        return [index]
+    first = [path / "checkpoints" / storage.LAST, path / "checkpoints" / storage.PREVIOUS]
+    numbered = storage.with_earlier(first[1])[1:]
+    found = [file for file in (*first, *numbered, *(path / name for name in IN_A_RUN)) if file.is_file()]
+    if not found:
+        raise UserError(f"{path}: holds no checkpoint; expected {' or '.join(IN_A_RUN)} in it")
+    return found
 
 
 def _cached(name: str) -> Path | None:
     """Return the folder of a name on the hub in the local cache; None for a path. UserError if it is not there."""
-    if Path(name).exists() or not _HUB_NAME.fullmatch(name) or Path(name).parent.exists():
+    if not _HUB_NAME.fullmatch(name) or Path(name).parent.exists():
         return None
     from huggingface_hub import snapshot_download  # slow to import, seldom used
 
@@ -79,92 +106,36 @@ def _cached(name: str) -> Path | None:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{name}: no such file or folder, nor is it in the cache of huggingface_hub (HF_HOME); for a model of that "
-            f"name run `hf download {name}` where there is a network, and copy the cache here"
+            f"{shown(name, 60)}: no such checkpoint here nor in the cache of huggingface_hub (HF_HOME); for a model of "
+            f"that name run `hf download {shown(name, 60)}` where there is a network, and copy the cache here"
         ) from error
 
 
-def _candidates(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run folder, newest first."""
-    numbered = sorted((folder / "checkpoints").glob("step=*.ckpt"), reverse=True)
-    named = [folder / name for name in IN_A_RUN]
-    return [file for file in [*named[:2], *numbered, *named[2:]] if file.is_file()]
-
-
-def read(path: str | Path) -> State:
-    """Return the tensors of a checkpoint by name, on the CPU, with its frozen parts.
-
-    `path` is a file, a published zip, a run folder or one of diffusers. UserError if there is no checkpoint, or if it
-    is truncated, of another format, or does more than hold tensors.
-    """
-    path = locate(path)
-    if path.suffix == ".json":
-        return folders.read(path, read)
-    try:
-        with unpacked(path) as file:
-            content = _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            storage.restore_frozen(content, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+def _read(path: Path) -> State:
+    if is_index(path):
+        return folders.read(path, _read)
+    with unpacked(path) as file:
+        try:
+            content = storage.read_file(file)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), str(path), 1)) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds no state dict")
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     others = [str(name) for name in state if name not in tensors]
     if not tensors:
-        raise UserError(f"{path}: holds no state dict")
+        raise UserError(f"{path}: holds no state dict{'; it has ' + _some(others) if others else ''}")
     if others:
         log.warning("%s: skipped what is not a tensor: %s", path, _some(others))
     return tensors
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the files of a checkpoint that `locate` found: itself and, of a folder of diffusers, those of weights."""
-    return [path, *(folders.weights_of(path) if path.suffix == ".json" else [])]
 
 
 def metadata(path: Path) -> dict[str, str]:
     """Return the texts that a safetensors file or a published zip holds beside its tensors; none of another file."""
     if (config := config_in(path)) is not None:
         return {"config": config}
-    if not _is_safetensors(path):
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise UserError(f"{path}: is truncated or not a safetensors file ({error})") from error
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: is truncated or not a safetensors file ({error})") from error
-
-
-def _read_torch(path: Path) -> Any:
-    """Return the content of a file of torch.save: read as plain tensors, else by the unpickler that runs nothing."""
-    storage.inspect(path)
-    mmap = zipfile.is_zipfile(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:
-        log.debug("%s: holds more than tensors; reading the tensors alone", path)
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        log.debug("%s: %s", path, error)
-    try:
-        return load_inert(path, mmap=mmap)
-    except UnsafeCheckpoint as error:
-        raise UserError(f"{path}: refused, this file does more than hold tensors ({error})") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: is truncated or damaged ({_first_line(error)})") from error
+    return storage.safetensors_metadata(path) if storage.is_safetensors(path) else {}
 
 
 # ---------------------------------------------------------------------------------------------------- raw or averaged
@@ -225,12 +196,21 @@ class LoadReport:
 
     def __str__(self) -> str:
         """Return numbers by top-level part, with a few names each, in one line."""
+        return self.within(MOST_CHARACTERS)
+
+    def within(self, limit: int) -> str:
+        """Return the same with as many names as `limit` characters hold."""
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.mismatched))
-        parts: dict[str, list[str]] = {}
-        for kind, names in kinds:
-            for part, members in _by_part(names).items():
-                parts.setdefault(part, []).append(f"{len(members)} {kind} ({_some(members)})")
-        return "; ".join(f"{part}: {', '.join(problems)}" for part, problems in parts.items()) or "everything fits"
+        for examples in range(_EXAMPLES, -1, -1):
+            parts: dict[str, list[str]] = {}
+            for kind, names in kinds:
+                for part, members in _by_part(names).items():
+                    named = f" ({_some(members, examples, _OF_A_NAME)})" if examples else ""
+                    parts.setdefault(part, []).append(f"{len(members)} {kind}{named}")
+            line = "; ".join(f"{shown(part)}: {', '.join(problems)}" for part, problems in parts.items())
+            if len(line) <= limit:
+                return line or "everything fits"
+        return ", ".join(f"{len(names)} {kind}" for kind, names in kinds if names)
 
 
 def load_into(
@@ -238,21 +218,24 @@ def load_into(
     state: Mapping[str, Tensor] | str | Path,
     ignore: Iterable[str] = (),
     strict: bool = True,
+    source: str = "state dict",
 ) -> LoadReport:
     """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
     A part, such as an autoencoder, takes its weights also from a latent diffusion model. Tolerated are a training loss
     (`loss.*`, `logvar`) or an average that the module does not have, an average that the file does not have (it starts
-    at the raw weights), tables of the schedule of which the file has none, and CLIP's `position_ids`.
+    at the raw weights), tables that the file does not have (they follow from the config), and CLIP's `position_ids`.
 
     Args:
         module: with the names of the published checkpoints.
         state: a state dict, a file or a run folder.
         ignore: prefixes of names that are neither loaded nor missing.
         strict: refuse missing and unexpected names and other shapes.
+        source: where a state dict comes from, for messages.
     """
-    source = str(state) if isinstance(state, (str, Path)) else "state dict"
-    state = read(state) if isinstance(state, (str, Path)) else dict(state)
+    if isinstance(state, (str, Path)):
+        file, state = newest(state)
+        source = str(file)
     own = module.state_dict(keep_vars=True)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     ignore += tuple(map(_shadow_prefix, ignore))
@@ -260,9 +243,9 @@ def load_into(
     offered = {name: tensor for name, tensor in _for_names(own, state).items() if not name.startswith(ignore)}
     if not any(name.startswith(EMA) for name in offered):
         offered |= _averages_from_raw(wanted, offered)
-    report = _compare(wanted, offered)
+    report = _compare(wanted, offered, _tables(module, own, offered))
     if strict and not report.fits:
-        raise UserError(f"{source}: does not fit {type(module).__name__}: {report}")
+        raise UserError(_misfit(source, type(module).__name__, report, own, state))
     module.load_state_dict({name: offered[name] for name in report.loaded}, strict=False)
     level = logging.INFO if report.fits else logging.WARNING
     extra = f"; tolerated: {_some(report.tolerated)}" if report.tolerated else ""
@@ -272,23 +255,37 @@ def load_into(
 
 
 def _for_names(names: Iterable[str], state: State) -> State:
-    """Return a state dict, or that of its parts which alone holds any of these names."""
-    names = set(names)
-    for prefix in ("", *PARTS):
-        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if not names.isdisjoint(inner):
-            return inner
-    return state
+    """Return a state dict, or that of the part which has more of these names."""
+    names, parts = set(names), [state]
+    for prefix in PARTS:
+        parts.append({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+    return max(parts, key=lambda offered: len(names & offered.keys()))
 
 
-def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> LoadReport:
+def _tables(module: nn.Module, own: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> set[str]:
+    """Name the tables that follow from the config; none if the file has some of them with other values."""
+    names = {name for part in module.modules() for name in getattr(part, "table_names", ())}
+    pairs = [(own[name].float().cpu(), offered[name].float().cpu()) for name in names if name in offered]
+    half = {"rtol": 2e-3, "atol": 1e-5}  # as precise as tables in half precision are
+    return names if all(a.shape == b.shape and torch.allclose(a, b, **half) for a, b in pairs) else set()
+
+
+def _misfit(source: str, target: str, report: LoadReport, own: Iterable[str], state: Iterable[str]) -> str:
+    """Say in one line why weights do not fit: what they are, if that is another thing, else which names."""
+    kind = kind_of(state)
+    if kind is not None and kind != kind_of(own):
+        return f"{source}: is {kind.name}, and does not fit {target}; {kind.remedy}"
+    start = f"{source}: does not fit {target}: "
+    return start + report.within(max(MOST_CHARACTERS - len(start), _EXAMPLES * 20))
+
+
+def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], tables: Container[str]) -> LoadReport:
     common = [name for name in wanted if name in offered]
     loaded = [name for name in common if wanted[name].shape == offered[name].shape]
     mismatched = [name for name in common if wanted[name].shape != offered[name].shape]
     filled = {id(wanted[name]) for name in loaded}  # one tensor may have two names
     absent = [name for name in wanted if name not in offered and id(wanted[name]) not in filled]
-    has_schedule = any(_SCHEDULE.fullmatch(name) for name in offered)
-    missing = [name for name in absent if not _may_be_absent(name) and (has_schedule or not _SCHEDULE.fullmatch(name))]
+    missing = [name for name in absent if not (_may_be_absent(name) or name in tables)]
     surplus = [name for name in offered if name not in wanted]
     unexpected = [name for name in surplus if not _may_be_surplus(name)]
     tolerated = [name for name in absent if name not in missing] + [name for name in surplus if _may_be_surplus(name)]
@@ -318,10 +315,8 @@ def _shape(tensor: Tensor) -> str:
     return "(" + ", ".join(map(str, tensor.shape)) + ")"
 
 
-def _some(names: Iterable[str]) -> str:
+def _some(names: Iterable[str], number: int = _EXAMPLES, width: int = 60) -> str:
     names = list(names)
-    return ", ".join(names[:_EXAMPLES]) + (f" and {len(names) - _EXAMPLES} more" if names[_EXAMPLES:] else "")
+    rest = f" and {len(names) - number} more" if names[number:] else ""
+    return ", ".join(shown(name, width) for name in names[:number]) + rest
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -3,7 +3,7 @@
 With it: draws by sample number, the guard against gradients that are not finite, agreement on signals, diagnosis,
 progress, means, metrics.csv and checkpoints. Without: draws of the whole batch, and Lightning's loop alone. Model,
 data, optimiser and average are the same, and each step is compared with the one after it, so that the machine's moods
-cancel.
+cancel. Then the time to read a checkpoint, whose values are compared with their checksums.
 
     python scripts/benchmarks/dependability.py --steps 400 --every 100
 """
@@ -15,12 +15,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -30,6 +30,7 @@ from ldm.config import instantiate
 from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.run import build_model
 from ldm.training.trainer import build_trainer
+from ldm.weights.audit import read_torch
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo" / "txt2img_shapes.yaml"
 
@@ -141,7 +142,7 @@ def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[
         model, turns = build_model(plan, data), Turns(warm_up)
         trainer = build_trainer(plan)
         trainer.callbacks.append(turns)
-        plan.run.create(yaml.safe_load(yaml.safe_dump(plan.config)), plan.seed)
+        plan.run.checkpoints.mkdir(parents=True)
         trainer.fit(model, data.train_loader())
     pairs = list(zip(turns.seconds[False], turns.seconds[True], strict=False))
     return {
@@ -153,6 +154,26 @@ def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[
     }
 
 
+def measure_reading(megabytes: int = 512, repeats: int = 5) -> dict[str, float]:
+    """Read a checkpoint in memory with and without comparing checksums, and as torch does; return times in the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.ckpt"
+        torch.save({"state_dict": {f"{i}": torch.randn(megabytes << 14) for i in range(16)}}, path)
+        readers = {
+            "read_checked": lambda: read_torch(path, resumed=True),
+            "read_unchecked": lambda: read_torch(path, resumed=True, checksums=False),
+            "read_by_torch": lambda: torch.load(path, weights_only=True),
+        }
+        seconds = {f"{name}_s": min(_seconds(reader) for _ in range(repeats)) for name, reader in readers.items()}
+    return {**seconds, "checked_to_torch": seconds["read_checked_s"] / seconds["read_by_torch_s"]}
+
+
+def _seconds(reader: Callable[[], Any]) -> float:
+    start = time.process_time()
+    reader()
+    return time.process_time() - start
+
+
 def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,7 +183,8 @@ def main() -> None:
     parser.epilog = "Any further dotted.key=value overrides the config."
     options = parse_with_overrides(parser, None)
     logging.disable(logging.WARNING)
-    sys.stdout.write(json.dumps(measure(options.steps, options.every, options.warm_up, options.overrides), indent=1))
+    figures = measure(options.steps, options.every, options.warm_up, options.overrides) | measure_reading()
+    sys.stdout.write(json.dumps(figures, indent=1))
     sys.stdout.write("\n")
 
 

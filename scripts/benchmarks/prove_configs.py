@@ -3,9 +3,9 @@
 Every mutated file goes the way of `main.py --dry-run` (plan, model on the meta device), builds callbacks and loggers as
 well, and the data where they are generated. Judged by what was done to the file, not by the code that checks it:
 
-    misspelt, unknown target, wrong type, negative, dangling      must be refused (exceptions are named below)
+    misspelt, unknown or hostile target, wrong type, negative, dangling     must be refused (exceptions are named below)
     null, dropped                                                 accepted only where the parameter has a default
-    other number                                                  either; if accepted, the plan must hold that number
+    other number, absurd number                                   either; if accepted, the plan must hold that number
 
 A refusal counts if it is one line that names the place; a traceback, or anything else, is a failure.
 
@@ -44,6 +44,7 @@ ON_CPU = ("--accelerator", "cpu", "--devices", "1")
 FREE_NAMES = ("lightning.callbacks", "lightning.logger")  # any name may stand below these
 # Where a negative number has a meaning, or only shifts something.
 NEGATIVE_IS_FINE = ("max_steps", "max_epochs", "logvar_init", "seed", "latent_scale", "guidance_scale")
+HOSTILE = ("os.system", "subprocess.Popen", "torch.load", "ldm.training.run_folder.os.system", "ldm.cli.program.main")
 NOWHERE = "nowhere.to_be_found"
 BOTH_ARE_FINE = ("latent_scale",)  # a word or a number
 Place = tuple[Any, ...]  # keys and positions from the top
@@ -125,6 +126,13 @@ def _unknown_target(parent: Any, key: Any, value: Any, rng: random.Random) -> bo
     return True
 
 
+def _hostile_target(parent: Any, key: Any, value: Any, rng: random.Random) -> bool:
+    if key != "target":
+        return False
+    parent[key] = rng.choice(HOSTILE)
+    return True
+
+
 def _wrong_type(parent: Any, key: Any, value: Any, rng: random.Random) -> bool:
     if (
         value is None or "${" in str(value) or key in BOTH_ARE_FINE
@@ -158,6 +166,13 @@ def _other_number(parent: Any, key: Any, value: Any, rng: random.Random) -> bool
     return True
 
 
+def _absurd_number(parent: Any, key: Any, value: Any, rng: random.Random) -> bool:
+    if type(value) is not int:
+        return False
+    parent[key] = 10 ** rng.randint(7, 30)
+    return True
+
+
 def _dangling(parent: Any, key: Any, value: Any, rng: random.Random) -> bool:
     parent[key] = f"${{{NOWHERE}}}"
     return True
@@ -166,11 +181,13 @@ def _dangling(parent: Any, key: Any, value: Any, rng: random.Random) -> bool:
 KINDS: dict[str, Callable[[Any, Any, Any, random.Random], bool]] = {
     "misspelt": _misspelt,
     "unknown target": _unknown_target,
+    "hostile target": _hostile_target,
     "wrong type": _wrong_type,
     "dropped": _dropped,
     "null": _null,
     "negative": _negative,
     "other number": _other_number,
+    "absurd number": _absurd_number,
     "dangling": _dangling,
 }
 
@@ -214,7 +231,7 @@ def has_default(config: dict[str, Any], place: Place, null: bool) -> bool:
 
 def is_right(config: dict[str, Any], kind: str, place: Place, plan: Plan, new: dict[str, Any]) -> bool:
     """Judge an accepted mutation."""
-    if kind == "other number":
+    if kind in ("other number", "absurd number"):
         return place == ("training", "global_batch") or at(plan.config, place) == at(new, place)
     if kind in ("dropped", "null"):
         return has_default(config, place, null=kind == "null")

@@ -241,7 +241,8 @@ def fingerprint(logs: Path) -> dict[str, Any]:
         # Lightning's count of validation batches through an epoch, and of logging events, drive nothing of ours.
         kept = {key: value for key, value in loops.items() if "val_loop" not in key and "epoch_loop.state" not in key}
         flat |= dict(_flatten({**content, "loops": kept}, file))
-    return flat | {"metrics.csv": (run / "metrics.csv").read_bytes()}
+    numbered = sorted(path.name for path in folder.glob("step=*"))
+    return flat | {"metrics.csv": (run / "metrics.csv").read_bytes(), "numbered": " ".join(numbered)}
 
 
 def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:

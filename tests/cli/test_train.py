@@ -180,7 +180,7 @@ def test_dry_run_needs_neither_data_nor_weights(latent_config: str, tmp_path: Pa
         (["--gpus", "999"], "GPU 999 of them asked for"),
         (["data.params.train.params.root=absent", UNTRAINED], "absent"),
         (["data.params.validation.params.size=9", UNTRAINED], "validation: .* size 9x9"),
-        (["model.params.image_key=photo", UNTRAINED], "no 'photo'"),
+        (["model.params.image_key=photo", UNTRAINED], "reads 'photo'"),
         (["lightning.callbacks.mine.params.x=1", UNTRAINED], "needs a target"),
         (["lightning.cache_latents=[1]", UNTRAINED], "cache_latents: .* not understood"),
     ],

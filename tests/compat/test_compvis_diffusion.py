@@ -87,7 +87,7 @@ def test_text_conditioners() -> None:
         ({"cond_stage_config": "__is_first_stage__", "conditioning_key": "adm"}, "conditioning_key: "),
         ({"num_timesteps_cond": 2}, "num_timesteps_cond: 2 is not supported"),
         ({"scale_by_std": True, "scale_factor": 0.5}, "scale_factor: is measured with scale_by_std"),
-        ({"parameterization": "v"}, "parameterization: 'v' is unknown; choose one of eps, x0"),
+        ({"parameterization": "z"}, "parameterization: 'z' is unknown; choose one of eps, x0, v"),
         ({"beta_schedule": "linaer"}, "beta_schedule: 'linaer' is unknown"),
         ({"loss_type": "huber"}, "loss_type: 'huber' is unknown; choose one of l1, l2"),
         ({"first_stage_confg": 1}, "first_stage_confg: unknown; did you mean first_stage_config?"),

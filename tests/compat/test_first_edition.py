@@ -72,7 +72,7 @@ def test_a_first_stage_of_the_first_edition_is_named_by_file_and_by_run(tmp_path
     (run / "configs" / "config.yaml").write_text(text)
     path = tmp_path / "latent.yaml"
     for reference in ({"run": str(run)}, {"base": str(REFERENCE / "autoencoder_shapes.yaml")}):
-        path.write_text(yaml.safe_dump({"model": node("builtins.dict", autoencoder=reference)}))
+        path.write_text(yaml.safe_dump({"model": node("torch.nn.Identity", autoencoder=reference)}))
         got = compat.load(path).model.params.autoencoder
         assert got.target == "ldm.models.autoencoder.Autoencoder" and got.params.embed_dim == 4
         assert got.get("checkpoint") == reference.get("run")

@@ -1,12 +1,15 @@
 """Tokenizers and the text models that use them."""
 
+import io
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from ldm.conditioning.text import CLIPTextConditioner, TextConditioner, TokenConditioner
-from ldm.conditioning.tokenizers import HuggingFaceTokenizer, TrainedTokenizer
+from ldm.conditioning.tokenizers import HuggingFaceTokenizer, TrainedTokenizer, load_pretrained
 from ldm.errors import UserError
 
 CAPTIONS = ["a red circle above a blue square", "Two green triangles, and a red square"]
@@ -182,3 +185,38 @@ def test_the_warning_names_whole_words(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         tokenizer(["a red circle a red circle a red elbat square"])
     assert "'elbat square'" in caplog.text
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def pickled(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", bytes(range(256)) * 9),
+        ("pytorch_model.bin", b"junk"),
+        ("pytorch_model.bin", pickled({"a": Harmful()})),
+        ("pytorch_model.bin", pickled({"a": torch.ones(1)})),
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+    ],
+)
+def test_a_folder_with_other_files_is_refused_in_one_line(clip_folder, tmp_path, capsys, name, content):
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    if name == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_pretrained("CLIPTextModel", str(folder), "text model")
+    message = str(caught.value)
+    assert str(folder) in message and message.isprintable() and "weights_only" not in message
+    assert "must not run" not in capsys.readouterr().out

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -5,7 +6,7 @@ from typing import Annotated, Any, Literal, Protocol
 import pytest
 
 from ldm.bounds import Count, Fraction, Gt, Lt, Natural, NonNegative
-from ldm.config.types import fits, hints_of, mismatch
+from ldm.config.types import Made, fits, hints_of, mismatch
 
 
 class Part:
@@ -16,12 +17,19 @@ class Shape(Protocol):
     """Stand for what objects of any class may be."""
 
 
+class Reader(Protocol):
+    """Stand for what has a method."""
+
+    def read(self) -> int: ...
+
+
 @pytest.mark.parametrize(
     ("value", "annotation"),
     [
         (3, int), (3, float), (True, bool), ("a", str), (None, int | None), ([1, 2], tuple[int, int]), ([], list[int]),
         ([1, 2.5], Sequence[float]), ("l1", Literal["l1", "l2"]), ("here", Path), ({"a": 1}, dict[str, int]),
-        (Part(), Shape), (Part(), Part), (object(), Part), (len, Callable[[str], int]), ([1], int | Sequence[int]),
+        (Made(Part), Part), (Made(Part), Shape), (Made(Part), Part | None), (Part(), Shape), (Part(), Part),
+        (len, Callable[[str], int]), ([1], int | Sequence[int]),
         ("anything", Any), (-1, int), (-1, int | None), (1, Count), (0, Natural), (None, Count | None),
         (0, NonNegative), ([1, 2], tuple[Count, ...]), (1, Fraction), (0.0, Fraction),
         (2, Annotated[int, Gt(1), Lt(3)]), (3, Annotated[int, "a word"]),
@@ -36,7 +44,9 @@ def test_what_fits(value: Any, annotation: Any) -> None:
     [
         (True, int), (1, bool), (1.5, int), ("1e-4", float), (7, str), (None, int), ([1, 2, 3], tuple[int, int]),
         ("ab", Sequence[str]), (["a"], Sequence[int]), ("l3", Literal["l1", "l2"]), (7, Path), ([1], dict[str, int]),
-        ("x", Shape), (None, Part), ({"a": 1}, Part), ("len", Callable[[str], int]), (0, Count),
+        ("x", Shape), (None, Part), (object(), Part), (Made(Shape), Part), (Made(Part), int), (math.nan, float),
+        ([Made(Shape)], list[Part]), (Made(Part), Reader), (Made(Part), Callable[[], int]),
+        ({"a": 1}, Part), ("len", Callable[[str], int]), (0, Count),
         (-1, Natural | None), ([1, 0], tuple[Count, ...]), (-0.5, NonNegative),
         (1.5, Fraction), (-0.1, Fraction), (1, Annotated[int, Gt(1)]), (1, Annotated[float, Lt(1)]), (True, Count),
     ],

@@ -61,18 +61,22 @@ def test_json_lines_draw_one_of_several_captions_per_epoch(root):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "line"),
     [
-        ("t.jsonl", '{"file": "a.png", "caption": "x"}\n{"file": "c.png", "caption": null}\n{"file": "sub/b.png"}\n'),
-        ("t.csv", "file,caption\na.png,x\nc.png\nsub/b.png\n"),
+        (
+            "t.jsonl",
+            '{"file": "a.png", "caption": "x"}\n{"file": "c.png", "caption": null}\n{"file": "sub/b.png"}\n',
+            2,
+        ),
+        ("t.csv", "file,caption\na.png,x\nc.png\nsub/b.png\n", 3),
     ],
 )
-def test_rows_without_a_caption_are_left_out_and_the_first_named(root, caplog, name, content):
+def test_rows_without_a_caption_are_left_out_and_the_first_named(root, caplog, name, content, line):
     with caplog.at_level(logging.WARNING):
         assert CaptionedFolder(root, 8, write_csv(root / name, content)).names == ["a.png"]
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{root / name}: 2 of 3 rows have nothing under one of file, caption and are left out, the first is row 2"
+        f"{root / name}: 2 of 3 rows have nothing under one of file, caption and are left out, the first is line {line}"
     )
 
 
@@ -90,7 +94,7 @@ def test_labels_do_not_depend_on_the_split(root):
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("t.csv", "image,caption\na.png,x\n", {}, "no row has a column 'file', the first has image, caption; name"),
+        ("t.csv", "image,caption\na.png,x\n", {}, "no column 'file' for 'file', it has image, caption; set"),
         ("t.csv", "file,text\na.png,x\n", {}, "columns.caption=NAME"),
         ("t.csv", "file,caption\nz.png,x\n", {}, "z.png is not below .* set root"),
         ("t.csv", "file,caption\n", {}, "no images"),

@@ -223,3 +223,23 @@ def test_planes_know_their_size():
     planes = MultichannelImage.of(np.zeros((6, 5, 7), np.float32))
     assert (planes.width, planes.height, planes.size, len(planes.getbands())) == (5, 6, (5, 6), 7)
     assert planes.array().shape == (6, 5, 7)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_are_those_of_pillow_whoever_decodes(orientation):
+    tifffile = pytest.importorskip("tifffile")
+    small = np.arange(30, dtype=np.uint8).reshape(6, 5)
+    exif, turned = Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    Image.fromarray(small).save(turned, "PNG", exif=exif)
+    want = np.asarray(open_image(turned.getvalue(), 1))
+    wide, buffer = np.repeat(small[..., None], 5, axis=-1), io.BytesIO()
+    tag = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(buffer, wide, photometric="minisblack", planarconfig="contig", extratags=tag)
+    assert np.array_equal(open_image(buffer.getvalue(), 5).array()[..., 0], want)
+    content = png16((np.repeat(small[..., None], 3, axis=-1) * np.uint16(257)), 2)
+    exif_chunk = exif.tobytes().removeprefix(b"Exif\0\0")
+    body = struct.pack(">I", len(exif_chunk)) + b"eXIf" + exif_chunk
+    body += struct.pack(">I", zlib.crc32(b"eXIf" + exif_chunk))
+    deep_image = open_image(content[:33] + body + content[33:], 3)
+    assert np.allclose(deep_image.array()[..., 0], want, atol=1e-3)

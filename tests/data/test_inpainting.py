@@ -55,7 +55,7 @@ def test_mistakes_are_named(tmp_path):
 def write_masked(root, count=3):
     for i in range(count):
         picture, mask = pixels(i), np.zeros((12, 16), np.uint8)
-        mask[3:7, 2:9] = i + 1  # anything but zero
+        mask[3:7, 2:9] = 255 - i  # more than middle grey
         picture[mask > 0] = 255
         Image.fromarray(picture).save(root / f"{i}.png")
         Image.fromarray(mask).save(root / f"{i}_mask.png")
@@ -100,7 +100,7 @@ def test_masks_without_a_hole_are_counted_and_the_first_named(tmp_path, caplog):
         assert [bool((item["mask"] > 0).any()) for item in dataset] == [True, False, False]
     assert dataset.errors.num_empty == 2
     (record,) = [record for record in caplog.records if "hole" in record.getMessage()]
-    assert record.getMessage().startswith(f"1.png: {tmp_path / '1_mask.png'} has no hole")
+    assert record.getMessage().startswith(f"1.png: {tmp_path / '1_mask.png'}: a mask without a hole")
 
 
 def test_masks_of_another_size_are_scaled_and_of_another_shape_skipped(tmp_path, caplog):

@@ -69,7 +69,7 @@ def test_texts_are_listed(shards, make):
         ({"caption": "text"}, "0000 has no text for 'caption', it has json, png, txt; set fields.caption, or"),
         ({"y": "json.label"}, "json has no label for 'y', it has class, meta; set fields.y"),
         ({"y": "json.class.name"}, "it has int"),
-        ({"y": "json.meta"}, "json.meta for 'y' is dict, neither text nor a number"),
+        ({"y": "json.meta"}, "json.meta for 'y' is a struct of source, neither text nor a number"),
         ({"image": "jpg"}, "no sample"),
     ],
 )

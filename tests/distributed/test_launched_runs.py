@@ -30,7 +30,8 @@ def config() -> dict[str, Any]:
         schedule=node("training.lr_schedules.WarmUpCosine", **schedule),
     )
     network = unet_config(3, attention_factors=[1], context_dim=8)
-    options = {"ema_decay": 0.9, "learn_logvar": True, "optimization": optimization}
+    options = {"ema_decay": 0.9, "optimization": optimization}
+    options["objective"] = node("diffusion.objective.Objective", learn_logvar=True)
     model = latent_diffusion_config(network, identity_config(), text_config(), **options)
     train = node("toy.shapes.Shapes", num_samples=32, size=8)
     validation = node("toy.shapes.Shapes", num_samples=3, size=8, split="validation")

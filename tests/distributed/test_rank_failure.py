@@ -59,6 +59,10 @@ def test_a_rank_that_dies_takes_the_job_down(workplace: Path, tmp_path: Path, ki
     assert done.returncode != 0
     assert time.monotonic() - start < SECONDS
     assert kind != "raise" or "the trouble of this rank" in done.stderr
+    assert kind == "raise" or "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (kind, rank) == ("raise", 0) or any(f"rank {rank} (process " in line for line in lines), done.stderr
+    assert len(lines) <= 1 and all("start it again" in line and len(line) <= 300 for line in lines)
     assert not list(tmp_path.glob("*/checkpoints/*.ckpt"))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import autoencoder, autoencoder_training, latent_diffusion, unet
@@ -134,3 +136,33 @@ def test_the_first_item_of_each_set_is_looked_at_once() -> None:
     with pytest.raises(UserError, match="data.params.validation: image: .*9x8 .* 2 .* size"):
         check_data_fits_model(models()["first stage"][0], data)
     assert data.shape_summary()[1].endswith("image [3, 9, 8] in [0.00, 0.00]") and asked == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "image: is uint8"),
+        (np.zeros((3, 8, 8), np.int64), "image: is int64"),
+        (np.zeros((8, 8, 3), np.float32), r"image: items must be \(C, H, W\); this is \(H, W, C\), \[8, 8, 3\]"),
+        (torch.zeros(8, 8, 1), r"\(H, W, C\)"),
+        (torch.zeros(8, 8), r"must be \(C, H, W\); this is \[8, 8\]"),
+        (np.zeros((3, 8, 8)), ""),
+        (torch.zeros(3, 8, 8, dtype=torch.float16), ""),
+    ],
+)
+def test_images_of_ones_own_data_sets(value: Any, message: str) -> None:
+    for model, _ in models().values():
+        problems = fit_problems(model, summed({"image": value}))
+        assert len(problems) == bool(message) and all(re.search(message, problem) for problem in problems)
+    rescaler = SpatialRescaler("image", in_channels=3, out_channels=3)
+    problems = fit_problems(nn.ModuleList([rescaler]), summed({"image": value}))
+    assert len(problems) == bool(message) and all(re.search(message, problem) for problem in problems)
+
+
+def test_the_images_are_missed_like_the_conditions() -> None:
+    model = models()["latents"][0]
+    (problem,) = missing_keys(model, ["jpg", "txt"])
+    assert "LatentDiffusion reads 'image', items have jpg, txt" in problem
+    assert missing_keys(model, ["moments"]) == missing_keys(model, ["image"]) == []
+    with pytest.raises(UserError, match="data.params.train: Autoencoder reads 'image', items have jpg"):
+        check_data_fits_model(models()["first stage"][0], DataModule(1, [{"jpg": torch.zeros(3, 8, 8)}]))

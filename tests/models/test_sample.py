@@ -1,5 +1,8 @@
 """The model that one holds in a notebook: load, sample, save; what it does with sizes and samplers, what it refuses."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -9,6 +12,7 @@ from ldm.diffusion.discrete import DiscreteVP
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.loading import load_model
 from ldm.sampling import sampler_names
 
 
@@ -99,6 +103,8 @@ def test_a_mapping_conditions_under_its_keys(model):
         (TEXTS, {"grid": "no"}, "grid 'no' is unknown; use one of uniform"),
         (TEXTS, {"size": (15, 16)}, "15x16: each side must be a multiple of 2"),
         (TEXTS, {"batch_size": 0}, "batch_size is 0"),
+        (TEXTS, {"seed": -1}, "seed -1 is no whole number from 0"),
+        (TEXTS, {"seed": 2**64}, "seed 18446744073709551616 is no whole number"),
         (TEXTS, {"negative": TEXTS}, "negative: .*guidance"),
         (TEXTS, {"negative": TEXTS[:1], "guidance": 2.0}, "1 of 'caption' for 2"),
         (TEXTS, {"images": torch.zeros(1, 3, 16, 16)}, "1 of 'images' for 2"),
@@ -115,6 +121,18 @@ def test_mistakes(model, conditions, options, message):
 def test_a_sequence_needs_one_conditioner(unconditional):
     with pytest.raises(UserError, match="conditioned on nothing; give a mapping"):
         unconditional.sample(TEXTS)
+
+
+def test_a_damaged_run_is_sampled_from_the_checkpoint_before_and_says_so(run, tmp_path, caplog):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    last, previous = (folder / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    content = bytearray(shutil.copyfile(last, previous).read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    loaded = load_model(folder)
+    assert loaded.checkpoint == previous and str(previous) in loaded.provenance()["checkpoint"]
+    (line,) = [record.message for record in caplog.records if "CRC" in record.message]
+    assert str(last) in line and "using previous.ckpt" in line
 
 
 def test_what_cannot_be_saved_or_loaded(tmp_path):

@@ -14,6 +14,13 @@ def test_seeded_noise_does_not_depend_on_the_batch():
         torch.testing.assert_close(both((2, 1, 4, 4))[1:], second((1, 1, 4, 4)), rtol=0, atol=0)
 
 
+def test_all_64_bits_of_a_seed_count():
+    seeds = [7, 7 + 2**32, 7 + 2**40, 7 + 2**63, 2**64 - 1]
+    draws = SeededNoise(seeds)((5, 3))
+    assert len({tuple(row) for row in draws.tolist()}) == 5
+    torch.testing.assert_close(draws[0], torch.randn(3, generator=torch.Generator().manual_seed(7)), rtol=0, atol=0)
+
+
 def test_seeded_noise_refuses_another_batch_size():
     with pytest.raises(UserError, match="2 seeds for a batch of 3"):
         SeededNoise([1, 2])((3, 1))

@@ -10,6 +10,7 @@ from ldm.cli.train import plan_of
 from ldm.compat.compvis.lightning import translate
 from ldm.errors import UserError
 from ldm.training.devices import Devices, choose
+from ldm.training.extensions import callbacks
 from ldm.training.plan import learning_rate, make_plan, untrained_first_stage
 from ldm.training.run_folder import new_run
 
@@ -136,6 +137,9 @@ def test_run_is_named_by_time_name_and_postfix(base: str, tmp_path: Path) -> Non
         ("lightning.cache_latents=perhaps", "lightning.cache_latents: 'perhaps'"),
         ("lightning.channels_last=perhaps", "lightning.channels_last: 'perhaps'"),
         ("lightning.max_skipped_steps=0", "lightning.max_skipped_steps: 0 is not"),
+        ("--strategy fsdp lightning.channels_last=true", "lightning.channels_last: fsdp"),
+        ("-s -3", "--seed: -3"),
+        ("-n a/b", "--name: 'a/b'"),
         ("data.params.batch_size=0", "data.params.batch_size: 0 is not a whole number, 1 or more"),
         ("model.params.network.params.num_head=1", "num_head: unknown; did you mean num_heads"),
         ("-r nowhere", "--resume: nowhere does not exist"),
@@ -164,6 +168,13 @@ def test_first_stage_without_weights_is_noticed(base: str, tmp_path: Path) -> No
     assert not untrained_first_stage(plan_of(parse(["-b", str(pixels)])))
 
 
+@pytest.mark.parametrize("key", ["keep_last", "keep_every_n_steps", "every_n_steps"])
+def test_what_is_said_of_checkpoints_is_what_is_used(base: str, key: str) -> None:
+    plan = plan_of(parse(["-b", base, f"lightning.modelcheckpoint.params.{key}=7"]))
+    *_, part = callbacks(plan.lightning, plan.run)
+    assert getattr(part.build(), key) == 7
+
+
 def test_lightning_section_of_the_original_is_translated() -> None:
     section = {
         "callbacks": {
@@ -186,3 +197,24 @@ def test_lightning_section_of_the_original_is_translated() -> None:
     assert translated["trainer"] == {"benchmark": True}
     again = translate(translated)
     assert again == translated
+
+
+def test_moved_data_need_one_override(tmp_path: Path) -> None:
+    """References within the data are kept as such by a run; those that an override made something else are not."""
+    train, validation = {"root": "A", "size": 8, "captions": None}, {}
+    for key in train:
+        validation[key] = f"${{data.params.train.params.{key}}}"
+    validation["root"] = "${data.params.train.params.root}/val"
+    folder = "ldm.data.readers.captions.CaptionedFolder"
+    content = config()
+    content["data"]["params"] |= {
+        "train": {"target": folder, "params": train}, "validation": {"target": folder, "params": validation},
+    }  # fmt: skip
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+    plan = plan_of(parse(["-b", str(tmp_path / "a.yaml"), "data.params.validation.params.size=16"]))
+    assert plan.config["data"]["params"]["validation"]["params"] == {"root": "A/val", "size": 16, "captions": None}
+    written = plan.written["data"]["params"]["validation"]["params"]
+    assert written == {**validation, "size": 16} and plan.written["model"] == plan.config["model"]
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(plan.written))
+    moved = plan_of(parse(["-b", str(tmp_path / "b.yaml"), "data.params.train.params.root=B"]))
+    assert moved.config["data"]["params"]["validation"]["params"]["root"] == "B/val"

@@ -1,9 +1,13 @@
+import random
+
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from ldm.diffusion.discrete import DiscreteVP
 from ldm.diffusion.times import Uniform, golden_ratio_uniforms
-from ldm.training.randomness import Draws
+from ldm.training.randomness import Draws, seed_everything
 
 CPU = torch.device("cpu")
 
@@ -56,3 +60,14 @@ def test_validation_times_cover_the_axis_evenly(first: int) -> None:
     assert 0 <= float(u.min()) and float(u.max()) < 1
     assert counts.min() >= 6 and counts.max() <= 10
     assert torch.equal(u[32:], golden_ratio_uniforms(torch.arange(first + 32, first + 64)))
+
+
+def test_all_64_bits_of_a_run_s_seed_count() -> None:
+    def draws(seed: int) -> tuple[float, float, float]:
+        seed_everything(seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    found = [draws(seed) for seed in (7, 7 + 2**32, 7 + 2**63, 2**64 - 1)]
+    assert all(len(set(values)) == 4 for values in zip(*found, strict=True))
+    pl.seed_everything(7, verbose=False)
+    assert found[0] == (random.random(), float(np.random.rand()), float(torch.rand(())))

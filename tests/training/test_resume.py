@@ -14,7 +14,7 @@ from tiny import autoencoder_training, class_diffusion
 
 from ldm.data.core.module import DataModule
 from ldm.errors import UserError
-from ldm.training.lightning_fixes.checkpoints import Checkpoints, Stopped
+from ldm.training.lightning_fixes.checkpoints import Checkpoints, Stopped, resuming
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.weights import files as storage
 from ldm.weights.load import locate
@@ -65,7 +65,8 @@ def train(folder: Path, model: pl.LightningModule, *more: pl.Callback, **options
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(model, data.train_loader(), data.validation_loader(), ckpt_path=resume, weights_only=True)
+    with resuming(trainer, resume):
+        trainer.fit(model, data.train_loader(), data.validation_loader(), ckpt_path=resume, weights_only=True)
     return trainer
 
 
@@ -111,6 +112,35 @@ def test_killed_and_resumed_ends_the_same(whole: tuple[Any, Path], tmp_path: Pat
     train(tmp_path, build(1), resume=tmp_path / "last.ckpt")
     assert largest_difference(end(reference), end(tmp_path)) == 0
     assert rows(tmp_path) == rows(reference)
+
+
+def test_damaged_values_are_not_gone_on_from(whole: tuple[Any, Path], tmp_path: Path, caplog: Any) -> None:
+    build, reference = whole
+    with pytest.raises(Die):
+        train(tmp_path, build(0), At("on_train_batch_start", 4, die))
+    content = bytearray((tmp_path / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 4
+    (tmp_path / "last.ckpt").write_bytes(content)
+    train(tmp_path, build(1), resume=tmp_path / "last.ckpt")
+    assert "using previous.ckpt" in caplog.text and caplog.text.count("CRC") == 1
+    assert largest_difference(end(reference), end(tmp_path)) == 0
+    assert rows(tmp_path) == rows(reference)
+
+
+def test_a_checkpoint_without_the_state_of_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Each entry of a checkpoint is missing, or is something else, in turn."""
+    train(tmp_path, class_diffusion(), max_steps=2)
+    content, wrong, refused = storage.load(tmp_path / "last.ckpt"), [None, "text", [1], {"a": 1}, -1], []
+    broken = tmp_path / "broken.ckpt"
+    for number, key in enumerate(content):
+        rest = {name: value for name, value in content.items() if name != key}
+        torch.save(rest if number % 2 else {**rest, key: wrong[number // 2 % len(wrong)]}, broken)
+        try:
+            train(tmp_path, class_diffusion(1), resume=broken, max_steps=2)
+        except UserError as error:
+            assert str(error).isprintable() and str(error).startswith(str(broken)) and len(str(error)) <= 300
+            refused.append(key)
+    assert {"state_dict", "loops", "optimizer_states", "lr_schedulers", "pytorch-lightning_version"} <= set(refused)
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start"])

@@ -38,7 +38,10 @@ def test_a_run_that_reached_its_end_is_returned(config: Path, tmp_path: Path) ->
     assert yaml.safe_load((run / "configs" / "config.yaml").read_text())["training"]["learning_rate"] == 1e-4
 
 
-def test_a_run_that_was_stopped_is_named_with_how_to_go_on(config: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_is_named_with_how_to_go_on(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDM_ALLOW", __name__)
     with pytest.raises(UserError, match=r"step 2; it goes on with: python main.py -t -r .*_tiny"):
         train_config(config, tmp_path / "logs", [f"lightning.callbacks.stop.target={__name__}.Signal"], "one")
 

@@ -3,18 +3,22 @@
 import errno
 import os
 import pickle
+import random
 import resource
+import shutil
 import struct
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from ldm.errors import UserError
+from ldm.training.lightning_fixes.checkpoints import CheckpointFiles
 from ldm.weights import files as storage
-from ldm.weights.load import locate, read
+from ldm.weights.load import locate, newest, read
 
 WEIGHTS = {"model.weight": torch.arange(6.0).view(3, 2), "first.weight": torch.arange(3.0)}
 GIGABYTE = 1 << 30
@@ -126,6 +130,10 @@ def run_folder(folder: Path) -> Path:
     return checkpoints
 
 
+def storage_of_the_run(path: Path) -> dict[str, torch.Tensor]:
+    return CheckpointFiles().load_checkpoint(path)["state_dict"]
+
+
 def steps(checkpoints: Path) -> list[int]:
     return [storage.load(checkpoints / name)["global_step"] for name in ("last.ckpt", "previous.ckpt")]
 
@@ -142,6 +150,44 @@ def test_the_previous_checkpoint_stays_and_is_fallen_back_on(tmp_path: Path, cap
         locate(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["zip", "safetensors"])
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path: Path, form: str) -> None:
+    path, dice, found = tmp_path / f"a.{form}", random.Random(form), 0
+    if form == "zip":
+        saved(path)
+    else:
+        storage.write_safetensors(path, WEIGHTS, {"config": "model: {}"})
+    content = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            got = read(path)
+        except UserError as error:
+            assert str(error).startswith(str(path)) and str(error).isprintable()
+            found += 1
+        else:
+            assert set(got) == set(WEIGHTS) and all(torch.equal(got[name], WEIGHTS[name]) for name in got)
+    assert found > 100
+
+
+@pytest.mark.parametrize("reader", [read, storage_of_the_run], ids=["weights", "resumed"])
+def test_damaged_values_fall_back_with_one_line(tmp_path: Path, caplog: Any, reader: Any) -> None:
+    checkpoints = run_folder(tmp_path)
+    for name in ("last.ckpt", "previous.ckpt"):
+        content = bytearray((checkpoints / name).read_bytes())
+        content[content.index(WEIGHTS["model.weight"].numpy().tobytes()) + 7] ^= 1
+        (checkpoints / name).write_bytes(content)
+        if name == "last.ckpt":
+            assert torch.equal(reader(checkpoints / name)["model.weight"], WEIGHTS["model.weight"])
+            (record,) = caplog.records
+            assert "last.ckpt" in record.message and "CRC" in record.message and "using previous.ckpt" in record.message
+            assert newest(tmp_path)[0] == checkpoints / "previous.ckpt"
+    with pytest.raises(UserError, match="last.ckpt.*no other checkpoint beside it is good"):
+        reader(checkpoints / "last.ckpt")
+
+
 def test_a_file_that_is_not_whole_is_never_published(tmp_path: Path) -> None:
     checkpoints = run_folder(tmp_path)
     short = saved(checkpoints / "last.ckpt.tmp", 4)
@@ -156,7 +202,22 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "full.ckpt").symlink_to("/dev/full")
     with pytest.raises(OSError) as caught:
         storage.write({"state_dict": {"a": torch.zeros(1 << 16)}}, tmp_path / "full.ckpt")
-    assert caught.value.errno == errno.ENOSPC or "write" in str(caught.value)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_the_system_says_of_a_failed_write_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, tensors = resource.getrlimit(resource.RLIMIT_FSIZE), {"a": torch.zeros(1 << 16)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        for write in (lambda path: storage.write({"state_dict": tensors}, path),
+                      lambda path: storage.write_safetensors(path, tensors, {})):  # fmt: skip
+            with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+                write(tmp_path / "large")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):  # where only a library has seen the error
+            storage.write_safetensors(tmp_path / "full", tensors, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_frozen_parts_are_stored_once_and_put_back(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny import autoencoder, autoencoder_training, latent_diffusion, unet
 from torch import nn
 
 from ldm.errors import UserError
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.weights.audit import read_torch
 from ldm.weights.load import choose, load_into, locate, read
 
 
@@ -63,17 +66,19 @@ def test_torch_formats(tmp_path: Path, zipped: bool) -> None:
     assert same(read(path), WEIGHTS)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("zipped", [LEGACY, ZIP])
-def test_published_form_with_pickled_classes_beside_the_weights(tmp_path: Path, zipped: bool) -> None:
+def test_published_form_with_pickled_classes_beside_the_weights(tmp_path: Path, zipped: bool, protocol: int) -> None:
     path = tmp_path / "model.ckpt"
     content = {
         "callbacks": {ForeignCallback: {"best_model_score": torch.tensor(1.0), "self": ForeignCallback()}},
-        "hyper_parameters": ForeignMapping(a=ForeignList([1, {2}, Path("x")])),
+        "hyper_parameters": ForeignMapping(a=ForeignList([1, {2}, frozenset([3]), Path("x"), np.float64(0.5), 1j])),
+        "tokenizer": {("a", "b"): 0, frozenset([1]): [], torch.float16: b"bytes", Path("x"): np.ones(3)},
         "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}],
         "state_dict": OrderedDict({**WEIGHTS, "parameter": nn.Parameter(torch.ones(2))}),
         "pytorch-lightning_version": "1.4.2",
     }
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     before = ForeignCallback.constructed
     assert same(read(path), {**WEIGHTS, "parameter": torch.ones(2)})
     assert ForeignCallback.constructed == before
@@ -259,3 +264,106 @@ def test_load_from_a_file_names_it(tmp_path: Path) -> None:
     torch.save({"state_dict": WEIGHTS}, path)
     with pytest.raises(UserError, match="a.ckpt: .*Model"):
         load_into(Model(), path)
+
+
+# ----------------------------------------------------------------------------------------- files as people have them
+
+
+def test_tables_that_a_file_lacks_follow_from_the_config() -> None:
+    model, other = latent_diffusion(unet(), autoencoder(0)).model, latent_diffusion(unet(), autoencoder(1)).model
+    given = other.state_dict()
+    without = {name: value for name, value in given.items() if name not in other.table_names}
+    assert len(given) - len(without) == 12
+    report = load_into(model, without)
+    assert report.fits and set(report.tolerated) == set(other.table_names)
+    assert same(model.state_dict(), given)
+    assert load_into(model, without | {"alphas_cumprod": given["alphas_cumprod"].half()}).fits
+    with pytest.raises(UserError, match="11 missing"):  # they would be those of another schedule
+        load_into(model, without | {"betas": given["betas"] * 1.1})
+
+
+def test_a_first_stage_is_taken_out_of_a_full_checkpoint_also_for_its_training() -> None:
+    whole, training = latent_diffusion(unet(), autoencoder(1)), autoencoder_training(0, ema_decay=0.9)
+    given = whole.state_dict() | {"logvar": torch.zeros(1), "model_ema.decay": torch.tensor(0.5)}
+    assert load_into(training, given, ignore=["loss"]).fits
+    name = "encoder.conv_in.weight"
+    assert torch.equal(training.state_dict()[name], given[f"first_stage_model.{name}"])
+
+
+@pytest.mark.parametrize(
+    ("says", "name"),
+    [
+        ("a diffusers file (U-Net)", "down_blocks.0.resnets.0.conv1.weight"),
+        ("a diffusers file (autoencoder)", "encoder.down_blocks.0.resnets.0.conv1.weight"),
+        ("a diffusers file (transformer)", "transformer_blocks.0.attn1.to_q.weight"),
+        ("an adapter (LoRA)", "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"),
+        ("an adapter (LoRA)", "base_model.model.down_blocks.0.to_q.lora_A.weight"),
+        ("a ControlNet", "control_model.input_blocks.0.0.weight"),
+        ("a CLIP text model", "text_model.embeddings.token_embedding.weight"),
+        ("Stable Diffusion XL", "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight"),
+        ("an OpenCLIP model", "visual.conv1.weight"),
+        ("a DiT or SiT", "blocks.0.adaLN_modulation.1.weight"),
+        ("a torchvision network", "layer1.0.conv1.weight"),
+        ("DataParallel", "module.model.diffusion_model.out.weight"),
+        ("an autoencoder", "encoder.conv_in.weight"),
+    ],
+)
+def test_a_foreign_file_is_called_by_its_name(tmp_path: Path, says: str, name: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({name: torch.ones(2), **{f"{name}{i}": torch.ones(1) for i in range(500)}}, path)
+    with pytest.raises(UserError) as caught:
+        load_into(Model(), path)
+    assert f"is {says}" in str(caught.value) or says in str(caught.value)
+    assert str(caught.value).startswith(str(path)) and len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "n" * 9999, "\u202e", "a.b" * 99, "", "model.diffusion_model"])
+@pytest.mark.parametrize("number", [1, 2, 500])
+def test_names_of_tensors_are_written_out_and_shortened(name: str, number: int) -> None:
+    given = Model().state_dict() | {f"{name}{i}": torch.ones((1,) * 60) for i in range(number)}
+    given["first_stage_model.weight"] = torch.ones((1,) * 60)
+    with pytest.raises(UserError) as caught:
+        load_into(Model(), given)
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 300
+    assert f"{number} unexpected" in str(caught.value) or number == 2
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.int32,
+    torch.int16, torch.int8, torch.uint8, torch.uint16, torch.bool, torch.complex64, torch.complex128,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [LEGACY, ZIP])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path, zipped: bool, protocol: int) -> None:
+    base = torch.arange(24)
+    content = {f"{dtype}": base.to(dtype).view(2, 3, 4) for dtype in DTYPES}
+    content |= {"transposed": base.view(4, 6).t()[1:], "empty": base[:0], "scalar": base.sum(), "shared": base[3:5]}
+    content |= {"parameter": nn.Parameter(torch.ones(3)), "expanded": base[:1].expand(7), "shape": base[None].shape}
+    content |= {"plain": [1, -(2**70), 2.5, None, True, "a", (1, (2,)), {"a": {3: b"bytes"}}], "type": torch.half}
+    if protocol < 3:  # in which bytes are the call of a codec
+        content["plain"][-1] = {"a": {3: "text"}}
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": content}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    for resumed in (False, True):
+        got = read_torch(path, resumed)["state_dict"]
+        assert got.keys() == content.keys()
+        for name, value in content.items():
+            if not isinstance(value, torch.Tensor):
+                assert got[name] == value and type(got[name]) is type(value)
+            else:
+                assert got[name].dtype == value.dtype and got[name].stride() == value.stride()
+                assert as_bytes(got[name]) == as_bytes(value)
+        assert got["shared"].untyped_storage().data_ptr() == got["transposed"].untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody/a.ckpt", ""])
+def test_a_path_that_cannot_be_one_is_refused(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(name)
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 300

@@ -10,7 +10,7 @@ from typing import Any
 from ldm.compat.compvis import conditioning, data, diffusion, encoder_decoder, first_stage, lightning, networks
 from ldm.compat.compvis.params import Translate, apply
 from ldm.config.nodes import is_node
-from ldm.config.targets import did_you_mean
+from ldm.config.targets import is_slip
 from ldm.errors import ConfigError
 
 __all__ = ["TABLE", "translate", "translate_node"]
@@ -64,6 +64,7 @@ def translate_node(node: Any, path: str = "") -> Any:
     if translation is not None:
         return apply(translation, node, path, translate_node)
     if isinstance(target, str) and target.startswith(_FOREIGN) and target not in _OURS:
-        hint = did_you_mean(target, TABLE) or "; no translation of it exists"
-        raise ConfigError(f"{target} is unknown{hint}", f"{path}.target".lstrip("."))
+        meant = next((known for known in TABLE if is_slip(target, known)), None)
+        hint = f"did you mean {meant}?" if meant else "no translation of it exists"
+        raise ConfigError(f"{target} is unknown; {hint}", f"{path}.target".lstrip("."))
     return {key: translate_node(value, f"{path}.{key}".lstrip(".")) for key, value in node.items()}

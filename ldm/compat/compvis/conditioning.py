@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ldm.compat.compvis.first_stage import IDENTITY
 from ldm.compat.compvis.params import Node, Params, Translate, apply, node, renaming, unavailable
 from ldm.errors import ConfigError
 
@@ -92,7 +93,9 @@ def _by_first_stage(p: Params, wiring: Wiring) -> Node:
     if wiring.slot != "concat":
         raise p.error("conditioning_key", f"{_FIRST_STAGE} needs concat")
     first_stage = p.peek("first_stage_config")
-    latent_channels = ((first_stage or {}).get("params") or {}).get("embed_dim", wiring.channels)
+    first_stage = first_stage if isinstance(first_stage, dict) else {}
+    known = {"embed_dim": p.peek("channels", 3)} if first_stage.get("target") == IDENTITY else first_stage.get("params")
+    latent_channels = (known or {}).get("embed_dim", wiring.channels)
     mask = {"mask_key": "mask"} if wiring.channels == latent_channels + 1 else {}
     return node("ldm.conditioning.images.FirstStageConditioner", key=wiring.key, **mask)
 
@@ -208,6 +211,7 @@ TABLE: dict[str, Translate] = {
     f"{_MODULES}.BERTTokenizer": renaming(
         "ldm.conditioning.tokenizers.HuggingFaceTokenizer", "max_length", drop=("device", "vq_interface")
     ),
+    f"{_MODULES}.FrozenOpenCLIPEmbedder": unavailable("OpenCLIP is not supported"),
     f"{_MODULES}.FrozenCLIPTextEmbedder": unavailable(f"OpenAI's CLIP is no dependency; {_PRECOMPUTE}"),
     f"{_MODULES}.FrozenClipImageEmbedder": unavailable(f"OpenAI's CLIP is no dependency; {_PRECOMPUTE}"),
 }

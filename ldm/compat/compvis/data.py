@@ -31,9 +31,14 @@ _REMEDIES = {
 _ANY_REMEDY = "name one of ours in its place, such as ldm.data.readers.folders.ImageFolder with root and size"
 
 
-def missing_dataset(original: str, remedy: str = _ANY_REMEDY) -> NoReturn:
-    """Stand in a translated config for a data set that has no counterpart; raises UserError with the remedy."""
-    raise UserError(f"there is no data set {original} here; {remedy}")
+class MissingDataset:
+    """Stand in a translated config for a data set that has no counterpart; a UserError with the remedy when made."""
+
+    def __init__(self, original: str, remedy: str = _ANY_REMEDY) -> None:
+        raise UserError(f"there is no data set {original} here; {remedy}")
+
+    def __getitem__(self, index: int) -> NoReturn:
+        raise NotImplementedError
 
 
 def without_counterpart(target: str) -> Translate | None:
@@ -44,7 +49,7 @@ def without_counterpart(target: str) -> Translate | None:
 
     def translate(p: Params) -> Node:
         p.drop(*p)
-        return node(f"{__name__}.missing_dataset", original=target, remedy=remedy)
+        return node(f"{__name__}.MissingDataset", original=target, remedy=remedy)
 
     return translate
 
@@ -108,7 +113,7 @@ def _imagenet(split: str) -> Translate:
         is_random = options.take(f"ImageNet{split}/random_crop", split == "Train")
         if options.take("sub_indices", None) is not None:
             options.drop(*options)
-            return node(f"{__name__}.missing_dataset", original=f"{p.target} with sub_indices")
+            return node(f"{__name__}.MissingDataset", original=f"{p.target} with sub_indices")
         options.drop("keep_orig_class_label")
         options.close()
         crop = "random" if is_random else "center"

@@ -32,7 +32,7 @@ def _process(p: Params) -> Node:
 
 def _model(p: Params) -> dict[str, Any]:
     """Translate what the models of DDPM and LatentDiffusion have in common."""
-    target = p.choose("parameterization", "eps", {"eps": "Epsilon", "x0": "Sample"})
+    target = p.choose("parameterization", "eps", {"eps": "Epsilon", "x0": "Sample", "v": "Velocity"})
     key = p.take("first_stage_key", "image")
     size = p.take("image_size", None)
     named = {"process": _process(p), "prediction": node(f"{_PREDICTION}.{target}"), "image_key": key}
@@ -111,6 +111,9 @@ def _latent_scale(p: Params) -> float | str:
     return "measure" if measured else factor
 
 
+_INPAINTING = (
+    "inpainting by a text is not translated; without one it is LatentDiffusion with __is_first_stage__ concatenated"
+)
 _CLASSIFIER = "its training calls what was never released; its network is ldm.networks.compvis_extras.EncoderUNet"
 _SAMPLER = "it is no part of a config; samplers are ldm.sampling.ddim.DDIM, ldm.sampling.plms.PLMS and others"
 
@@ -118,6 +121,7 @@ TABLE: dict[str, Translate] = {
     "ldm.models.diffusion.ddpm.DDPM": ddpm,
     "ldm.models.diffusion.ddpm.LatentDiffusion": latent_diffusion,
     "ldm.models.diffusion.ddpm.Layout2ImgDiffusion": layout_to_image,
+    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": unavailable(_INPAINTING),
     "ldm.models.diffusion.classifier.NoisyLatentImageClassifier": unavailable(_CLASSIFIER),
     "ldm.models.diffusion.ddim.DDIMSampler": unavailable(_SAMPLER),
     "ldm.models.diffusion.plms.PLMSSampler": unavailable(_SAMPLER),

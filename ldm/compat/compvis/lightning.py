@@ -12,7 +12,12 @@ _IMAGE_LOGGER = {
     "increase_log_steps": "early_steps",
     "log_first_step": "first_step",
 }
-_CHECKPOINT = {"every_n_train_steps": "every_n_steps", "monitor": "monitor", "mode": "mode"}
+_CHECKPOINT = {"every_n_train_steps": "every_n_steps"}
+# What their checkpoints are called, where they go and how many stay is settled by ours.
+_OF_THEIR_CHECKPOINTS = (
+    "dirpath", "filename", "verbose", "save_last", "save_top_k", "save_weights_only", "period", "every_n_epochs",
+    "auto_insert_metric_name", "save_on_train_epoch_end", "train_time_interval",
+)  # fmt: skip
 _MAPPINGS = ("callbacks", "modelcheckpoint", "logger", "trainer")
 _OURS_ANYWAY = ("main.SetupCallback", "main.CUDACallback", "main.LearningRateMonitor")
 _CHECKPOINT_CALLBACK = "pytorch_lightning.callbacks.ModelCheckpoint"
@@ -69,7 +74,7 @@ def _checkpoint(node: Any) -> dict[str, Any] | None:
     if not isinstance(node, Mapping):
         return node
     params = node.get("params") or {}
-    if node.get("target", _CHECKPOINT_CALLBACK) != _CHECKPOINT_CALLBACK or not set(params) - set(_CHECKPOINT.values()):
-        return {**node, "params": dict(params)}
-    known = {ours: params[theirs] for theirs, ours in _CHECKPOINT.items() if theirs in params}
-    return {"params": known | {key: params[key] for key in ("every_n_steps", "keep_every_n_steps") if key in params}}
+    if not isinstance(params, Mapping) or node.get("target", _CHECKPOINT_CALLBACK) != _CHECKPOINT_CALLBACK:
+        return {**node, "params": params}
+    kept = {_CHECKPOINT.get(key, key): value for key, value in params.items() if key not in _OF_THEIR_CHECKPOINTS}
+    return {**{key: value for key, value in node.items() if key != "target"}, "params": kept}

@@ -31,6 +31,7 @@ def _options(p: Params) -> dict[str, Any]:
     )  # fmt: skip
     if p.take("use_new_attention_order", False):
         options["qkv_order"] = "new"
+    p.only("use_linear_in_transformer", False, "transformers project by convolutions here")
     p.only("use_fp16", False, "choose the precision of the training instead (--precision)")
     return options
 

@@ -7,10 +7,11 @@ are int.
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -23,21 +24,50 @@ from ldm.data.core.decoding import DecodedImage, MultichannelImage
 from ldm.data.core.transforms import UNREADABLE, CropParams, ImageTransform, SampleKey
 from ldm.errors import UserError
 
-__all__ = ["ImageDataset", "ImageReader", "in_split"]
+__all__ = ["Contents", "ImageDataset", "ImageReader", "contents_of_names", "positions_in_split"]
 
 _SPLITS = ("all", "train", "validation")
+_log = logging.getLogger(__name__)
 _CACHED_PIXELS = 64 * 2**20  # decoded for `repeats`, in each worker
 
 
-def in_split(name: str, split: str, validation_share: float) -> bool:
-    """Return whether a file belongs to a split. Its name is hashed, so that added files do not move the others."""
+def positions_in_split(names: Sequence[str], split: str, validation_share: float) -> list[int]:
+    """Return the positions of the files that belong to a split.
+
+    Names are hashed, so that added files do not move the others. Where a share between 0 and 1 leaves one of the two
+    splits empty, it gets the file with the nearest hash. A single file is in both, with a warning.
+    """
     if split not in _SPLITS or not 0 <= validation_share <= 1:
         raise UserError(
             f"data: split {split!r} must be one of {', '.join(_SPLITS)}, validation_share {validation_share} in [0, 1]"
         )
-    digest = hashlib.sha256(name.encode()).digest()[:8]
-    is_validation = int.from_bytes(digest, "big") < validation_share * 2**64
-    return split == "all" or is_validation == (split == "validation")
+    if split == "all":
+        return list(range(len(names)))
+    hashes = [
+        int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") for name in names
+    ]
+    limit = validation_share * 2**64
+    if hashes and 0 < validation_share < 1:
+        if min(hashes) == max(hashes):
+            _log.warning("%s is the only file: it is in the split train and in validation; give more", names[0])
+            return list(range(len(names)))
+        limit = min(max(limit, min(hashes) + 1), max(hashes))  # integers, so that no rounding leaves one out
+    return [i for i, number in enumerate(hashes) if (number < limit) == (split == "validation")]
+
+
+class Contents(NamedTuple):
+    """What a data set consists of, cheap to compare with that of another day: the number of its files, and a hash.
+
+    The hash (16 hexadecimal digits) is of the names in order, relative to the folder, so that moved data are the same.
+    """
+
+    count: int
+    names: str
+
+
+def contents_of_names(names: Sequence[str]) -> Contents:
+    """Return the number and the hash of names."""
+    return Contents(len(names), hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16])
 
 
 def _num_pixels(image: DecodedImage) -> int:
@@ -105,13 +135,16 @@ class ImageDataset(ImageReader, Dataset):
     def _index(self, names: Iterable[str], source: str) -> list[int]:
         """Keep the files of the split; return their positions in `names`. Raises UserError if none is left."""
         names = list(names)
-        kept = [i for i, name in enumerate(names) if in_split(name, self.split, self.validation_share)]
+        kept = positions_in_split(names, self.split, self.validation_share)
         if not kept:
-            hint = "" if not names else f" in the split {self.split!r} of {len(names)}; change validation_share"
-            raise UserError(f"{source}: no images{hint}")
-        self.names = [names[i] for i in kept]
-        self.errors = DataErrors(len(kept))
+            part = f" in the split {self.split!r} of {len(names)}; change validation_share={self.validation_share:g}"
+            raise UserError(f"{source}: no images" + (f"{part} to between 0 and 1, or give more" if names else ""))
+        self._keep([names[i] for i in kept])
         return kept
+
+    def _keep(self, names: list[str]) -> None:
+        """Set the files that the data set consists of."""
+        self.names, self.errors, self.contents = names, DataErrors(len(names)), contents_of_names(names)
 
     @property
     def num_files(self) -> int:

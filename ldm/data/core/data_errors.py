@@ -58,7 +58,7 @@ class DataErrors:
         if not self._unreadable[file]:
             number = self.num_unreadable
             if number < _NUM_NAMED:
-                text = f"{name}: {problem}".encode()[:_TEXT_BYTES]
+                text = f"{name}: {problem}".encode(errors="replace")[:_TEXT_BYTES]
                 self._texts[number, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
             self._unreadable[file] = True
             _log.warning("%s cannot be read and is skipped: %s", name, problem)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from ldm.data.core.files import regular_file
 from ldm.data.core.optional import require
 from ldm.errors import UserError
 
@@ -26,10 +27,7 @@ __all__ = ["LUMA", "UNREADABLE", "DecodedImage", "MultichannelImage", "Range", "
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 Range = tuple[float, float]
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL uses for 8 bits
-_PNG, _NUMPY, _TIFF = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Of a PNG's colour types (25th byte) with 16 bits, those of which PIL keeps 8, and the channels that OpenCV decodes:
-# BGR, BGRA, and BGRA of equal colours for grey with alpha.
-_PNG_CHANNELS = {2: [2, 1, 0], 4: [0, 3], 6: [2, 1, 0, 3]}
+_NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FULL = {np.dtype(np.uint8): (0, 255), np.dtype(np.uint16): (0, 65535)}
 _WITH_ALPHA = (2, 4)  # numbers of channels of which the last is alpha
 _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _ORIENTATION = 258, 262, 277, 338, 274  # tags of TIFF and EXIF
@@ -79,9 +77,11 @@ class MultichannelImage:
         """Return the numbers of the channels as their names."""
         return tuple(map(str, range(len(self.planes))))
 
-    def resize(self, size: tuple[int, int], resample: Image.Resampling) -> MultichannelImage:
-        """Resize every channel."""
-        return MultichannelImage(tuple(plane.resize(size, resample) for plane in self.planes))
+    def resize(
+        self, size: tuple[int, int], resample: Image.Resampling, box: tuple[float, ...] | None = None
+    ) -> MultichannelImage:
+        """Resize every channel, of which `box` is the part to resize."""
+        return MultichannelImage(tuple(plane.resize(size, resample, box) for plane in self.planes))
 
     def crop(self, box: tuple[int, int, int, int]) -> MultichannelImage:
         """Crop every channel."""
@@ -125,17 +125,13 @@ def open_image(source: Path | bytes, channels: int = 3, value_range: Range | Non
             for 16 bits, 0 and 1 for floats.
     """
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
-            start = stream.read(26)
+        with io.BytesIO(source) if isinstance(source, bytes) else open(regular_file(source), "rb") as stream:
+            start = stream.read(6)
             stream.seek(0)
             if start.startswith(_NUMPY):
                 return _scaled(np.load(stream, allow_pickle=False), value_range)
-            if start[:4] in _TIFF and _is_beyond_pillow(stream, channels):
-                return _read_tiff(stream, channels, value_range)
-            stream.seek(0)
-            if start.startswith(_PNG) and start[24:25] == b"\x10" and start[25] in _PNG_CHANNELS:
-                return _read_deep_png(stream, _PNG_CHANNELS[start[25]], channels, value_range)
-            return _read_with_pillow(stream, channels, value_range)
+            read = _read_tiff if start[:4] in _TIFF else _read_with_pillow
+            return read(stream, channels, value_range)
     except UnidentifiedImageError as error:  # whose text is about an object in memory
         raise OSError("is no image of a known format") from error
     except _DAMAGE as error:
@@ -144,6 +140,10 @@ def open_image(source: Path | bytes, channels: int = 3, value_range: Range | Non
 
 def _read_with_pillow(stream: BinaryIO, channels: int, value_range: Range | None) -> DecodedImage:
     with Image.open(stream) as opened:
+        is_deep = opened.format == "PNG" and "transparency" not in opened.info and opened.mode in ("RGB", "RGBA")
+        if is_deep and (layout := str(opened.tile[0].args)).endswith(";16B"):  # of which Pillow keeps 8 bits
+            image = _read_deep_png(stream, layout, channels, value_range)
+            return _turned(image, opened.getexif().get(_ORIENTATION, 1))
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I") or image.mode == "F":
@@ -160,32 +160,35 @@ def _read_with_pillow(stream: BinaryIO, channels: int, value_range: Range | None
     return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _read_deep_png(stream: BinaryIO, order: list[int], channels: int, value_range: Range | None) -> DecodedImage:
-    """Read 16-bit colours, or 16-bit grey with alpha; those with a transparent colour have 8 bits, as in Pillow."""
-    with Image.open(stream) as opened:
-        info, orientation = opened.info, opened.getexif().get(_ORIENTATION, 1)
-    stream.seek(0)
-    if "transparency" in info:
-        return _read_with_pillow(stream, channels, value_range)
+def _read_deep_png(stream: BinaryIO, layout: str, channels: int, value_range: Range | None) -> DecodedImage:
+    """Read 16-bit colours, or 16-bit grey with alpha, which OpenCV returns as BGR, and as BGRA of equal colours."""
     cv2 = require("cv2", "data: PNG with 16-bit colours", "opencv-python-headless")
+    stream.seek(0)
     array = cv2.imdecode(np.frombuffer(stream.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise OSError("damaged PNG")
-    image = _with_wanted_alpha(array[..., order], channels, value_range)
-    return image.transpose(_TRANSPOSED[orientation]) if orientation in _TRANSPOSED else image
+    order = [0, 3] if layout.startswith("LA") else [2, 1, 0, 3][: array.shape[-1]]
+    return _with_wanted_alpha(array[..., order], channels, value_range)
 
 
-def _is_beyond_pillow(stream: BinaryIO, channels: int) -> bool:
-    """Return whether Pillow would refuse a TIFF, round it to 8 bits, or leave pages out."""
+def _turned(image: DecodedImage, orientation: int) -> DecodedImage:
+    """Apply the orientation that is noted in a file to what another library than Pillow has read of it."""
+    method = _TRANSPOSED.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _read_tiff(stream: BinaryIO, channels: int, value_range: Range | None) -> DecodedImage:
+    """Read by Pillow, unless it would refuse the file, round it to 8 bits, or leave samples or pages out."""
     tags, num_pages = _tiff_pages(stream)
-    samples, bits = tags.get(_SAMPLES, 1), max(tags.get(_BITS, (1,)))
-    if samples > 4 or (samples > 1 and bits > 8) or (channels not in (1, 3) and num_pages > 1):
-        return True
-    colours = tags.get(_PHOTOMETRIC)
-    if samples not in _WITH_ALPHA or colours not in (*_GREY, _RGB):
-        return False
-    is_refused, loses_last = samples == 4 and colours in _GREY, not _ends_in_alpha(colours, tags.get(_EXTRA, ()))
-    return is_refused or (loses_last and samples == channels)
+    samples, bits, colours = tags.get(_SAMPLES, 1), max(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC)
+    is_whole = samples <= 4 and (samples == 1 or bits <= 8) and (channels in (1, 3) or num_pages == 1)
+    if samples in _WITH_ALPHA and colours in (*_GREY, _RGB):
+        is_lost = samples == channels and not _ends_in_alpha(colours, tags.get(_EXTRA, ()))
+        is_whole = is_whole and not is_lost and not (samples == 4 and colours in _GREY)
+    stream.seek(0)
+    if is_whole:
+        return _read_with_pillow(stream, channels, value_range)
+    return _turned(_read_by_tifffile(stream, channels, value_range), tags.get(_ORIENTATION, 1))
 
 
 def _ends_in_alpha(photometric: int, extra: Sequence[int]) -> bool:
@@ -198,7 +201,6 @@ def _tiff_pages(stream: BinaryIO) -> tuple[dict[int, Any], int]:
 
     Checked here, since tifffile leaves out the pages beyond the end of a file that is cut off.
     """
-    stream.seek(0)
     header = stream.read(8)
     tags = TiffImagePlugin.ImageFileDirectory_v2(header + (stream.read(8) if header[2] == 43 else b""))
     first, offsets = {}, set()
@@ -213,9 +215,9 @@ def _tiff_pages(stream: BinaryIO) -> tuple[dict[int, Any], int]:
     return first, len(offsets)
 
 
-def _read_tiff(stream: BinaryIO, channels: int, value_range: Range | None) -> DecodedImage:
+def _read_by_tifffile(stream: BinaryIO, channels: int, value_range: Range | None) -> DecodedImage:
+    """Read all samples and pages of a TIFF."""
     tifffile = require("tifffile", "data: TIFF of more than 4 channels, of several pages or with 16-bit colours")
-    stream.seek(0)
     with tifffile.TiffFile(stream) as tiff:
         series, page = tiff.series[0], tiff.pages[0]
         array, axes = series.asarray(), series.axes
@@ -223,33 +225,25 @@ def _read_tiff(stream: BinaryIO, channels: int, value_range: Range | None) -> De
         raise ValueError(f"a TIFF with the axes {axes} is no image")
     array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (0, 1))
     if _ends_in_alpha(page.photometric, page.extrasamples):
-        return _on_white(array, channels, value_range)
+        return _with_wanted_alpha(array, channels, value_range)
     is_colour = page.photometric == _RGB and channels in (1, 3)
     return _scaled(array[..., :3] if is_colour else array, value_range)
 
 
 def _with_wanted_alpha(array: np.ndarray, channels: int, value_range: Range | None) -> DecodedImage:
-    """Scale 16-bit grey or colours (H, W, 1 to 4), and add or remove alpha for the number of channels."""
+    """Scale grey or colours (H, W, 1 to 4), and add alpha or lay it on white, for the number of channels."""
+    image, has_alpha = _scaled(array, value_range), array.shape[-1] in _WITH_ALPHA
+    if not has_alpha and channels not in _WITH_ALPHA:
+        return image
+    values = image.array() if isinstance(image, MultichannelImage) else np.asarray(image)[..., None]
+    colours, alpha = (values[..., :-1], values[..., -1:]) if has_alpha else (values, np.full_like(values[..., :1], 255))
     if channels not in _WITH_ALPHA:
-        return _on_white(array, channels, value_range)
-    has_alpha = array.shape[-1] in _WITH_ALPHA
-    colours = array[..., :-1] if has_alpha else array
-    alpha = array[..., -1:] if has_alpha else np.full_like(array[..., :1], 65535)
+        return _as_image(colours * (alpha / 255) + 255 * (1 - alpha / 255))
     if channels == 4:
         colours = np.broadcast_to(colours, (*colours.shape[:2], 3))
     elif colours.shape[-1] == 3:
-        colours = (colours @ LUMA)[..., None].round().astype(np.uint16)
-    return _scaled(np.concatenate([colours, alpha], axis=-1), value_range)
-
-
-def _on_white(array: np.ndarray, channels: int, value_range: Range | None) -> DecodedImage:
-    """Scale colours (H, W, C); a second or fourth channel is alpha, and laid on white unless it is wanted."""
-    image = _scaled(array, value_range)
-    if array.shape[-1] not in _WITH_ALPHA or channels in _WITH_ALPHA:
-        return image
-    values = image.array()
-    alpha = values[..., -1:] / 255
-    return _as_image(values[..., :-1] * alpha + 255 * (1 - alpha))
+        colours = (colours @ LUMA)[..., None]
+    return _as_image(np.concatenate([colours, alpha], axis=-1))
 
 
 def _scaled(array: np.ndarray, value_range: Range | None) -> DecodedImage:

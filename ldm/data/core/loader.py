@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ldm import distributed
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a batch: tensors and numbers are stacked, texts, lists and dicts are listed; no items make {}.
+    """Make a batch: tensors and numbers are stacked, floats as float32; texts, lists, dicts are listed; no items: {}.
 
     Raises UserError, naming the key, for items of different shapes or keys.
     """
@@ -28,12 +29,18 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key in items[0] if items else ():
         try:
             values = [item[key] for item in items]
-            batch[key] = values if isinstance(values[0], (str, list, dict)) else default_collate(values)
+            batch[key] = values if isinstance(values[0], (str, list, dict)) else _stacked(values)
         except KeyError:
             raise UserError(f"batch: not every item has the key {key!r}") from None
         except (RuntimeError, TypeError) as error:
             raise UserError(f"batch: items do not fit together under {key!r}: {error}") from error
     return batch
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    stacked = default_collate(values)
+    is_float = isinstance(stacked, Tensor) and stacked.is_floating_point()
+    return stacked.float() if is_float else stacked  # of whatever type the items of one's own data set are
 
 
 class Loader(DataLoader):

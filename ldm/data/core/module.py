@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm.bounds import Count, Fraction, Natural
-from ldm.data.core.base import ImageReader
+from ldm.data.core.base import Contents, ImageReader
 from ldm.data.core.classes import check_same_classes
 from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.derived import source_of, takes_sample_keys
@@ -25,7 +25,7 @@ from ldm.data.core.loader import Loader, collate
 from ldm.data.core.sampler import EpochSampler, Stream
 from ldm.errors import UserError
 
-__all__ = ["DataModule", "errors_of", "iterate"]
+__all__ = ["DataModule", "contents_of", "errors_of", "iterate"]
 
 _MAX_WORKERS = 8
 _BATCHES_WITHOUT_WORKERS = 4  # up to here reading takes less time than starting workers
@@ -103,6 +103,11 @@ class DataModule:
         sets = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: next(iterate(dataset), {}) for name, dataset in sets.items() if dataset is not None}
 
+    def contents(self) -> dict[str, Contents]:
+        """Return what each set consists of, by the set's name; cheap, and the same wherever the data lie."""
+        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: contents_of(dataset) for name, dataset in sets.items() if dataset is not None}
+
     def shape_summary(self) -> list[str]:
         """Describe each set in one line, with the shapes in its first item."""
         lines = []
@@ -160,6 +165,14 @@ def errors_of(dataset: Dataset | None) -> DataErrors | None:
     """Return the error counts of a data set, or of the one that it is derived from; None if it counts none."""
     source = source_of(dataset)
     return source.errors if isinstance(source, (ImageReader, Stream)) else None
+
+
+def contents_of(dataset: Dataset) -> Contents:
+    """Return what a data set consists of: count and hash of its files, or length and class of one's own data set."""
+    source = source_of(dataset)
+    if isinstance(contents := getattr(source, "contents", None), Contents):
+        return contents
+    return Contents(len(source) if isinstance(source, Sized) else 0, type(source).__name__)
 
 
 def iterate(dataset: Dataset) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,7 @@ _CROPS = ("center", "random", "random_size", "random_half", "none")
 _FILTERS = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 }
+_THIN = 32  # beyond this ratio of sides images are cropped before they are resized: 1x20,000 would become 256x5,120,000
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -113,9 +114,14 @@ class ImageTransform:
 
     def apply(self, image: DecodedImage, crop: CropParams) -> Tensor:
         """Resize, crop and flip a decoded image: float32 (channels, H, W) in [-1, 1]."""
-        if image.size != crop[:2]:
-            image = image.resize(crop[:2], self.filter)
-        image = image.crop((crop.left, crop.top, crop.left + self.width, crop.top + self.height))
+        left, top, right, bottom = crop.left, crop.top, crop.left + self.width, crop.top + self.height
+        if image.size != crop[:2] and max(image.size) > _THIN * min(image.size):
+            across, down = image.width / crop.width, image.height / crop.height
+            box = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+            image = image.resize((self.width, self.height), self.filter, box=box)
+        else:
+            image = image if image.size == crop[:2] else image.resize(crop[:2], self.filter)
+            image = image.crop((left, top, right, bottom))
         if crop.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self._tensor(image)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,12 +20,10 @@ from ldm.data.core.derived import DerivedDataset
 from ldm.data.core.transforms import CropParams, SampleKey
 from ldm.data.image_pairs.masks import MASKS, DrawMask
 from ldm.data.image_pairs.paired import TargetFolder
-from ldm.data.image_pairs.paired_files import LOSSY, check_same_shape, crop_index_map
+from ldm.data.image_pairs.paired_files import check_same_shape, crop_index_map, read_hole
 from ldm.errors import UserError
 
 __all__ = ["Masked", "MaskedFolder", "masked_image"]
-
-_LOSSY_THRESHOLD = 127  # JPEG has small values around zero
 
 
 class Masked(DerivedDataset):
@@ -52,9 +49,9 @@ class Masked(DerivedDataset):
 class MaskedFolder(TargetFolder):
     """Read the images below `root` with `mask` and `masked_image`, from the mask files below `mask_root`.
 
-    The hole is where a mask is not zero (in JPEG files: above middle grey). Masks get the crop and the flip of their
-    image, and may have another resolution. Masks of another shape, and images without a mask, are skipped and logged;
-    masks without a hole are counted.
+    Which pixels are hole says `read_hole`. Masks get the crop and the flip of their image, and may have another
+    resolution. Masks of another shape, and images without a mask, are skipped and logged; masks without a hole, and
+    those that are all hole, are counted.
 
     A mask has the path of its image with any extension, and `suffix` after its stem (`a.jpg`, `a_mask.png`; both
     folders may then be one). For the other options see `ImageDataset`.
@@ -71,10 +68,10 @@ class MaskedFolder(TargetFolder):
         return {**item, "masked_image": masked_image(item["image"], item["mask"] > 0)}
 
     def _read_target(self, file: int, path: Path, image: DecodedImage, crop: CropParams) -> dict[str, Any]:
-        hole = _read_hole(path)
+        hole, problem = read_hole(path)
         check_same_shape(image, hole.shape[1], hole.shape[0])
-        if not hole.any():
-            self.errors.note_empty(file, self.names[file], f"{path} has no hole; such images train nothing to fill in")
+        if problem is not None:
+            self.errors.note_empty(file, self.names[file], f"{path}: {problem}")
         cropped = crop_index_map(hole, crop, self.transform.height, self.transform.width)
         return {"mask": _signed(torch.from_numpy(np.ascontiguousarray(cropped))[None])}
 
@@ -86,12 +83,3 @@ def masked_image(image: Tensor, hole: Tensor) -> Tensor:
 
 def _signed(hole: Tensor) -> Tensor:
     return hole.float() * 2 - 1
-
-
-def _read_hole(path: Path) -> np.ndarray:
-    with Image.open(path) as opened:
-        opened.load()
-        if opened.format in LOSSY:
-            return np.asarray(opened.convert("L")) > _LOSSY_THRESHOLD
-        values = np.asarray(opened.convert("RGB") if opened.mode in ("RGBA", "LA", "PA") else opened)
-    return values.any(axis=2) if values.ndim == 3 else values != 0

@@ -17,6 +17,7 @@ from torch import Tensor
 from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import DecodedImage
+from ldm.data.core.files import existing_folder
 from ldm.data.core.transforms import CropParams, ImageTransform
 from ldm.data.image_pairs.paired_files import (
     align_crop,
@@ -27,7 +28,6 @@ from ldm.data.image_pairs.paired_files import (
     name_file_in_errors,
     read_indices,
 )
-from ldm.data.readers.folders import existing_folder
 from ldm.errors import UserError
 
 __all__ = ["ADE20K", "PairedFolder", "TargetFolder"]

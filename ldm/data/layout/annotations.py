@@ -6,7 +6,6 @@ Legend: M boxes of F images; a box is left, top, width, height in fractions of i
 from __future__ import annotations
 
 import csv
-import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm.data.core.files import read_json
 from ldm.errors import UserError
 
 __all__ = ["Annotations", "Counts", "read_coco", "read_open_images"]
@@ -127,10 +127,7 @@ def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
 
 
 def _coco_document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    document = read_json(path, str(path))
     parts = ("images", "annotations", "categories")
     absent = [key for key in parts if not isinstance(document, dict) or key not in document]
     if absent:
@@ -157,6 +154,7 @@ def _coco_image(images: dict[Any, dict[str, Any]], item: dict[str, Any], path: P
 
 def _coco_box(item: dict[str, Any], image: dict[str, Any], path: Path) -> tuple[float, ...]:
     box, size = item["bbox"], (image["width"], image["height"]) * 2
+    box = [0, 0, 0, 0] if box == [] else box  # dropped and counted like boxes without area
     if not (isinstance(box, list) and len(box) == 4 and _are_numbers([*box, *size])) or min(size) <= 0:
         raise UserError(f"{path}: a box of {image['file_name']} is {box}, not [left, top, width, height] in pixels")
     return tuple(side / whole for side, whole in zip(box, size, strict=True))

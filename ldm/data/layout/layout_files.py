@@ -6,7 +6,6 @@ fractions of the image; a file holds one layout, or a list of layouts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.data.core.files import read_json, read_text
 from ldm.data.layout.boxes import Box
 from ldm.data.layout.layouts import crop_boxes
 from ldm.errors import UserError
@@ -32,7 +32,7 @@ class LabelledBox(NamedTuple):
 
 def read_layouts(path: Path, names: Mapping[str, int], num_classes: int, max_objects: int) -> list[list[LabelledBox]]:
     """Read the layouts of a file. UserError names the object that is wrong: class, box, or one too many."""
-    content = _read_json(path, "--layout")
+    content = read_json(path, f"--layout {path}")
     layouts = content if isinstance(content, list) and content and isinstance(content[0], list) else [content]
     read = []
     for i, layout in enumerate(layouts):
@@ -90,25 +90,17 @@ def read_names(path: str | None) -> dict[str, int]:
         return {}
     file = Path(path)
     if file.suffix == ".json":
-        content = _read_json(file, "--names")
+        content = read_json(file, f"--names {path}")
         if isinstance(content, dict) and all(_is_number(label, int) for label in content.values()):
             return content
         if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
             raise UserError(f'--names {path}: is neither a list of names nor names with whole numbers, {{"dog": 3}}')
     else:
         try:
-            content = file.read_text(encoding="utf-8").splitlines()
+            content = read_text(file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--names {path}: cannot be read ({error})") from error
     return {name.strip(): label for label, name in enumerate(content)}
-
-
-def _read_json(path: Path, flag: str) -> Any:
-    """Read a JSON file. Raises UserError if that fails."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{flag} {path}: cannot be read ({error})") from error
 
 
 def box_tensors(layout: Sequence[LabelledBox], max_objects: int) -> tuple[Tensor, Tensor]:

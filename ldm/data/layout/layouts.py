@@ -18,9 +18,9 @@ import torch
 from ldm.bounds import Count, Natural, NonNegative
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import DecodedImage
+from ldm.data.core.files import existing_folder, find_images
 from ldm.data.core.transforms import CropParams
 from ldm.data.layout.annotations import Annotations, read_coco, read_open_images
-from ldm.data.readers.folders import existing_folder, find_files
 from ldm.errors import UserError
 
 __all__ = ["CocoLayouts", "OpenImagesLayouts"]
@@ -136,7 +136,7 @@ class CocoLayouts(LayoutDataset):
         self._index_annotated(read, str(annotations))
 
     def _files(self) -> dict[str, str]:
-        return {name: name for name in find_files(self.root)}
+        return {name: name for name in find_images(self.root)}
 
 
 class OpenImagesLayouts(LayoutDataset):
@@ -168,7 +168,7 @@ class OpenImagesLayouts(LayoutDataset):
         self._index_annotated(read_open_images(*paths, use_group, use_attributes), str(boxes_csv))
 
     def _files(self) -> dict[str, str]:
-        return {PurePosixPath(name).stem: name for name in find_files(self.root)}
+        return {PurePosixPath(name).stem: name for name in find_images(self.root)}
 
 
 def crop_boxes(boxes: np.ndarray, crop: np.ndarray) -> np.ndarray:

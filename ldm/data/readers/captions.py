@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
-from ldm.data.readers.columns import LABEL, complete_rows, draw_entry, number_labels
-from ldm.data.readers.folders import existing_folder, find_files, find_images
+from ldm.data.core.files import existing_folder, find_files, find_images, read_text, regular_file
+from ldm.data.readers.columns import Table
 from ldm.errors import UserError
 
 __all__ = ["CaptionedFolder"]
@@ -21,7 +22,7 @@ __all__ = ["CaptionedFolder"]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 _NUM_PROBED = 16  # rows of a table, of which one file at least must exist
-Row = Mapping[str, Any]
+Row = tuple[int, Mapping[str, Any]]  # its line, and the values by column
 
 
 class CaptionedFolder(ImageDataset):
@@ -50,24 +51,26 @@ class CaptionedFolder(ImageDataset):
     ) -> None:
         super().__init__(size, **kwargs)
         self.root = existing_folder(root)
-        self.class_names: list[str] = []
-        self._fields: dict[str, list[Any]] = {}
+        self._table: Table | None = None
+        self._texts: dict[str, str] = {}  # of images without a table, by their path without its ending
         if captions is not None:
-            names, fields = self._from_table(self._table_path(captions), dict(columns or {}))
-            kept = self._index(names, str(captions))
-            self._fields = {key: [values[i] for i in kept] for key, values in fields.items()}
+            self._table = Table({"file": "file", "caption": "caption", **(columns or {})})
+            names = self._rows_of(self._table, self._table_path(captions))
+            self._table.select(self._index(names, str(captions)))
+            self.class_names = self._table.class_names
         elif columns is None:
             self._index(self._captioned_images(), str(root))
         else:
             raise UserError(f"{root}: columns are those of a table; set captions to its file, or leave them out")
 
     def _captioned_images(self) -> list[str]:
-        names, texts = find_images(self.root), set(find_files(self.root, [".txt"]))
-        bare = [name for name in names if _text_file(name) not in texts]
+        names = find_images(self.root)
+        self._texts = {_stem(name): name for name in find_files(self.root, [".txt"])}
+        bare = [name for name in names if _stem(name) not in self._texts]
         if bare and len(bare) == len(names):  # if only some are, they are skipped and counted when they are read
             raise UserError(
                 f"{self.root}: none of the {len(names)} images has a caption, first {bare[0]}; "
-                f"write {_text_file(bare[0])}, or set captions to a CSV or JSON lines file"
+                f"write {_stem(bare[0])}.txt, or set captions to a CSV or JSON lines file"
             )
         return names
 
@@ -78,60 +81,78 @@ class CaptionedFolder(ImageDataset):
             raise UserError(f"{captions}: no such file, neither here nor in {self.root}; set captions to a table")
         return found
 
-    def _from_table(self, path: Path, columns: dict[str, str]) -> tuple[list[str], dict[str, list[Any]]]:
-        """Return the names of the files, and the values of the other keys."""
-        columns = {"file": "file", "caption": "caption", **columns}
-        rows = _read_rows(path)
-        _check_columns(rows, columns, path)
-        table = {column: [row.get(column) for row in rows] for column in columns.values()}
-        kept = complete_rows(table, str(path), first_row=1)
-        fields = {key: [table[column][i] for i in kept] for key, column in columns.items()}
-        names = list(map(str, fields.pop("file")))
+    def _rows_of(self, table: Table, path: Path) -> list[str]:
+        """Read a file into the table; return the names of the images."""
+        rows = _read_rows(path, table.columns.values())
+        if rows:
+            known = dict.fromkeys(name for _, row in rows for name, value in row.items() if value is not None)
+            table.check_columns(known, str(path))
+        values = {column: [row.get(column) for _, row in rows] for column in table.columns.values()}
+        files = [None if file is None else str(file) for file in values[table.columns["file"]]]
+        table.add(values, files, str(path), lambda i: f"line {rows[i][0]}")
+        table.number_labels()
+        names = list(map(str, table.pop("file")))
         if names and not any((self.root / name).is_file() for name in names[:_NUM_PROBED]):
             raise UserError(f"{path}: {names[0]} is not below {self.root}; set root to the folder the paths start from")
-        if LABEL in fields:
-            fields[LABEL], self.class_names = number_labels(fields[LABEL])
-        return names, fields
+        return names
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
-        if not self._fields:
-            return {"caption": (self.root / _text_file(self.names[file])).read_text(encoding="utf-8").strip()}
-        return {key: draw_entry(key, values[file], rng) for key, values in self._fields.items()}
+        if self._table is not None:
+            return self._table.read(file, rng)
+        stem = _stem(self.names[file])
+        return {"caption": read_text(regular_file(self.root / self._texts.get(stem, f"{stem}.txt"))).strip()}
 
 
-def _text_file(name: str) -> str:
-    return PurePosixPath(name).with_suffix(".txt").as_posix()
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
-def _check_columns(rows: Sequence[Row], columns: Mapping[str, str], path: Path) -> None:
-    for key, column in columns.items():
-        if rows and all(row.get(column) is None for row in rows):
-            raise UserError(
-                f"{path}: no row has a column {column!r}, the first has {', '.join(map(str, rows[0]))}; "
-                f"name yours in columns, e.g. columns.{key}=NAME"
-            )
-
-
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(path: Path, columns: Collection[str]) -> list[Row]:
+    """Read the rows of a table. Raises UserError, with the line, for what is no row."""
+    ending = path.suffix.lower()
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix.lower() in _DELIMITERS:
-                return list(csv.DictReader(stream, delimiter=_DELIMITERS[path.suffix.lower()]))
-            if path.suffix.lower() in _JSON_LINES:
-                return list(_json_rows(stream, path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if ending in _DELIMITERS:
+            return list(_csv_rows(read_text(path), _DELIMITERS[ending], columns, path))
+        if ending in _JSON_LINES:
+            return list(_json_rows(read_text(path), path))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     raise UserError(f"{path}: captions must be a .csv, .tsv or .jsonl file")
 
 
-def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
+def _csv_rows(text: str, delimiter: str, columns: Collection[str], path: Path) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    remedy = f'put texts with {delimiter!r} or " into double quotes, and double the " in them'
+    line = 1
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if twice := [name for name in columns if header.count(name) > 1]:
+            raise UserError(f"{path}: line 1: {header.count(twice[0])} columns are named {twice[0]!r}; rename them")
+        line = reader.line_num + 1
+        for values in reader:
+            if any(value.strip() for value in values[len(header) :]):
+                raise UserError(f"{path}: line {line} has {len(values)} fields, the header {len(header)}; {remedy}")
+            if values:
+                yield line, dict(zip(header, values, strict=False))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}: line {line}: {error}; {remedy}") from error
+
+
+def _json_rows(text: str, path: Path) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = json.loads(line, object_pairs_hook=_distinct)
+        except ValueError as error:
             raise UserError(f"{path}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f'{path}: line {number} is no object; write {{"file": ..., "caption": ...}}')
-        yield row
+        yield number, row
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("it has a key twice")
+    return dict(pairs)

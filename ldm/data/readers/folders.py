@@ -1,10 +1,10 @@
-"""Folders of images without captions, and the search for files that all readers of folders share."""
+"""Folders of images without captions, with a folder a class or without."""
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from glob import glob, has_magic
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +12,21 @@ import numpy as np
 
 from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
+from ldm.data.core.files import existing_folder, find_images, is_litter, read_lines
 from ldm.errors import UserError
 
-__all__ = ["EXTENSIONS", "ImageFolder", "existing_folder", "find_files", "find_images", "find_tables", "read_list"]
+__all__ = ["ImageFolder", "read_list"]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-
-
-def existing_folder(root: str | Path) -> Path:
-    """Return the folder as a path. Raises UserError if there is none."""
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise UserError(f"{root}: {what}; set root to the folder of the images")
-    return folder
-
-
-def find_files(root: Path, extensions: Sequence[str] = EXTENSIONS) -> Iterator[str]:
-    """List the files below a folder as sorted relative paths with forward slashes, without hidden ones."""
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        if path.suffix.lower() in extensions and not any(part.startswith(".") for part in relative.parts):
-            yield relative.as_posix()
-
-
-def find_images(root: Path) -> list[str]:
-    """List the images below a folder as `find_files` does; if there are none, the arrays (.npy)."""
-    return list(find_files(root)) or list(find_files(root, [".npy"]))
-
-
-def find_tables(given: str, pattern: str, what: str, remedy: str) -> list[str]:
-    """List the files that a path, a glob or a folder means; of a folder those of a glob `pattern`.
-
-    Raises UserError, with `what` is absent and a `remedy`, if there are none.
-    """
-    path = Path(given).expanduser()
-    if path.is_file():
-        return [str(path)]
-    found = sorted(glob(str(path))) if has_magic(str(path)) else sorted(map(str, path.glob(pattern)))
-    if not found:
-        problem = f"a folder without {pattern.rpartition('/')[2]} files" if path.is_dir() else f"no such {what}"
-        raise UserError(f"{given}: {problem}; {remedy}")
-    return found
+_log = logging.getLogger(__name__)
 
 
 def read_list(path: Path) -> list[str]:
-    """Read a text file of paths, one a line. Raises UserError if it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); set list_file to a text file of paths") from error
-    return [Path(line.strip()).as_posix() for line in lines if line.strip()]
+    """Read a text file of paths, one a line, without litter. Raises UserError if it cannot be read."""
+    names = [Path(line).as_posix() for line in read_lines(path, "set list_file to a text file of paths")]
+    kept = [name for name in names if not is_litter(name)]
+    if len(kept) < len(names):
+        _log.warning("%s: %d lines name no images of yours (._x, Thumbs.db ...)", path, len(names) - len(kept))
+    return kept
 
 
 class ImageFolder(ImageDataset):

@@ -16,7 +16,7 @@ import numpy as np
 
 from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
-from ldm.data.readers.folders import existing_folder, find_files
+from ldm.data.core.files import existing_folder, find_images, read_lines
 from ldm.data.readers.imagenet_synsets import SYNSETS
 from ldm.errors import UserError
 
@@ -53,7 +53,7 @@ class ImageNet(ImageDataset):
         if label_order not in _ORDERS:
             raise UserError(f"ImageNet: label_order {label_order!r} is not one of {', '.join(_ORDERS)}")
         self.root = existing_folder(root)
-        names = list(find_files(self.root))
+        names = find_images(self.root)
         if labels is None:
             of_names = [self._folder_synset(name) for name in names]
         else:
@@ -86,10 +86,7 @@ class ImageNet(ImageDataset):
 
 def _synsets_of(names: Sequence[str], path: Path) -> list[str]:
     """Return the synset of each image by a file of labels."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); set labels to a file of NAME SYNSET") from error
+    lines = read_lines(path, "set labels to a file of NAME SYNSET")
     if lines and all(line.isdigit() for line in lines):
         raise UserError(
             f"{path}: holds numbers, which releases count differently; give synsets, one a line, or NAME SYNSET"

@@ -11,8 +11,9 @@ from typing import Any
 from ldm.bounds import Count
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import DecodedImage
+from ldm.data.core.files import existing_folder, find_images
 from ldm.data.core.optional import require
-from ldm.data.readers.folders import existing_folder, find_images, read_list
+from ldm.data.readers.folders import read_list
 from ldm.errors import UserError
 
 __all__ = ["LSUN"]

@@ -57,7 +57,7 @@ class RetrievalFolder(ImageFolder):
                 f"{database}: has {len(entries.paths)} images; num_neighbours={num_neighbours} needs to be less"
             )
         rows = {os.path.abspath(path): row for row, path in enumerate(entries.paths)}
-        self._index(self._embedded(rows.keys(), str(database)), str(root))
+        self._keep(self._embedded(rows.keys(), str(database)))
         self._embeddings = entries.embeddings
         own = torch.tensor([rows[self._path_of(name)] for name in self.names])
         self._neighbours = _others(entries, own, num_neighbours, index)  # (files, K)

@@ -15,9 +15,9 @@ from ldm.bounds import Count, Natural
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.cache import SizedCache
 from ldm.data.core.decoding import DecodedImage
+from ldm.data.core.files import find_tables
 from ldm.data.core.optional import require
-from ldm.data.readers.columns import LABEL, complete_rows, draw_entry, number_labels
-from ldm.data.readers.folders import find_tables
+from ldm.data.readers.columns import LABEL, Table
 from ldm.errors import UserError
 
 __all__ = ["Parquet"]
@@ -54,37 +54,41 @@ class Parquet(ImageDataset):
         super().__init__(size, **kwargs)
         self.columns = dict(_COLUMNS if columns is None else {"image": "image", **columns})
         given = [paths] if isinstance(paths, (str, Path)) else paths
-        self._tables = [Path(t) for path in given for t in find_tables(str(path), "**/*.parquet", "table", _REMEDY)]
+        self._tables = [
+            Path(t) for path in given for t in find_tables(str(path), ".parquet", "table", _REMEDY, deep=True)
+        ]
         self._groups: SizedCache[tuple[int, int], Any] = SizedCache(cache_mb * 2**20, attrgetter("nbytes"))
         self._warned = False
-        self.class_names: list[str] = []
-        rows, names, fields = self._read_all_fields()
-        kept = self._index(names, str(paths))
-        self._rows = np.array([rows[i] for i in kept], dtype=np.int64)  # (files, 3): table, row group, row in it
-        self._fields = {key: [values[i] for i in kept] for key, values in fields.items()}
+        self._fields = Table({key: column for key, column in self.columns.items() if key != "image"})
+        rows = self._read_all_rows()
+        kept = self._index([f"{self._tables[table].name}: row {row}" for (table, _, _), row in rows], str(paths))
+        self._rows = np.array([rows[i][0] for i in kept], dtype=np.int64)  # (files, 3): table, row group, row in it
+        self._fields.select(kept)
+        self.class_names = self._fields.class_names
 
-    def _read_all_fields(self) -> tuple[list[tuple[int, int, int]], list[str], dict[str, list[Any]]]:
-        """Read all columns but the images'; return (table, group, row), name and values of each complete row."""
-        rows: list[tuple[int, int, int]] = []
-        names: list[str] = []
-        fields: dict[str, list[Any]] = {key: [] for key in self.columns if key != "image"}
+    def _read_all_rows(self) -> list[tuple[tuple[int, int, int], int]]:
+        """Read all columns but the images'; return (table, group, row in it) and the row of each one that is kept."""
+        rows = []
         for number, path in enumerate(self._tables):
             table = self._open(number)
-            self._check_columns(table, path)
+            Table(self.columns).check_columns(table.schema_arrow.names, str(path))
             places = _places(table, number)
-            wanted = {self.columns[key]: [] for key in fields}
-            if wanted:
-                values = table.read(columns=list(wanted))
-                wanted = {column: values.column(column).to_pylist() for column in wanted}
-            kept = complete_rows(wanted, str(path)) if wanted else range(len(places))
-            rows += [places[row] for row in kept]
-            names += [f"{path.name}: row {row}" for row in kept]
-            for key, values in fields.items():
-                values += [wanted[self.columns[key]][row] for row in kept]
-        if LABEL in fields:
-            fields[LABEL], self.class_names = number_labels(fields[LABEL])
-            self.class_names = self.class_names or _hub_names(self._open(0).schema_arrow, self.columns[LABEL])
-        return rows, names, fields
+            wanted = list(self._fields.columns.values())
+            values = {column: table.read(columns=[column]).column(0).to_pylist() for column in wanted}
+            files = self._files_of(table) or [None] * len(places)
+            kept = self._fields.add(values, files, str(path), "row {}".format)
+            rows += [(places[row], row) for row in kept]
+        self._fields.number_labels(lambda: _hub_names(self._open(0).schema_arrow, self.columns[LABEL]))
+        return rows
+
+    def _files_of(self, table: Any) -> list[str | None]:
+        """Return the paths beside the images, [] if there are none."""
+        column = self.columns["image"]
+        leaves = [table.schema.column(i).path for i in range(len(table.schema))]
+        if f"{column}.path" not in leaves:
+            return []
+        values = table.read(columns=[f"{column}.path"]).column(0).to_pylist()
+        return [value and value.get("path") for value in values]
 
     def _open(self, number: int) -> Any:
         path = self._tables[number]
@@ -93,14 +97,6 @@ class Parquet(ImageDataset):
             return parquet.ParquetFile(path)
         except (OSError, ValueError) as error:  # of which ArrowInvalid is one
             raise UserError(f"{path}: not a readable Parquet table ({' '.join(str(error).split())})") from error
-
-    def _check_columns(self, table: Any, path: Path) -> None:
-        known = table.schema_arrow.names
-        for key, column in self.columns.items():
-            if column not in known:
-                raise UserError(
-                    f"{path}: no column {column!r} for {key!r}, it has {', '.join(known)}; set columns.{key}=NAME"
-                )
 
     def _read_image(self, file: int) -> DecodedImage:
         number, group, row = self._rows[file].tolist()
@@ -126,7 +122,7 @@ class Parquet(ImageDataset):
         return column
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
-        return {key: draw_entry(key, values[file], rng) for key, values in self._fields.items()}
+        return self._fields.read(file, rng)
 
 
 def _places(table: Any, number: int) -> list[tuple[int, int, int]]:

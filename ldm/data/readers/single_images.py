@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.data.core.decoding import MultichannelImage, Range, open_image
@@ -49,39 +48,18 @@ def describe_loss(path: Path, channels: int, value_range: Range | None = None) -
 
 
 def read_mask(path: Path, size: tuple[int, int], target: Size = (None, None)) -> Tensor:
-    """Read the mask of an image of `size` as bool (1, H, W), True in the hole, see `_mask_values`.
+    """Read the mask of an image of `size` as bool (1, H, W), True in the hole, see `paired_files.read_hole`.
 
-    Sides that `target` gives are resized. Raises UserError for a mask of another size or without a hole, and one of
-    UNREADABLE.
+    Sides that `target` gives are resized. Raises UserError for a mask of another size, and for one that is hole
+    everywhere or nowhere, and one of UNREADABLE.
     """
-    with Image.open(path) as opened:
-        lossless = opened.format not in paired_files.LOSSY
-        image = ImageOps.exif_transpose(opened)
-    if (image.height, image.width) != tuple(size):
-        raise UserError(
-            f"{path}: the mask is {image.width}x{image.height}, its image {size[1]}x{size[0]}; make them equal"
-        )
-    values, middle = _mask_values(image, lossless)
-    hole = np.array(_scaled(Image.fromarray((values > middle).astype(np.uint8)), target)) > 0
-    if not hole.any():
-        raise UserError(
-            f"{path}: a mask without a hole, its values are {values.min():g} to {values.max():g}; a hole is what is "
-            "white (128 and more of 255), 1 in masks of 0 and 1, and not index 0 in palettes"
-        )
-    return torch.from_numpy(hole)[None]  # (1, H, W)
-
-
-def _mask_values(image: Image.Image, lossless: bool) -> tuple[np.ndarray, float]:
-    """Return the values of a mask (H, W), and the threshold above which they are hole.
-
-    The threshold is the middle of the smallest range that has them: 0..1, 0..255 or 0..65535; index 0 of a palette.
-    """
-    if image.mode in ("P", "PA"):
-        return np.asarray(image.getchannel("P")), 0
-    is_deep = image.mode.startswith("I") or image.mode == "F"
-    values = np.asarray(image if is_deep else image.convert("L"))
-    ranges = (1, 255, 65535) if lossless else (255,)  # in JPEG a 1 can be left where nothing is white
-    return values, next((high for high in ranges if values.max() <= high), values.max()) / 2
+    hole, problem = paired_files.read_hole(path)
+    if hole.shape != tuple(size):
+        height, width = hole.shape
+        raise UserError(f"{path}: the mask is {width}x{height}, its image {size[1]}x{size[0]}; make them equal")
+    if problem is not None:
+        raise UserError(f"{path}: {problem}")
+    return _resized(hole, target)[None]  # (1, H, W)
 
 
 def read_indices(path: Path, size: Size = (None, None)) -> Tensor:
@@ -89,15 +67,14 @@ def read_indices(path: Path, size: Size = (None, None)) -> Tensor:
 
     Raises UserError for colours and lossy files, and one of UNREADABLE.
     """
-    indices = paired_files.read_indices(path)
-    height, width = size[0] or indices.shape[0], size[1] or indices.shape[1]
-    resized = paired_files.crop_index_map(indices, CropParams(width, height), height, width)
+    return _resized(paired_files.read_indices(path), size)
+
+
+def _resized(values: np.ndarray, size: Size) -> Tensor:
+    """Resize (H, W) by nearest neighbours to the sides that `size` gives."""
+    height, width = size[0] or values.shape[0], size[1] or values.shape[1]
+    resized = paired_files.crop_index_map(values, CropParams(width, height), height, width)
     return torch.from_numpy(np.ascontiguousarray(resized))  # (H, W)
-
-
-def _scaled(image: Image.Image, size: Size) -> Image.Image:
-    height, width = size[0] or image.height, size[1] or image.width
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.NEAREST)
 
 
 def padded(image: Tensor, multiple: int) -> Tensor:

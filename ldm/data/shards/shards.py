@@ -16,12 +16,12 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ldm.bounds import Count
-from ldm.data.core.base import ImageDataset, ImageReader
+from ldm.data.core.base import ImageDataset, ImageReader, contents_of_names
 from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.decoding import DecodedImage
 from ldm.data.core.transforms import UNREADABLE, SampleKey
 from ldm.data.shards.streams import Sample, StreamDecoder, StreamSampler
-from ldm.data.shards.tar_samples import ABSENT, Fields, Member, expand_urls, index_tar, is_remote
+from ldm.data.shards.tar_samples import ABSENT, Fields, FirstOfEach, Member, expand_urls, index_tar, is_remote
 from ldm.errors import UserError
 
 __all__ = ["IndexedShards", "Shards"]
@@ -87,7 +87,7 @@ class IndexedShards(ImageDataset):
         return self.transform.open(self._content(file, 0))
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
-        return self.fields.read(lambda extension: self._content(file, self._columns[extension]))
+        return self.fields.read(lambda extension: self._content(file, self._columns[extension]), rng)
 
 
 class Shards(ImageReader, IterableDataset):
@@ -120,6 +120,7 @@ class Shards(ImageReader, IterableDataset):
         super().__init__(size, **kwargs)
         self.errors = DataErrors(_SLOTS)
         self.shards = expand_urls(urls)
+        self.contents = contents_of_names([Path(shard).name for shard in self.shards])
         self.fields, self.samples_per_epoch, self.buffer = Fields(fields), samples_per_epoch, max(1, buffer)
         default = 1 << (min(len(self.shards), _MAX_STREAMS).bit_length() - 1)
         self.shuffle_streams = default if shuffle_streams is None else shuffle_streams
@@ -160,30 +161,38 @@ class Shards(ImageReader, IterableDataset):
 
     def samples(self, shards: Sequence[str]) -> Iterator[Sample]:
         """Return the undecoded samples of some shards in order; a damaged shard is counted, and ends at the damage."""
+        for shard in shards:
+            yield from self._samples_of(shard)
+
+    def _samples_of(self, shard: str) -> Iterator[Sample]:
         from webdataset.tariterators import tarfile_samples
 
-        for shard in shards:
-            problems: list[Exception] = []
-            handler = partial(_note, problems)
-            yield from tarfile_samples([{"url": shard}], handler=handler, select_files=self.fields.is_needed)
-            if problems:  # reported here, since the library would take an error of the handler for another problem
-                self._skip(f"{shard}: the rest of it", OSError(_text(problems[0], shard)))
+        is_first = FirstOfEach(shard)
+        problems: list[Exception] = []
+        yield from tarfile_samples(
+            [{"url": shard}],
+            handler=partial(_note, problems),
+            select_files=lambda name: self.fields.is_needed(name) and is_first(name),
+        )
+        if problems:  # reported here, since the library would take an error of the handler for another problem
+            self._skip(f"{shard}: the rest of it", OSError(_text(problems[0], shard)))
 
     def read(self, sample: Sample, key: SampleKey) -> dict[str, Any] | None:
         """Decode a sample, or return None if it is unreadable. Raises UserError if too many are."""
         name, files = _name(sample), [file for file in sample if not file.startswith("__")]
+        rng = key.generator()
         try:
             if (problem := self.fields.problem(files)) is not None:
                 raise ValueError(problem)
             image = self.transform.open(sample[self.fields.image_of(files)])
-            fields = self.fields.read(sample.__getitem__)
+            fields = self.fields.read(sample.__getitem__, rng)
         except UNREADABLE as error:
             self._skip(name, error)
             return None
         self.errors.count_read()
         if fields.get("caption") == "":
             self.errors.note_empty(_slot(name), name)
-        crop = self.transform.sample_crop(image, key.generator())
+        crop = self.transform.sample_crop(image, rng)
         return {"image": self._to_tensor(name, image, crop), **fields}
 
     def _skip(self, name: str, error: Exception) -> None:
@@ -191,9 +200,10 @@ class Shards(ImageReader, IterableDataset):
 
     def texts(self, key: str = "caption") -> Iterator[str]:
         """List the texts under a key without decoding images, to train a tokenizer on them."""
+        rng = np.random.default_rng(0)
         for sample in self.samples(self.shards):
             try:
-                value = self.fields.read(sample.__getitem__).get(key)
+                value = self.fields.read(sample.__getitem__, rng).get(key)
             except (*UNREADABLE, KeyError) as error:
                 self._skip(_name(sample), error)
                 continue
@@ -203,7 +213,7 @@ class Shards(ImageReader, IterableDataset):
 
 
 def _slot(name: str) -> int:
-    return crc32(name.encode()) % _SLOTS
+    return crc32(name.encode(errors="surrogateescape")) % _SLOTS
 
 
 def _name(sample: Sample) -> str:

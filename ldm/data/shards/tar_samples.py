@@ -7,21 +7,27 @@ the entry `class` of NAME.json (more dots lead further in); {image: left.png} ch
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import braceexpand
+import numpy as np
 
-from ldm.data.readers.folders import EXTENSIONS, find_tables
+from ldm.data.core.files import decode_text, find_tables, image_endings, is_hidden, split_pattern
+from ldm.data.readers.columns import LABEL, drawn_entry, is_nothing, whole_number
 from ldm.errors import UserError
 
-__all__ = ["ABSENT", "Fields", "Member", "expand_urls", "index_tar", "is_remote", "split_name"]
+__all__ = ["ABSENT", "Fields", "FirstOfEach", "Member", "expand_urls", "index_tar", "is_remote", "split_name"]
 
 _DECODED = ("json",)  # files in which a field may name an entry
+_RESERVED = re.compile(r"__[^/]*__($|/)")  # names that the webdataset library keeps for itself
 _REMEDY = "set urls to tar files, a folder of them, or a pattern"
+_log = logging.getLogger(__name__)
 
 
 class Member(NamedTuple):
@@ -58,8 +64,12 @@ def expand_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
     given = [urls] if isinstance(urls, (str, Path)) else list(urls)
     shards: list[str] = []
     for pattern in given:
-        for url in braceexpand.braceexpand(str(pattern)):
-            shards += [url] if is_remote(url) else find_tables(url, "*.tar", "shard", _REMEDY)
+        if is_remote(str(pattern)):
+            shards += braceexpand.braceexpand(str(pattern))
+            continue
+        folder, rest = split_pattern(str(pattern))  # folders and files may have such letters in their own names
+        names = [rest] if (folder / rest).exists() else braceexpand.braceexpand(rest)
+        shards += [shard for name in names for shard in find_tables(str(folder / name), ".tar", "shard", _REMEDY)]
     if not shards:
         raise UserError(f"{urls}: no shards; {_REMEDY}")
     return shards
@@ -72,20 +82,44 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
+def is_part(name: str) -> bool:
+    """Return whether a member of this name belongs to a sample."""
+    key, extension = split_name(name)
+    return bool(extension) and key[-1:] not in ("", "/") and not is_hidden(name) and not _RESERVED.match(name)
+
+
+class FirstOfEach:
+    """Say of the members of a shard, in its order, whether each is the first of its name; name the first other one."""
+
+    def __init__(self, shard: str) -> None:
+        self._shard, self._seen, self._warned = shard, set(), False
+
+    def __call__(self, name: str) -> bool:
+        """Return whether no member before belonged to the same sample with the same extension."""
+        part = split_name(name)
+        if part in self._seen and not self._warned:
+            self._warned = True
+            _log.warning("%s: %s is there again; the first of each name counts", self._shard, name)
+        is_first = part not in self._seen
+        self._seen.add(part)
+        return is_first
+
+
 def index_tar(path: str) -> tuple[dict[str, dict[str, Member]], str | None]:
     """Return the samples of a local tar, name -> extension -> member, and what is wrong with it, or None.
 
     Of a damaged tar the samples before the damage are returned.
     """
     samples: dict[str, dict[str, Member]] = {}
+    is_first = FirstOfEach(path)
     try:
         length = os.path.getsize(path)
         with tarfile.open(path, "r:") as archive:
             for info in archive:
-                key, extension = split_name(info.name)
                 if info.offset_data + info.size > length:
                     return samples, f"{info.name} is cut off"
-                if info.isfile() and extension and not key.rpartition("/")[2].startswith("__") and key[-1:] not in "/":
+                if info.isfile() and is_part(info.name) and is_first(info.name):
+                    key, extension = split_name(info.name)
                     samples.setdefault(key, {})[extension] = Member(info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
         return samples, f"not a readable uncompressed tar ({error}); stream others by Shards"
@@ -113,11 +147,11 @@ class Fields:
     def is_needed(self, name: str) -> bool:
         """Return whether a member of a tar is read."""
         extension = split_name(name)[1]
-        return extension in self.extensions or self.is_image(extension)
+        return is_part(name) and (extension in self.extensions or self.is_image(extension))
 
     def is_image(self, extension: str) -> bool:
         """Return whether a file of this extension is the image."""
-        return extension == self.image if self.image else f".{extension.rpartition('.')[2]}" in EXTENSIONS
+        return extension == self.image if self.image else f".{extension.rpartition('.')[2]}" in image_endings()
 
     def image_of(self, extensions: Sequence[str]) -> str | None:
         """Return the extension of the image of a sample, None if there is none."""
@@ -136,16 +170,21 @@ class Fields:
                 )
         return None
 
-    def read(self, content: Callable[[str], bytes]) -> dict[str, Any]:
-        """Return all keys but the image. Raises ValueError for absent entries and damaged files."""
+    def read(self, content: Callable[[str], bytes], rng: np.random.Generator) -> dict[str, Any]:
+        """Return all keys but the image, drawn from lists. Raises ValueError for absent entries and damaged files."""
         values: dict[str, Any] = {}
         for key, source in self.sources.items():
             extension, path = self._split(source)
-            text = content(extension).decode("utf-8")
-            value = _entry(key, json.loads(text), path) if extension in _DECODED else text.strip()
-            if not isinstance(value, (str, int, float)):
-                raise ValueError(f"{source} for {key!r} is {type(value).__name__}, neither text nor a number")
-            values[key] = int(value) if extension == "cls" else value
+            text = decode_text(content(extension))
+            value = _entry(key, json.loads(text), path) if extension in _DECODED else text
+            if is_nothing(value):
+                raise ValueError(f"{source} for {key!r} is empty")
+            try:
+                value = drawn_entry(key, value, rng)
+            except ValueError as error:
+                raise ValueError(f"{source} for {error}") from error
+            is_class = extension == "cls" or key == LABEL
+            values[key] = _class(source, value) if is_class else value
         return values
 
 
@@ -156,6 +195,14 @@ def _entry(key: str, value: Any, path: Sequence[str]) -> Any:
             raise ValueError(f"json has no {'.'.join(path)} for {key!r}, it has {have}; set fields.{key}")
         value = value[step]
     return value
+
+
+def _class(source: str, label: Any) -> Any:
+    """Return a label as a number; a name stays, but an empty one, and one in a .cls file, is no class."""
+    number = whole_number(label)
+    if number is None and (source == "cls" or not str(label).strip()):
+        raise ValueError(f"{source} holds {label!r}, which is no number of a class")
+    return label if number is None else number
 
 
 def _plain_first(extension: str) -> tuple[bool, str]:

@@ -12,6 +12,8 @@ hooks and made after them; the number of rows of metrics.csv is saved, and a res
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
 from ldm.training.lightning_fixes import loop_state
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
-from ldm.training.lightning_fixes.signals import GracefulStop
+from ldm.training.lightning_fixes.signals import GracefulStop, Stopped
 from ldm.training.module import TrainingModule
 from ldm.training.strategies import local_part
 from ldm.weights import files as storage
@@ -31,10 +33,6 @@ _LOG = logging.getLogger(__name__)
 _BETTER = {"min": torch.lt, "max": torch.gt}
 _MOST_FAILURES = 3
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-
-
-class Stopped(Exception):
-    """A run was asked to stop, and has saved its state."""
 
 
 class Checkpoints(pl.Callback):
@@ -71,13 +69,14 @@ class Checkpoints(pl.Callback):
         self._asked = self._at_end = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the best value, and the samples of a batch, in which Lightning counts progress."""
-        state = {} if self._best is None else {"best": self._best}
+        """Keep the best value and what it is one of, and the samples of a batch, in which Lightning counts progress."""
+        state = {} if self._best is None else {"best": self._best, "best_of": [self.monitor, self.mode]}
         return state | {"samples_per_batch": self._samples_per_batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best value of the resumed run, and how it counted."""
-        self._best = state_dict.get("best")
+        """Take the best value of the resumed run, unless it is now another metric's, and how it counted."""
+        best_of = [self.monitor, self.mode]
+        self._best = state_dict.get("best") if state_dict.get("best_of", best_of) == best_of else None
         self._samples_per_batch = state_dict.get("samples_per_batch")
 
     def on_load_checkpoint(
@@ -96,6 +95,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals, and do not save again what was just loaded."""
+        self._files.is_restoring = False
         self._seen_step = self._saved_step = trainer.global_step
         if self._samples_per_batch is not None:
             loop_state.recount(trainer, self._samples_per_batch)
@@ -173,6 +173,8 @@ class Checkpoints(pl.Callback):
             self._save(trainer, pl_module, trainer.fit_loop.state_dict(), LAST)
         if self._failures:
             raise UserError(f"{self.directory / LAST}: the end of the run could not be saved; make room and resume it")
+        if self._asked or (self._stop.is_pending and trainer.world_size == 1):
+            raise Stopped(f"asked to stop; saved step {trainer.global_step}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the signal handlers."""
@@ -190,10 +192,6 @@ class Checkpoints(pl.Callback):
         state, self._due = self._due, None
         step = trainer.global_step
         self._save(trainer, module, state, LAST)
-        if self._is_numbered(step) and self._saved_step == step and trainer.is_global_zero:
-            storage.link(self.directory / LAST, self.directory / f"step={step:09}.ckpt")
-            for surplus in sorted(self.directory.glob("step=*.ckpt"))[: -self.keep_last if self.keep_last else 0]:
-                surplus.unlink()
         if self._asked and not self._at_end:
             if self._failures:
                 raise UserError(f"{self.directory / LAST}: asked to stop, but step {step} could not be saved")
@@ -211,11 +209,15 @@ class Checkpoints(pl.Callback):
                 "go on from what is there with a lower learning rate"
             )
         temporary = self.directory / f"{name}.tmp"
+        if trainer.is_global_zero:
+            temporary.unlink(missing_ok=True)  # what a kill left may be a numbered checkpoint, under its other name
         self._files.expect(loops, self._frozen, _metrics_of(trainer))
         trainer.save_checkpoint(temporary)
         problem = self._files.problem
         if trainer.is_global_zero and problem is None:
             try:
+                if name == LAST and self._is_numbered(trainer.global_step):
+                    self._keep_numbered(temporary, trainer.global_step)
                 storage.publish(temporary, self.directory / name, self.directory / PREVIOUS if name == LAST else None)
             except (OSError, UserError) as error:
                 problem = error
@@ -230,12 +232,20 @@ class Checkpoints(pl.Callback):
         if self._failures == _MOST_FAILURES:
             raise UserError(f"{self.directory}: {_MOST_FAILURES} saves in a row failed, the last by: {problem}")
 
+    def _keep_numbered(self, temporary: Path, step: int) -> None:
+        """Give a written file its number, before it becomes `last.ckpt`: a resumed run never comes back to it."""
+        storage.inspect(temporary)
+        storage.link(temporary, self.directory / f"step={step:09}.ckpt")
+        for surplus in sorted(self.directory.glob("step=*.ckpt"))[: -self.keep_last if self.keep_last else 0]:
+            surplus.unlink()
+
 
 class CheckpointFiles(TorchCheckpointIO):
     """Write what Lightning collects with our additions, and note a failure for later; read only what is safe."""
 
     def __init__(self) -> None:
         self.problem: Exception | None = None
+        self.is_restoring = False  # from reading a checkpoint to the first step
         self._loops: loop_state.State | None = None
         self._frozen: storage.FrozenParts | None = None
         self._metrics: MetricsCsv | None = None
@@ -257,8 +267,22 @@ class CheckpointFiles(TorchCheckpointIO):
             self.problem = error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU. Raises UserError."""
-        return storage.load(Path(path))
+        """Read a checkpoint onto the CPU, or the one before it if it is damaged. Raises UserError."""
+        self.is_restoring = True
+        return storage.first_good(storage.with_earlier(Path(path)), storage.load)[1]
+
+
+@contextmanager
+def resuming(trainer: pl.Trainer, path: Path | None) -> Iterator[None]:
+    """Say in one line that a checkpoint lacks the state of a run, where Lightning fails between reading and a step."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        files = trainer.strategy.checkpoint_io
+        if not (isinstance(files, CheckpointFiles) and files.is_restoring):
+            raise
+        reason = shown(f"{type(error).__name__}: {error}", 100)
+        raise UserError(f"{path}: cannot be resumed from, it lacks the state of a run ({reason})") from error
 
 
 def _metrics_of(trainer: pl.Trainer) -> MetricsCsv | None:

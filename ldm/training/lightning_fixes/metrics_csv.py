@@ -16,14 +16,16 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from ldm.writing import replacing
+
 _LOG = logging.getLogger(__name__)
 
 
 class MetricsCsv(Logger):
     """Append each logging event to a CSV file with columns step, epoch and then every metric logged so far.
 
-    When a run is resumed, rows of steps that are trained again are dropped at the first new event. Rows that cannot be
-    written, on a full disk say, wait for the next event.
+    When a run is resumed, rows of steps that are trained again are dropped at the first new event, and missing rows are
+    told. Rows that cannot be written, on a full disk say, wait for the next event.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,7 +63,11 @@ class MetricsCsv(Logger):
     def go_on_after(self, num_rows: int | None) -> None:
         """Keep so many rows of the file when the next is written; None keeps those of earlier steps."""
         self._kept_rows = num_rows
-        self._num_rows = len(self._read()) if num_rows is None else num_rows
+        self._num_rows = len(self._read())
+        if num_rows is not None and self._num_rows < num_rows:
+            _LOG.warning("%s: %d of its %d rows are missing", self._path, num_rows - self._num_rows, num_rows)
+        elif num_rows is not None:
+            self._num_rows = num_rows
 
     def flush(self) -> int:
         """Write all rows to the disk, and return their number. Raises OSError."""
@@ -79,6 +85,10 @@ class MetricsCsv(Logger):
         new = {name for row in self._waiting for name in row} - set(self._columns)
         if new:
             self._rewrite(self._read(), self._columns + sorted(new))
+        elif not self._path.exists():
+            _LOG.warning("%s: was removed with its %d rows; it begins anew", self._path, self._num_rows)
+            self._rewrite([], self._columns)
+            self._num_rows = 0
         size = self._path.stat().st_size
         try:
             with self._path.open("a", newline="", encoding="utf-8") as file:
@@ -93,26 +103,35 @@ class MetricsCsv(Logger):
         rows = self._read()
         columns = list(rows[0]) if rows else ["step", "epoch"]
         if self._kept_rows is None:
-            rows = [row for row in rows if int(row["step"]) < first_step]
+            rows = [row for row in rows if int(row["step"] or 0) < first_step]
         else:
             rows = rows[: self._kept_rows]
         self._rewrite(rows, columns if rows else ["step", "epoch"])
         self._num_rows = len(rows)
 
     def _read(self) -> list[dict[str, str]]:
+        """Return the rows; a file that is none of ours is put aside, and said."""
         if not self._path.exists():
             return []
-        with self._path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self._path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if None not in row and None not in row.values()]  # no half ones
+                if reader.fieldnames is None or "step" in reader.fieldnames:
+                    return rows
+        except (UnicodeDecodeError, csv.Error) as error:
+            _LOG.debug("%s: %s", self._path, error)
+        aside = self._path.with_suffix(".damaged.csv")
+        os.replace(self._path, aside)
+        _LOG.warning("%s: is no table of ours any more; kept as %s, a new one begins", self._path, aside.name)
+        return []
 
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
-        self._columns = columns
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self._path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self._path)
+        self._columns = columns
 
 
 def _text(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Save and stop when asked by a signal: SIGTERM, SIGUSR1 or Ctrl-C.
+"""Stop when asked by a signal: SIGTERM, SIGUSR1, SIGHUP or Ctrl-C. What trains saves at its next step first.
 
 Works around Lightning 2.6, which raises in the middle of a step on SIGTERM, saves nothing, and does not let ranks agree
 on a step. Here a handler only notes the request. Ranks agree by an all-reduce of one number a step over a CPU group,
@@ -7,13 +7,78 @@ started at one step and read at the next, so that no rank waits for a device.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning_fabric.utilities.seed import pl_worker_init_function
+from torch.utils.data import DataLoader
+
+from ldm.distributed import is_first_process
+
+Handler = Callable[[int, FrameType | None], None]
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")  # Windows has two of them
+_ASKING = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+
+
+class Stopped(BaseException):
+    """A run was asked to stop. No error, so that nothing that handles errors holds it up."""
+
+
+class Interrupted(BaseException):
+    """A run was told to stop at once, by Ctrl-C. No KeyboardInterrupt, which Lightning takes for its own."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let a signal end a block at once, where nothing is to be saved; `GracefulStop` may take over for a while."""
+    owner = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:  # not in a loader worker that has just been forked
+            raise Interrupted("interrupted") if number == signal.SIGINT else Stopped("asked to stop")
+
+    previous = _take_over(end)
+    try:
+        yield
+    finally:
+        _give_back(previous)
+
+
+def leave_signals_to_us(loader: DataLoader) -> DataLoader:
+    """Let the workers of a loader ignore what asks a run to stop: who signals a group would kill them before the save.
+
+    They end with the process that they work for.
+    """
+    if loader.worker_init_fn is None:
+        loader.worker_init_fn = _begin_worker
+    return loader
+
+
+def _begin_worker(worker_id: int) -> None:
+    for number in _ASKING:
+        signal.signal(number, signal.SIG_IGN)
+    pl_worker_init_function(worker_id)  # Lightning's seeds, which it gives to loaders without such a function
+
+
+def _take_over(handler: Handler) -> dict[int, Any]:
+    """Handle what asks to stop, unless nohup forbids it, in place of a cluster's handler too; return those before."""
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        return {}
+    ignored = {number for number in _ASKING if signal.getsignal(number) == signal.SIG_IGN and number.name == "SIGHUP"}
+    return {number: signal.signal(number, handler) for number in _ASKING if number not in ignored}
+
+
+def _give_back(previous: dict[int, Any]) -> None:
+    while previous:
+        number, handler = previous.popitem()
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class GracefulStop:
@@ -26,26 +91,22 @@ class GracefulStop:
         self._exchange: tuple[dist.Work, torch.Tensor] | None = None
 
     def listen(self, world_size: int) -> None:
-        """Take the signals over, also from a cluster's own handler: what starts the job again is its script."""
+        """Take the signals over: what starts the job again is its script."""
         if world_size > 1:
             self._group = dist.new_group(backend="gloo")
-        if threading.current_thread() is threading.main_thread():  # only there may signals be handled
-            for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-                if name in signal.Signals.__members__:  # Windows has no SIGUSR1
-                    number = signal.Signals[name]
-                    self._previous[number] = signal.signal(number, self._note)
+        self._previous = _take_over(self._note)
 
     def release(self) -> None:
         """Restore the previous handlers."""
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _give_back(self._previous)
         self._exchange = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.is_pending = True
-        if number == signal.SIGINT:  # a second Ctrl-C ends the run at once
-            signal.signal(number, signal.default_int_handler)
+        if number == signal.SIGINT:
+            signal.signal(number, _interrupt)
+            if is_first_process():
+                _say("stopping at the next step; Ctrl-C again stops at once, without a save")
 
     def agreed(self) -> bool:
         """Return whether to stop now; called by all ranks once a step."""
@@ -60,3 +121,15 @@ class GracefulStop:
         work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._exchange = work, flag
         return asked
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("interrupted without a save")
+
+
+def _say(line: str) -> None:
+    """Write to stderr from a handler, which may have interrupted another write to it."""
+    try:
+        os.write(2, f"{line}\n".encode())
+    except OSError:  # a terminal that is gone
+        return

@@ -85,7 +85,7 @@ REFUSED = [
 def test_what_our_networks_do_not_have_is_refused_by_its_field(file, field, value, folder):
     models.edit(folder / file, lambda content: content.update({field: value}))
     message = refusal(read, folder / "model_index.json")
-    assert str(folder / file) in message and field in message
+    assert file in message and field in message
 
 
 def test_a_scheduler_that_says_nothing_clips(folder):
@@ -248,8 +248,8 @@ def test_damaged_json_is_told(content, folder):
 
 def test_weights_of_another_config_are_told(folder):
     models.edit(folder / UNET, lambda content: content.update(layers_per_block=2))
-    with pytest.raises(UserError, match=r"missing .*input_blocks\.2"):
-        LatentDiffusion.from_pretrained(folder)
+    message = refusal(LatentDiffusion.from_pretrained, folder)
+    assert str(folder) in message and "missing" in message
 
 
 def same_weights(folder: Path, pipeline: Path) -> bool:

@@ -1,0 +1,69 @@
+"""YAML text -> plain values: what would crash the parser, fill memory or take minutes is refused before it does."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.config.nodes import walk
+
+LARGEST = 1_000_000  # bytes of a file, and characters of a config whose interpolations are resolved
+MOST = 10_000  # values, the limit of OmegaConf
+DEEPEST = 50  # mappings and lists within each other
+_TOO_DEEP = f"is nested more than {DEEPEST} deep"
+_INTEGERS = range(-(2**63), 2**64)
+_STARTS, _ENDS = (yaml.CollectionStartEvent, yaml.CollectionEndEvent)
+
+
+def parse(text: str) -> Any:
+    """Return what YAML text says; interpolations stay as they are. ValueError: one line on what is wrong with it."""
+    try:
+        if _is_plain(text):
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        else:
+            value = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # which counts what aliases stand for
+        _check_values(value)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        is_long = "for integer string conversion" in str(error)  # Python then advises to lift its limit
+        raise ValueError("a whole number of thousands of digits" if is_long else str(error)) from error
+    return value
+
+
+def read(path: Path) -> Any:
+    """Return what a YAML file says. Raises OSError, and ValueError as `parse` does."""
+    if path.exists() and not path.is_file():
+        raise OSError("is no file")  # opening a pipe would wait for somebody to write
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"holds more than {LARGEST:,} bytes, which is no config")
+    return parse(content.decode("utf-8-sig"))
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether a text holds neither mapping nor list. ValueError where these are nested too deep.
+
+    Nothing is built: the builders recurse, in C as well.
+    """
+    depth, is_plain = 0, True
+    for number, event in enumerate(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
+        depth += isinstance(event, _STARTS) - isinstance(event, _ENDS)
+        is_plain = is_plain and depth == 0
+        if depth > DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        if number > 2 * MOST:
+            raise ValueError(f"holds more than {MOST:,} values, which is no config")
+    return is_plain
+
+
+def _check_values(content: Any) -> None:
+    for place, value in walk(content):
+        if isinstance(value, int) and value not in _INTEGERS:
+            raise ValueError(f"{place}: a whole number of {value.bit_length()} bits; at most 64 are read".lstrip(": "))
+        if isinstance(value, bytes):
+            raise ValueError(f"{place}: binary data, which no config has".lstrip(": "))

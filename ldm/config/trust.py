@@ -1,0 +1,170 @@
+"""Which code a config may call: a YAML file may come from a stranger, and so may the run folder that holds it.
+
+A target lies within `TRUSTED`, or within a package of one's own, which is named by `allow` (`--allow` on a command
+line), by the environment variable LDM_ALLOW=PACKAGE,PACKAGE, or by a YAML file of `--base` if it lies in the working
+folder. Nothing else is imported. What is found has to be defined there, and has to say what it makes: a class, or a
+constructor, which is a function annotated with the class that it returns.
+"""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+import sysconfig
+import typing
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
+from typing import Any
+
+from ldm.errors import UserError, shown
+
+VARIABLE = "LDM_ALLOW"
+TRUSTED = (
+    "ldm.autoencoder", "ldm.compat.compvis.data", "ldm.conditioning", "ldm.data", "ldm.diffusion", "ldm.evaluation",
+    "ldm.models", "ldm.networks", "ldm.sampling", "ldm.toy", "ldm.training", "torch.nn", "torch.optim",
+    "torch.utils.data", "torchvision.ops", "torchvision.transforms", "torchao.optim", "bitsandbytes.optim",
+    "pytorch_lightning.callbacks", "pytorch_lightning.loggers", "pytorch_lightning.plugins",
+    "pytorch_lightning.profilers", "pytorch_lightning.strategies",
+)  # fmt: skip
+# Functions of ours are constructors only here; elsewhere they read, write and train.
+_WITH_FUNCTIONS = ("ldm.data.", "ldm.diffusion.")
+_allowed: ContextVar[frozenset[str]] = ContextVar("allowed", default=frozenset())
+
+
+def allow(package: str) -> str:
+    """Let configs name classes of a package or module, until the program (see `main_guard`) ends; return its name.
+
+    Raises UserError if it cannot be imported.
+    """
+    top = package.partition(".")[0]
+    if not all(map(str.isidentifier, package.split("."))) or _spec(top) is None:
+        raise UserError(f"--allow {shown(package)}: there is no such package here")
+    _allowed.set(_allowed.get() | {package})
+    return package
+
+
+def allow_those_here(targets: Iterable[str]) -> None:
+    """Allow the packages of these targets that lie in the working folder."""
+    for top in {target.partition(".")[0] for target in targets}:
+        if _is_here(top):
+            allow(top)
+
+
+def allowed() -> list[str]:
+    """List the packages of one's own that are allowed."""
+    return [*_allowed.get(), *filter(None, re.split(r"[,\s]+", os.environ.get(VARIABLE, "")))]
+
+
+def home_of(target: str) -> str:
+    """Return the trusted or allowed package within which a target lies, empty if there is none."""
+    return next((home for home in (*TRUSTED, *allowed()) if is_within(target, home)), "")
+
+
+def let_import(home: str) -> None:
+    """Let an allowed package be imported from the working folder, if that is where it lies."""
+    if home not in TRUSTED and os.getcwd() not in sys.path and _is_here(home.partition(".")[0]):
+        sys.path.append(os.getcwd())  # after everything that is installed
+
+
+def is_theirs(target: str) -> bool:
+    """Return whether a target is in one of the trusted packages of others."""
+    return home_of(target) in TRUSTED and not is_within(target, "ldm")
+
+
+def is_within(name: str, package: str) -> bool:
+    """Return whether a dotted name is that of a package or lies below it."""
+    return f"{name}.".startswith(f"{package}.")
+
+
+def why_not(target: str) -> str:
+    """Say why a target that is within nothing trusted cannot be called, and what could make it so."""
+    top = target.partition(".")[0]
+    if _spec(top) is None:
+        return f"there is no package {shown(top)} here"
+    if _is_own(top):
+        return f"it is not trusted; if the package is yours, give --allow {top}"
+    return "it is not trusted: configs name parts of ldm, layers of torch, callbacks of Lightning, what --allow names"
+
+
+def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool = True) -> str:
+    """Return why an object, an attribute of `holder` found in a module, is not for a config to call; empty if it is.
+
+    is_called: false where a function is passed on as it is.
+    """
+    is_ours = is_within(home, "ldm")
+    is_theirs = home in TRUSTED and not is_ours
+    if inspect.isclass(found) and (inspect.isabstract(found) or getattr(found, "_is_protocol", False)):
+        return "is abstract; name one of the classes that implement it"
+    function = found if inspect.isfunction(found) else None
+    if inspect.isclass(holder) and not inspect.isclass(found):
+        static = inspect.getattr_static(holder, getattr(found, "__name__", ""), None)
+        function = static.__func__ if isinstance(static, classmethod | staticmethod) else None
+    if not inspect.isclass(found) and function is None:
+        return f"is {_kind(found)}, not a class or a function that makes an object"
+    for part in filter(None, (holder if inspect.isclass(holder) else None, function or found)):
+        is_method = part is function and inspect.isclass(holder)
+        if not (part.__module__ == module if is_ours and not is_method else is_within(part.__module__, home)):
+            return f"is only imported there; it belongs to {part.__module__}"
+    is_constructor = not is_theirs and _is_constructor(found, holder, module if is_ours else "")
+    if function is not None and is_called and not is_constructor:
+        return "does not say which class it makes; name a class, or a function with one behind its ->"
+    return ""
+
+
+def _is_constructor(found: Callable[..., Any], holder: Any, module: str) -> bool:
+    """Return whether a function makes an object; `module`: of a function of ours, where only some are for configs."""
+    made = made_by(found)
+    if inspect.isclass(holder):
+        return made is not None and (issubclass(made, holder) or issubclass(holder, made))
+    return made is not None and (not module or module.startswith(_WITH_FUNCTIONS))
+
+
+def made_by(function: Callable[..., Any]) -> type | None:
+    """Return the class of what a class or a constructor makes, None if it does not say so."""
+    if inspect.isclass(function):
+        return function
+    try:
+        made = typing.get_type_hints(function).get("return")
+    except (NameError, TypeError, AttributeError):
+        return None
+    if made is typing.Self:
+        made = getattr(function, "__self__", None)
+    made = typing.get_origin(made) or made
+    return made if inspect.isclass(made) and made is not type(None) else None
+
+
+def _kind(found: Any) -> str:
+    return "a module" if inspect.ismodule(found) else f"of type {type(found).__name__}"
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    """Find a package where it is installed, or in the working folder."""
+    importlib.invalidate_caches()
+    try:
+        found = find_spec(top)
+    except (ValueError, ImportError):  # a module that was put into sys.modules by hand has no spec
+        found = None
+    return found or PathFinder.find_spec(top, [os.getcwd()])
+
+
+def _is_here(top: str) -> bool:
+    """Return whether a package lies in the working folder, and none of its name where packages are installed."""
+    here = PathFinder.find_spec(top, [os.getcwd()])
+    return here is not None and _places(here) == _places(_spec(top))
+
+
+def _is_own(top: str) -> bool:
+    """Return whether a package is somebody's own: there, and neither part of Python nor installed beside it."""
+    installed = [os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    places = _places(_spec(top))
+    return top not in sys.stdlib_module_names and bool(places) and not places[0].startswith(tuple(installed))
+
+
+def _places(spec: ModuleSpec | None) -> list[str]:
+    if spec is None:
+        return []
+    origin = [spec.origin] if spec.has_location else []
+    return [os.path.realpath(place) for place in (*origin, *(spec.submodule_search_locations or []))]

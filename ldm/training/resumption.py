@@ -1,0 +1,157 @@
+"""A run that goes on: its state is the checkpoint's, its settings are the config's, and the record says no other.
+
+Works around Lightning 2.6, which restores the settings of an optimiser with its state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sized
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm.data.core.base import ImageReader
+from ldm.data.core.derived import source_of
+from ldm.data.core.module import DataModule
+from ldm.errors import UserError
+from ldm.evaluation.resumable import differences
+from ldm.training.module import DoesNotFit, TrainingModule
+from ldm.training.plan import Plan
+from ldm.training.vocabulary import save_tokenizers
+
+_log = logging.getLogger(__name__)
+_MOST = 2  # settings in a message
+_CONTENT_TOLERANCE = 0.02  # of the mean of an image in [-1, 1]; decoders differ by less
+Record = dict[str, dict[str, Any]]
+
+
+class Resumption(pl.Callback):
+    """Reconcile the checkpoint that a run goes on from with its config, and record what it is trained with.
+
+    The record is written before the first step, and not at all if the checkpoint does not fit. Raises UserError.
+    """
+
+    def __init__(self, plan: Plan, data: Record) -> None:
+        self._plan, self._data = plan, data
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the settings of the config into the optimiser and the schedule that are about to be restored."""
+        made = checkpoint["global_step"]
+        if 0 <= trainer.max_steps < made:
+            raise UserError(f"max_steps: {trainer.max_steps} asked for, but the run has made {made} steps; give more")
+        configured = pl_module.configure_optimizers()
+        optimizer, steps = configured["optimizer"], configured.get("lr_scheduler", {}).get("scheduler")
+        (state,) = checkpoint["optimizer_states"]
+        groups = (state["param_groups"], optimizer.param_groups)
+        saved, asked = ([len(group["params"]) for group in side] for side in groups)
+        if saved != asked:
+            raise DoesNotFit(f"{type(pl_module).__name__}: the optimiser has groups of {saved} tensors, not of {asked}")
+        earlier = checkpoint["lr_schedulers"][:1]
+        made = earlier[0]["last_epoch"] if earlier else made
+        checkpoint["lr_schedulers"] = [] if steps is None else [_schedule(steps, made)]
+        for old, new in zip(*groups, strict=True):
+            old |= {name: value for name, value in new.items() if name != "params"}
+        for number, rate in enumerate(_rates(checkpoint["lr_schedulers"])):
+            state["param_groups"][number]["lr"] = rate
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
+        """Write the record; tell what is no longer as it was."""
+        if trainer.is_global_zero:
+            self._record(pl_module)
+
+    def _record(self, module: TrainingModule) -> None:
+        plan, run = self._plan, self._plan.run
+        if not run.is_new:
+            if changed := settings_changed(plan):
+                _log.info("settings that changed (before, now): %s", changed)
+            if (seed := run.environment().get("seed")) not in (None, plan.seed):
+                _log.warning("the seed was %s before, and is %d from here on", seed, plan.seed)
+            if changes := data_changes(run.environment().get("data"), self._data):
+                _log.warning("the data changed since the run was last started: %s", "; ".join(changes))
+        run.record(plan.written, plan.seed, self._data)
+        save_tokenizers(module, run.configs)
+
+
+def settings_changed(plan: Plan) -> str:
+    """Return what differs between the config of a run that goes on and the one that it is to go on with."""
+    return _some_of(differences(plan.run.saved_content() or {}, plan.written))
+
+
+def tell_edits(plan: Plan, plan_anew: Callable[[], Plan]) -> None:
+    """Warn where a run that goes on by its own config is not what the files of its first start say by now."""
+    try:
+        edits = _some_of(differences(plan.config, plan_anew().config))
+    except UserError as error:
+        edits = str(error)
+    if edits:
+        _log.warning("--resume auto: the run keeps its own settings, --base says otherwise (run, --base): %s", edits)
+
+
+def _some_of(lines: list[str]) -> str:
+    return "; ".join(lines[:_MOST]) + (f" and {len(lines) - _MOST} more" if lines[_MOST:] else "")
+
+
+def _schedule(steps: LambdaLR, made: int) -> dict[str, Any]:
+    """Return the state of a schedule after so many steps."""
+    rates = [base * factor(made) for base, factor in zip(steps.base_lrs, steps.lr_lambdas, strict=True)]
+    return {**steps.state_dict(), "last_epoch": made, "_step_count": made + 1, "_last_lr": rates}
+
+
+def _rates(schedules: list[dict[str, Any]]) -> list[float]:
+    return [rate for schedule in schedules for rate in schedule["_last_lr"]]
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def data_record(data: DataModule) -> Record:
+    """Return what tells a data set from another: number of items, a hash of the names, the first item."""
+    sets = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {name: _record_of(dataset, data.first_items[name]) for name, dataset in sets.items() if dataset is not None}
+
+
+def _record_of(dataset: Any, first: Mapping[str, Any]) -> dict[str, Any]:
+    source = source_of(dataset)
+    names = [str(name) for name in getattr(source, "names", None) or getattr(source, "shards", None) or ()]
+    folder = os.path.commonprefix([min(names), max(names)]).rpartition("/")[0] if names else ""  # it may be moved
+    digest = hashlib.sha256("\n".join(name.removeprefix(folder) for name in names).encode(errors="replace"))
+    content = {}
+    if isinstance(source, ImageReader):  # items of others may be random
+        content = {key: value for key, value in first.items() if isinstance(value, (str, int))}
+        content |= {key: round(float(value.mean()), 3) for key, value in first.items() if isinstance(value, Tensor)}
+    return {
+        "items": len(dataset) if isinstance(dataset, Sized) else None,
+        "names": digest.hexdigest() if names else None,
+        "first": content,
+    }
+
+
+def data_changes(before: Any, now: Record) -> list[str]:
+    """Return what differs between two records of data, as far as the first is one."""
+    lines = []
+    for name, record in now.items():
+        old = before.get(name) if isinstance(before, dict) else None
+        if not isinstance(old, dict):
+            continue
+        first = old.get("first") if isinstance(old.get("first"), dict) else {}
+        other = [key for key, value in record["first"].items() if key in first and not _is_alike(first[key], value)]
+        if old.get("items") != record["items"]:
+            lines.append(f"data.params.{name} had {old.get('items')} items, now {record['items']}")
+        elif old.get("names") != record["names"]:
+            lines.append(f"data.params.{name} has as many items, but other names")
+        elif other:
+            lines.append(f"data.params.{name} has another {' and '.join(other)} in its first item")
+    return lines
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= _CONTENT_TOLERANCE
+    return one == other

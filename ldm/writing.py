@@ -1,0 +1,29 @@
+"""Files that are written whole or not at all, whatever ends the process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path`, with the same ending, to write to; at the end of the block it takes the place.
+
+    After an error `path` is what it was, and nothing is left beside it.
+    """
+    beside = path.with_name(f".{path.name}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")

@@ -1,0 +1,153 @@
+"""Whose code a config may call: what is named on the command line, by the environment, or by one's own YAML."""
+
+import json
+import sys
+from contextvars import copy_context
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+
+from ldm.cli.arguments import parse
+from ldm.cli.entry import main_guard
+from ldm.cli.train import plan_of
+from ldm.conditioning.tokenizers import HuggingFaceTokenizer
+from ldm.config import allow, trust
+from ldm.config.targets import find_target, is_slip
+from ldm.errors import UserError
+
+CODE = """
+from os import system
+from subprocess import Popen
+
+class Items:
+    def __init__(self, size):
+        self.size = size
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        raise IndexError
+    @classmethod
+    def of(cls, size) -> "Items":
+        return cls(size)
+
+def make(size: int) -> Items:
+    return Items(size)
+
+def silent(size):
+    return Items(size)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Write a module of one's own into the working folder; give its name."""
+    name = f"own_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    return name
+
+
+def write(path: Path, target: str) -> str:
+    """Write a config whose training set is of a class."""
+    training = tiny.autoencoder_training_config()
+    data = {"target": target, "params": {"size": tiny.SIZE}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tiny.run_config(training, data, data)))
+    return str(path)
+
+
+def planned(*words: str) -> str:
+    """Return why a command line is refused, empty if it is not; what it allows ends with it."""
+    try:
+        copy_context().run(lambda: plan_of(parse([*words, "--accelerator", "cpu", "--devices", "1"])))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def run_folder(tmp_path: Path, target: str) -> str:
+    write(tmp_path / "run" / "configs" / "config.yaml", target)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    torch.save({"state_dict": {}}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    return str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["Items", "Items.of", "make"])
+def test_a_module_of_the_working_folder_may_be_named_by_base(module: str, tmp_path: Path, name: str) -> None:
+    assert planned("--base", write(tmp_path / "a.yaml", f"{module}.{name}")) == ""
+
+
+@pytest.mark.parametrize("name", ["system", "Popen", "silent", "Items.__len__", "Items.size", "nothing"])
+def test_but_not_what_is_only_imported_there_or_makes_nothing(module: str, tmp_path: Path, name: str) -> None:
+    assert f"data.params.train.target: {module}" in planned("--base", write(tmp_path / "a.yaml", f"{module}.{name}"))
+
+
+def test_a_run_is_not_trusted_unless_the_command_line_says_so(module: str, tmp_path: Path, monkeypatch) -> None:
+    run, base = run_folder(tmp_path, f"{module}.Items"), write(tmp_path / "a.yaml", f"{module}.Items")
+    assert f"--allow {module}" in planned("-r", run)
+    assert f"--allow {module}" in planned("-r", run, f"data.params.train.target={module}.Items")
+    assert planned("-r", run, "--allow", module) == ""
+    assert planned("-r", run, "--base", base) == ""  # whose YAML is one's own
+
+
+def test_the_environment_says_so_too(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(trust.VARIABLE, f"another, {module}")
+    assert planned("-r", run_folder(tmp_path, f"{module}.Items")) == ""
+
+
+def test_nor_is_what_a_node_takes_from_a_run(module: str, tmp_path: Path) -> None:
+    write(tmp_path / "run" / "configs" / "config.yaml", f"{module}.Items")
+    base = tmp_path / "a.yaml"
+    content = yaml.safe_load(Path(write(base, "ldm.toy.shapes.Shapes")).read_text())
+    content["data"]["params"]["train"] = {"run": str(tmp_path / "run")}
+    base.write_text(yaml.safe_dump(content))
+    assert f"--allow {module}" in planned("--base", str(base))
+    content["data"]["params"]["train"] = {"base": "run/configs/config.yaml"}
+    base.write_text(yaml.safe_dump(content))
+    assert "--allow" not in planned("--base", str(base))
+
+
+def test_what_a_program_allows_ends_with_it(module: str) -> None:
+    main_guard(lambda argv: find_target(f"{allow(module)}.Items") and None)([])
+    with pytest.raises(UserError, match=module):
+        find_target(f"{module}.Items")
+
+
+@pytest.mark.parametrize("package", ["nowhere_to_be_found", "a b", "", "..", "os;", "-"])
+def test_only_packages_that_are_there_can_be_allowed(package: str) -> None:
+    with pytest.raises(UserError, match="--allow"):
+        allow(package)
+
+
+def test_a_package_that_shadows_nothing_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the working folder with the name of a module of Python does not make that one trusted."""
+    (tmp_path / "subprocess.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert "subprocess" in planned("--base", write(tmp_path / "a.yaml", "subprocess.Popen"))
+
+
+@pytest.mark.parametrize(
+    ("written", "meant", "expected"),
+    [
+        ("unett", "unet", True), ("unt", "unet", True), ("uent", "unet", True), ("UNET", "unet", True),
+        ("umet", "unet", True), ("unet", "unet", True), ("ddpm_edit", "ddpm", False), ("teun", "unet", False),
+        ("LatentInpaintDiffusion", "LatentDiffusion", False), ("a", "", True), ("", "", True), ("nuet", "unte", False),
+    ],
+)  # fmt: skip
+def test_slips(written: str, meant: str, expected: bool) -> None:
+    assert is_slip(written, meant) is expected
+
+
+def test_a_folder_of_a_tokenizer_runs_nothing(tmp_path: Path) -> None:
+    code = f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: ...\n"
+    (tmp_path / "evil.py").write_text(code)
+    content = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError):
+        HuggingFaceTokenizer(str(tmp_path))(["a"])
+    assert not (tmp_path / "canary").exists()

@@ -1,0 +1,181 @@
+"""A run that goes on: what is asked for is used or refused, and the record says what is used."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from breakage.processes import write_config
+from PIL import Image
+
+from ldm.cli.train import main
+from ldm.data.core.module import DataModule
+from ldm.data.readers.captions import CaptionedFolder
+from ldm.training.resumption import data_changes, data_record
+from ldm.weights import files as storage
+
+SCHEDULE = (
+    "{target: ldm.training.lr_schedules.WarmUpCosine, params: "
+    "{warm_up_steps: 0, lr_min: 0.5, lr_max: 0.5, lr_start: 0.5, max_decay_steps: 9}}"
+)
+QUIET = ["lightning.trainer.limit_val_batches=0"]
+OPTIMIZATION = "training.params.optimization"
+
+
+@pytest.fixture(scope="module", params=["diffusion"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the run folder of a training of two steps."""
+    folder = tmp_path_factory.mktemp(request.param)
+    words = ["-b", str(write_config(folder, request.param)), "-t", "-l", str(folder / "logs"), "--max_steps", "2"]
+    assert main([*words, "training.params.ema_decay=0.9", "data.params.test=null", *QUIET]) == 0
+    return next((folder / "logs").iterdir())
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def go_on(run: Path, *words: str) -> None:
+    assert main(["-r", str(run), "-t", "--max_steps", "3", *words]) == 0
+
+
+def refused(run: Path, capsys: Any, *words: str) -> str:
+    before = {path: path.read_bytes() for path in (run / "configs").iterdir()}
+    with pytest.raises(SystemExit):
+        main(["-r", str(run), "-t", "--max_steps", "3", *words])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and len(last) < 400
+    assert before == {path: path.read_bytes() for path in before}, "a refused start changes the record"
+    return last
+
+
+def group(run: Path) -> dict[str, Any]:
+    return storage.load(run / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"][0]
+
+
+def record(run: Path) -> dict[str, Any]:
+    return yaml.safe_load((run / "configs" / "config.yaml").read_text())
+
+
+def last_rate(run: Path) -> float:
+    with (run / "metrics.csv").open() as file:
+        return float([row["lr_abs"] for row in csv.DictReader(file) if row["lr_abs"]][-1])
+
+
+@pytest.mark.parametrize("trained", ["diffusion", pytest.param("autoencoder", marks=pytest.mark.slow)], indirect=True)
+def test_the_learning_rate_asked_for_is_used_and_recorded(run: Path) -> None:
+    go_on(run, "training.learning_rate=1.0e-6")
+    assert group(run)["lr"] == last_rate(run) == record(run)["training"]["learning_rate"] == 1e-6
+    go_on(run, "--max_steps", "4")
+    assert group(run)["lr"] == 1e-6
+
+
+def test_a_base_given_again_is_used(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "lower.yaml").write_text("training: {learning_rate: 2.0e-5}\n")
+    go_on(run, "-b", str(tmp_path / "lower.yaml"))
+    assert last_rate(run) == record(run)["training"]["learning_rate"] == 2e-5
+
+
+def test_settings_of_the_average_and_the_optimiser_are_used(run: Path) -> None:
+    node = "{target: ldm.training.optimization.Optimization, params: {betas: [0.5, 0.6], weight_decay: 0.5}}"
+    go_on(run, "training.params.ema_decay=0.25", f"{OPTIMIZATION}={node}")
+    state = storage.load(run / "checkpoints" / "last.ckpt")
+    assert float(state["state_dict"]["model_ema.decay"]) == 0.25
+    assert tuple(group(run)["betas"]) == (0.5, 0.6) and group(run)["weight_decay"] == 0.5
+
+
+@pytest.mark.slow
+def test_a_schedule_may_be_added_changed_and_dropped(run: Path) -> None:
+    place = f"{OPTIMIZATION}.params.schedule"
+    go_on(run, f"{OPTIMIZATION}.target=ldm.training.optimization.Optimization", f"{place}={SCHEDULE}")
+    assert last_rate(run) == 5e-4 and group(run)["initial_lr"] == 1e-3
+    assert storage.load(run / "checkpoints" / "last.ckpt")["lr_schedulers"][0]["last_epoch"] == 3
+    lower = [f"{place}.params.lr_{end}=0.25" for end in ("min", "max")]
+    go_on(run, "--max_steps", "4", "training.learning_rate=0.1", *lower)
+    assert last_rate(run) == pytest.approx(0.025)
+    go_on(run, "--max_steps", "5", f"{place}=null")
+    assert last_rate(run) == 0.1 and storage.load(run / "checkpoints" / "last.ckpt")["lr_schedulers"] == []
+
+
+def test_another_seed_is_used_for_all_and_told(run: Path, caplog: Any) -> None:
+    go_on(run, "-s", "5")
+    assert record(run)["data"]["params"]["seed"] == 5
+    assert json.loads((run / "configs" / "environment.json").read_text())["seed"] == 5
+    assert "seed was 23" in caplog.text and "5 from here on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["training.params.ema_decay=null"], ["ema_decay", "0.9", "None"]),
+        (["--max_steps", "1"], ["max_steps", "1", "2 steps"]),
+        (["-s", "-1"], ["--seed", "-1"]),
+        (["-s", str(2**64)], ["--seed", str(2**64)]),
+    ],
+)
+def test_what_cannot_be_changed_is_refused_with_what_the_run_keeps(
+    run: Path, capsys: Any, words: list[str], named: list[str]
+) -> None:
+    line = refused(run, capsys, *words)
+    assert all(name in line for name in named), line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["model.params.network.params.model_channels=64"], ["model_channels: 32, 64", "another shape"]),
+        (["model.params.latent_scale=measure"], ["latent_scale", "measure", "scale_factor"]),
+        (["model.params.process.params.num_steps=30"], ["num_steps: 20, 30"]),
+        (["model.params.process.params.end=0.5"], ["process", "end: None, 0.5"]),
+    ],
+)
+def test_another_model_is_refused_with_what_the_run_keeps(
+    run: Path, capsys: Any, words: list[str], named: list[str]
+) -> None:
+    line = refused(run, capsys, *words)
+    assert all(name in line for name in named), line
+
+
+def test_auto_tells_that_its_base_was_edited(run: Path, tmp_path: Path, caplog: Any) -> None:
+    logs, base = tmp_path / "logs", write_config(tmp_path)
+    words = ["-b", str(base), "-t", "-l", str(logs), "-r", "auto", "--no-test"]
+    assert main([*words, "--max_steps", "1"]) == 0
+    base.write_text(base.read_text().replace("learning_rate: 0.001", "learning_rate: 0.0001"))
+    assert main([*words, "--max_steps", "2"]) == 0
+    (started,) = logs.iterdir()
+    assert last_rate(started) == record(started)["training"]["learning_rate"] == 1e-3
+    assert "training.learning_rate: 0.001, 0.0001" in caplog.text
+
+
+def test_data_that_changed_is_told(run: Path, caplog: Any) -> None:
+    go_on(run, "data.params.train.params.num_samples=20")
+    assert "data.params.train had 12 items, now 20" in caplog.text
+    caplog.clear()
+    go_on(run, "--max_steps", "4")
+    assert "changed since" not in caplog.text  # as at the last start
+
+
+def test_what_tells_one_data_set_from_another(tmp_path: Path) -> None:
+    def record(folder: str, names: str, colour: str = "red", caption: str = "a") -> Any:
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.new("RGB", (8, 8), colour).save(tmp_path / folder / f"{name}.png")
+            (tmp_path / folder / f"{name}.txt").write_text(f"{caption} {name}")
+        return data_record(DataModule(1, CaptionedFolder(tmp_path / folder, size=8)))
+
+    before = json.loads(json.dumps(record("one", "abc")))
+    assert data_changes(before, record("moved", "abc")) == []
+    for folder, now, said in (
+        ("more", record("more", "abcd"), "had 3 items, now 4"),
+        ("other", record("other", "abd"), "other names"),
+        ("replaced", record("replaced", "abc", "white"), "another image in its first item"),
+        ("captions", record("captions", "abc", "red", "the"), "another caption in its first item"),
+    ):
+        (line,) = data_changes(before, now)
+        assert "data.params.train" in line and said in line, folder
+    for damaged in (None, [], {"train": 3}, {"train": {"items": 3, "first": []}}):
+        assert len(data_changes(damaged, record(f"again-{damaged}".replace("/", ""), "abc"))) <= 1
