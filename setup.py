@@ -48,6 +48,7 @@ setup(
             "opencv-python-headless>=4.9",
             "scipy>=1.11",
             "torch-fidelity>=0.4",
+            "diffusers>=0.36",
         ],
     },
 )
