@@ -71,6 +71,7 @@ def planned(*words: str) -> str:
 
 def run_folder(tmp_path: Path, target: str) -> str:
     write(tmp_path / "run" / "configs" / "config.yaml", target)
+    (tmp_path / "run" / "configs" / "environment.json").write_text('{"seed": 23}')
     (tmp_path / "run" / "checkpoints").mkdir()
     torch.save({"state_dict": {}}, tmp_path / "run" / "checkpoints" / "last.ckpt")
     return str(tmp_path / "run")
