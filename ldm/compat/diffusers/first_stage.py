@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm.compat.diffusers.rules import Component, Rename, Rule, Values, fixed, only, renamed, same
+from ldm.bounds import Depth, Levels, Size
+from ldm.compat.diffusers.rules import Component, Rename, Rule, Values, fixed, multiples, only, renamed, same
 from ldm.errors import ConfigError
 
 DEFAULT_SCALE = 0.18215
@@ -27,9 +28,7 @@ def _types(has_attention: list[bool]) -> Values:
 
 
 def _read_levels(theirs: Values) -> Values:
-    first, *others = widths = theirs["block_out_channels"]
-    if any(width % first for width in others):
-        raise ConfigError(f"{widths} are no multiples of the first, as our networks have them", "block_out_channels")
+    widths = theirs["block_out_channels"]
     has_attention = [kind == _ATTENDED[0] for kind in theirs["down_block_types"]]
     for name, value in _types(has_attention).items():
         if list(theirs[name]) != value or len(value) != len(widths):
@@ -39,8 +38,8 @@ def _read_levels(theirs: Values) -> Values:
     if any(has_attention) and not middle:
         raise ConfigError("false is not supported where levels have attention", "mid_block_add_attention")
     return {
-        "channels": first,
-        "channel_mult": [width // first for width in widths],
+        "channel_mult": multiples(widths, "block_out_channels"),
+        "channels": widths[0],
         "resolution": side,
         "attention_resolutions": [side // 2**level for level, has in enumerate(has_attention) if has],
         "attention": "vanilla" if middle else "none",
@@ -66,16 +65,16 @@ def _write_levels(ours: Values) -> Values:
 
 
 _SHARED = (
-    same("in_channels", int, 3),
-    same("out_channels", int, 3),
-    same("layers_per_block", int, 1, "num_res_blocks"),
-    same("norm_num_groups", int, 32, "norm_groups"),
+    same("in_channels", Size, 3),
+    same("out_channels", Size, 3),
+    same("layers_per_block", Depth, 1, "num_res_blocks"),
+    same("norm_num_groups", Size, 32, "norm_groups"),
     Rule(
         {
-            "block_out_channels": (list[int], [64]),
+            "block_out_channels": (Levels, [64]),
             "down_block_types": (list[str], [_PLAIN[0]]),
             "up_block_types": (list[str], [_PLAIN[1]]),
-            "sample_size": (int, 32),
+            "sample_size": (Size, 32),
             "mid_block_add_attention": (bool, True),
         },
         ("channels", "channel_mult", "resolution", "attention_resolutions", "attention"),
@@ -146,7 +145,7 @@ AUTOENCODER_KL = _autoencoder(
     "AutoencoderKL",
     "KL",
     (
-        Rule({"latent_channels": (int, 4)}, ("z_channels", "embed_dim"), _read_kl, _write_kl),
+        Rule({"latent_channels": (Size, 4)}, ("z_channels", "embed_dim"), _read_kl, _write_kl),
         fixed("use_quant_conv", True),
         fixed("use_post_quant_conv", True),
     ),
@@ -156,12 +155,12 @@ VQ_MODEL = _autoencoder(
     "VectorQuantizer",
     (
         Rule(
-            {"latent_channels": (int, 3), "vq_embed_dim": (int | None, None)},
+            {"latent_channels": (Size, 3), "vq_embed_dim": (Size | None, None)},
             ("z_channels", "embed_dim", "dim"),
             _read_vq,
             _write_vq,
         ),
-        same("num_vq_embeddings", int, 256, "num_codes"),
+        same("num_vq_embeddings", Size, 256, "num_codes"),
         fixed("norm_type", "group"),
         only("remap", None, "its codes are all in use"),
         only("beta", 0.25, "it is fixed"),

@@ -88,7 +88,7 @@ def _class_of(config: Values) -> str | None:
     """Return their class that a config names, as diffusers or as transformers writes it."""
     architectures = config.get("architectures")
     named = config.get("_class_name") or (architectures[0] if isinstance(architectures, list) and architectures else "")
-    return named if named in _KINDS or "_class_name" in config else None
+    return str(named) if "_class_name" in config or str(named) in _KINDS else None
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -112,7 +112,7 @@ def read(index: Path) -> Folder:
              for key, role in roles.items()}  # fmt: skip
     params = {parameter: node for parameter, (_, node) in found.items()}
     params |= _schedule(index.parent / "scheduler" / SCHEDULER)
-    params["latent_scale"] = float(found["autoencoder"][0].config.get("scaling_factor", DEFAULT_SCALE))
+    params["latent_scale"] = found["autoencoder"][0].config.get("scaling_factor", DEFAULT_SCALE)
     if (size := found["network"][0].config.get("sample_size")) is not None:
         params["latent_size"] = size
     if "conditioner" in params:
@@ -147,7 +147,7 @@ def _component(
 
 def _schedule(file: Path) -> Values:
     config = read_json(file)
-    name = config.get("_class_name")
+    name = str(config.get("_class_name"))
     if name not in SCHEDULERS:
         raise ConfigError(f"{name} is not supported; only {', '.join(SCHEDULERS)}", "_class_name", str(file))
     try:

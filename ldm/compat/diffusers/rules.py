@@ -114,6 +114,13 @@ def uniform(name: str, kind: Any, default: Any, ours: str) -> Rule:
     return Rule({name: (kind | list[kind], default)}, (ours,), read, lambda parameters: {name: parameters[ours]})
 
 
+def multiples(widths: Sequence[int], field: str) -> list[int]:
+    """Return the widths of levels as multiples of the first. ConfigError if they are none."""
+    if not widths or any(width % widths[0] for width in widths):
+        raise ConfigError(f"{list(widths)} are no multiples of the first, as our networks have them", field)
+    return [width // widths[0] for width in widths]
+
+
 def _one_of(value: Any, allowed: Any, name: str) -> Any:
     if isinstance(value, (list, dict)) or value not in allowed:
         raise ConfigError(f"{value!r} is not supported; only {' or '.join(map(repr, allowed))}", name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ldm.bounds import Natural, Size
 from ldm.compat.diffusers.rules import Component, Node, Rule, Values, defaults_of, fixed
 from ldm.errors import ConfigError
 
@@ -51,14 +52,14 @@ def _read(theirs: Values) -> Values:
 
 def _scheduler(name: str, clips: bool, ends_clean: bool, *rules: Rule) -> Component:
     fields = {
-        "num_train_timesteps": (int, 1000),
+        "num_train_timesteps": (Size, 1000),
         "beta_start": (float, 1e-4),
         "beta_end": (float, 2e-2),
         "beta_schedule": (str, "linear"),
         "trained_betas": (list[float] | None, None),
         "prediction_type": (str, "epsilon"),
         "timestep_spacing": (str, "leading"),
-        "steps_offset": (int, 0),
+        "steps_offset": (Natural, 0),
         "set_alpha_to_one": (bool, ends_clean),
         "rescale_betas_zero_snr": (bool, False),
     }

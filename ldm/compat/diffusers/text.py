@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ldm.bounds import Depth, Size
 from ldm.compat.diffusers.rules import Component, Rename, Rule, Values, defaults_of, fixed, same
 from ldm.errors import ConfigError
 
@@ -29,7 +30,7 @@ def _of_tokenizer(name: str) -> Any:
 def _sized(theirs: str, default: int, ours: str) -> Rule:
     of_tokenizer = _of_tokenizer(ours)
     read, write = (lambda t: {ours: t[theirs]}), (lambda o: {theirs: of_tokenizer(o)})
-    return Rule({theirs: (int, default)}, (ours,), read, write)
+    return Rule({theirs: (Size, default)}, (ours,), read, write)
 
 
 def _bert_names(ours: Values, theirs: Values) -> list[Rename]:
@@ -59,9 +60,9 @@ LDM_BERT = Component(
     (
         _sized("vocab_size", 30522, "vocab_size"),
         _sized("max_position_embeddings", 77, "max_length"),
-        same("encoder_layers", int, 32, "depth"),
+        same("encoder_layers", Depth, 32, "depth"),
         Rule(
-            {"d_model": (int, 1280), "encoder_ffn_dim": (int, 5120)},
+            {"d_model": (Size, 1280), "encoder_ffn_dim": (Size, 5120)},
             ("dim",),
             _read_width,
             lambda ours: {"d_model": ours["dim"], "encoder_ffn_dim": 4 * ours["dim"]},
@@ -81,7 +82,7 @@ LDM_BERT = Component(
 CLIP_TEXT = Component(
     "CLIPTextModel",
     "ldm.conditioning.text.CLIPTextConditioner",
-    (same("max_position_embeddings", int, 77, "max_length"),),
+    (same("max_position_embeddings", Size, 77, "max_length"),),
     lambda ours, theirs: [Rename("transformer.text_model", ("text_model",))],
     unused=("version", "tokenizer", "key", "drop_rate", "trainable"),
     aliases={r"^(?!text_model\.)": "text_model."},  # transformers 5 writes the names without it

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm.compat.diffusers.rules import Component, Rename, Rule, Values, chosen, fixed, only, renamed, same, uniform
+from ldm.bounds import Depth, Levels, Size
+from ldm.compat.diffusers.rules import (
+    Component,
+    Rename,
+    Rule,
+    Values,
+    chosen,
+    fixed,
+    multiples,
+    only,
+    renamed,
+    same,
+    uniform,
+)
 from ldm.errors import ConfigError
 
 _TARGET, _OPTIONS = "ldm.networks.unet.UNet", "ldm.networks.unet.UNetOptions"
@@ -37,10 +50,8 @@ _AROUND = {
 
 
 def _read_widths(theirs: Values) -> Values:
-    first, *others = widths = theirs["block_out_channels"]
-    if any(width % first for width in others):
-        raise ConfigError(f"{widths} are no multiples of the first, as our networks have them", "block_out_channels")
-    return {"model_channels": first, "channel_mult": [width // first for width in widths]}
+    widths = theirs["block_out_channels"]
+    return {"channel_mult": multiples(widths, "block_out_channels"), "model_channels": widths[0]}
 
 
 def _widths(ours: Values) -> list[int]:
@@ -150,17 +161,17 @@ def _same_heads_upwards(ours: Values) -> Values:
 
 def _shared(channels: int, widths: list[int]) -> tuple[Rule, ...]:
     return (
-        same("in_channels", int, channels),
-        same("out_channels", int, channels),
+        same("in_channels", Size, channels),
+        same("out_channels", Size, channels),
         Rule(
-            {"block_out_channels": (list[int], widths)},
+            {"block_out_channels": (Levels, widths)},
             ("model_channels", "channel_mult"),
             _read_widths,
             lambda ours: {"block_out_channels": _widths(ours)},
         ),
-        uniform("layers_per_block", int, 2, "num_res_blocks"),
+        uniform("layers_per_block", Depth, 2, "num_res_blocks"),
         same("dropout", float, 0.0),
-        same("num_class_embeds", int | None, None, "num_classes"),
+        same("num_class_embeds", Size | None, None, "num_classes"),
         chosen("resnet_time_scale_shift", "default", "scale_shift_norm", {"default": False, "scale_shift": True}),
         Rule({}, ("num_heads_upsample",), write=_same_heads_upwards),
         fixed("norm_eps", 1e-5),
@@ -193,7 +204,7 @@ UNET_2D = Component(
     rules=(
         *_shared(3, [224, 448, 672, 896]),
         _blocks(_SELF, "UNetMidBlock2D", "paaa", may_resample=True),
-        Rule({"attention_head_dim": (int | None, 8)}, _HEADS, _read_head_width, _write_head_width),
+        Rule({"attention_head_dim": (Size | None, 8)}, _HEADS, _read_head_width, _write_head_width),
         fixed("add_attention", True),
         # Without this field a network with scale_shift has no norm there, unlike ours.
         Rule({"attn_norm_num_groups": (int | None, None)}, (), _middle_norm, lambda ours: {"attn_norm_num_groups": 32}),
@@ -209,9 +220,9 @@ UNET_2D_CONDITION = Component(
         *_shared(4, [320, 640, 1280, 1280]),
         _blocks(_CROSS, "UNetMidBlock2DCrossAttn", "aaap"),
         only("resblock_updown", False, "its residual blocks keep the resolution"),
-        Rule({"attention_head_dim": (int | list[int], 8)}, _HEADS, _read_head_number, _write_head_number),
-        uniform("cross_attention_dim", int, 1280, "context_dim"),
-        uniform("transformer_layers_per_block", int, 1, "transformer_depth"),
+        Rule({"attention_head_dim": (Size | Levels, 8)}, _HEADS, _read_head_number, _write_head_number),
+        uniform("cross_attention_dim", Size, 1280, "context_dim"),
+        uniform("transformer_layers_per_block", Depth, 1, "transformer_depth"),
         fixed("use_linear_projection", False, True),
         fixed("resnet_out_scale_factor", 1.0),
         fixed("conv_in_kernel", 3),

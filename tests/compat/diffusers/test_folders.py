@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import diffusers_models as models
 import pytest
 import tiny
 import torch
+from breakage.foreign_folders import mutations
 from safetensors.torch import load_file, save_file
 
 from ldm import config
@@ -333,3 +335,25 @@ def test_names_on_the_hub_are_looked_up_in_the_cache_alone(pipeline, tmp_path, m
     (repository / "refs" / "main").write_text(commit)
     shutil.copytree(pipeline, repository / "snapshots" / commit)
     assert LatentDiffusion.from_pretrained("someone/a-model").latent_scale.value == 0.7
+
+
+def check_mutations(folder: Path, chosen) -> None:
+    """Check that each folder is read, or refused in one line, within a moment; nothing else is raised."""
+    for file, field, value in chosen:
+        original = (folder / file).read_text()
+        models.edit(folder / file, lambda content: content.update({field: value}))  # noqa: B023 - called at once
+        try:
+            LatentDiffusion.from_pretrained(folder)
+        except UserError as error:
+            assert len(str(error)) <= 300 and "\n" not in str(error), (file, field, value)
+        finally:
+            (folder / file).write_text(original)
+
+
+def test_a_value_that_nobody_means_is_read_or_refused(folder):
+    check_mutations(folder, islice(mutations(folder), 0, None, 101))
+
+
+@pytest.mark.slow
+def test_no_value_does_anything_but_load_or_be_refused(folder):
+    check_mutations(folder, islice(mutations(folder), 3, None, 5))  # of 18 values a field
