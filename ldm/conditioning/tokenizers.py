@@ -118,8 +118,9 @@ def load_pretrained(kind: str, name_or_path: str, what: str, **options: Any) -> 
         for file in folder.glob("*.bin"):
             read(file)
     try:
-        if not is_model:
-            return loader.from_pretrained(name_or_path, local_files_only=True, **options)
+        if not is_model:  # False, lest transformers asks on the terminal whether to run Python files of the folder
+            options |= {"local_files_only": True, "trust_remote_code": False}
+            return loader.from_pretrained(name_or_path, **options)
         with _without_reports():  # of weights that are there, and of another model
             model, found = loader.from_pretrained(
                 name_or_path, local_files_only=True, output_loading_info=True, **options

@@ -293,6 +293,16 @@ def test_a_pickle_that_runs_something_is_refused(folder, capsys):
     assert "ran" not in capsys.readouterr().out
 
 
+def test_python_files_of_a_tokenizer_are_not_run(bert_folder, tmp_path, capsys):
+    folder, _ = models.folder_of(models.with_bert(bert_folder), tmp_path / "folder")
+    (folder / "tokenizer" / "own.py").write_text("print('ran')\nclass Own: pass\n")
+    fields = {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}, "tokenizer_class": "Own"}
+    models.edit(folder / "tokenizer" / "tokenizer_config.json", lambda content: content.update(fields))
+    model = LatentDiffusion.from_pretrained(folder)
+    assert "tokenizer" in refusal(model.sample, ["red"])
+    assert "ran" not in capsys.readouterr().out
+
+
 def test_parts_of_a_pipeline_fill_nodes(pipeline):
     params = params_of(pipeline)
     for name in ("network", "autoencoder"):
