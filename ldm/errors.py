@@ -15,10 +15,12 @@ def shown(text: str, limit: int = 60) -> str:
 class UserError(Exception):
     """Report a mistake of the user in one line that names the place and the remedy.
 
-    The command line prints the message without a traceback and exits with status 1.
+    The command line prints the message without a traceback and exits with status 1. `whole` is the message before it
+    was shortened.
     """
 
     def __init__(self, message: str) -> None:
+        self.whole = message
         super().__init__(shown(" ".join(message.split()), _LONGEST))
 
 
@@ -28,5 +30,6 @@ class ConfigError(UserError):
     def __init__(self, problem: str, path: str = "", source: str = "") -> None:
         self.problem, self.path, self.source = problem, path, source
         place = ": ".join(shown(part, _LONGEST // 3) for part in (source, path) if part)
-        problem = shown(" ".join(problem.split()), _LONGEST - len(place) - 2)
-        super().__init__(f"{place}: {problem}" if place else problem)
+        short = shown(" ".join(problem.split()), _LONGEST - len(place) - 2)
+        super().__init__(f"{place}: {short}" if place else short)
+        self.whole = f"{place}: {problem}" if place else problem

@@ -148,7 +148,7 @@ def made_up_data(config: Mapping[str, Any]) -> tuple[list[str], MadeUp]:
             params |= {"num_boxes": options["max_objects"], "crop": options.get("encode_crop", True)}
     node = {"target": f"{__name__}.MadeUp", "params": params}
     text = yaml.safe_dump(node, default_flow_style=True, width=10_000).strip()
-    words = []
+    words = ["--allow", __name__]
     for split in ("train", "validation"):
         words += [f"data.params.{split}=null", f"data.params.{split}={text}"]
     return words, MadeUp(**params)

@@ -65,13 +65,13 @@ def run_all(jobs: Mapping[str, Job], slots: Sequence[DeviceSlot], logs: Path) ->
                     if process.exitcode == 0:
                         _log.info("%s: done in %.0f s", name, time.monotonic() - start)
                     else:
-                        failed[name] = f"ended with status {process.exitcode}, see {logs / name}.log"
-                        _log.error("%s: %s", name, failed[name])
+                        failed[name] = f"ended with status {process.exitcode}"
+                        _log.error("%s: %s, see %s", name, failed[name], logs / f"{name}.log")
         finally:
             _stop(list(running))
     if failed:
         reasons = "; ".join(f"{name} {reason}" for name, reason in failed.items())
-        raise UserError(f"{len(failed)} of {len(jobs)} failed: {reasons}; run the study again to go on")
+        raise UserError(f"{len(failed)} of {len(jobs)} failed: {reasons}; see {logs}, run the study again to go on")
 
 
 def _call(job: Job, slot: DeviceSlot, log: Path, packages: Sequence[str]) -> None:

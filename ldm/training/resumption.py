@@ -125,7 +125,8 @@ def _record_of(dataset: Any, first: Mapping[str, Any]) -> dict[str, Any]:
     content = {}
     if isinstance(source, ImageReader):  # items of others may be random
         content = {key: value for key, value in first.items() if isinstance(value, (str, int))}
-        content |= {key: round(float(value.mean()), 3) for key, value in first.items() if isinstance(value, Tensor)}
+        tensors = {key: value for key, value in first.items() if isinstance(value, Tensor)}
+        content |= {key: round(float(value.double().mean()), 3) for key, value in tensors.items()}
     return {
         "items": len(dataset) if isinstance(dataset, Sized) else None,
         "names": digest.hexdigest() if names else None,

@@ -18,7 +18,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
@@ -166,6 +166,7 @@ class RunFolder:
         if not is_first_process():
             yield self
             return
+        had_parent = self.path.parent.exists()
         run = self._made() if self.is_new else self
         try:
             with run._locked():
@@ -174,6 +175,9 @@ class RunFolder:
             is_crash = isinstance(error, Exception) and not isinstance(error, UserError) and run.log.exists()
             if run.is_new and not (is_crash or run.metrics.exists() or run.has_checkpoint):
                 shutil.rmtree(run.path, ignore_errors=True)
+                if not had_parent:
+                    with suppress(OSError):  # another run lies there by now
+                        run.path.parent.rmdir()
             raise
 
     def _made(self) -> RunFolder:

@@ -144,6 +144,7 @@ def test_index_out_of_range():
         Shapes(10)[10]
 
 
+@pytest.mark.proof  # it measures: the machine has to be free
 def test_fast_enough_never_to_be_the_bottleneck():
     data = Shapes(10_000)
     rates = []

@@ -156,7 +156,7 @@ def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
         (("--metrics", "kernel:size=abc"), "size: 'abc' is not a whole number"),
         (("--metrics", "precision_recall:neighbourhood=2.5"), "neighbourhood: 2.5 is not a whole number"),
         (("--metrics", "kernel:size=5", "kernel:size=6"), "metrics kernel:size=6: kernel is asked for twice"),
-        (("--metrics", "pathlib.Path"), "is no metric"),
+        (("--metrics", "pathlib.Path"), "pathlib.Path cannot be called"),
         (("--metrics", "ldm.evaluation.image_metrics.psnr", "--n", 12), "cannot be called with images and their batch"),
         (("--metrics", "psnr", "--n", 12), "psnr: needs 'image'"),
         (("--metrics", "psnr", "--neighbours"), "neighbours: are searched by features too"),

@@ -69,7 +69,7 @@ TABLE: dict[str, Translate] = {
     f"{_MODEL}.MergedRescaleEncoder": rescaling_encoder,
     f"{_MODEL}.MergedRescaleDecoder": rescaling_decoder,
     f"{_MODEL}.ResnetBlock": resnet_block,
-    f"{_MODEL}.AttnBlock": renaming(f"{_ENCODER_DECODER}.AttnBlock", "in_channels"),
+    f"{_MODEL}.AttnBlock": renaming("ldm.networks.attention.SpatialSelfAttention", "in_channels"),
     f"{_MODEL}.LinAttnBlock": renaming(f"{_ENCODER_DECODER}.LinAttnBlock", "in_channels"),
     f"{_MODEL}.Downsample": renaming(f"{_ENCODER_DECODER}.Downsample", "in_channels>channels", "with_conv"),
     f"{_MODEL}.Upsample": renaming(f"{_ENCODER_DECODER}.Upsample", "in_channels>channels", "with_conv"),

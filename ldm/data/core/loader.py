@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -141,7 +142,7 @@ class Loader(DataLoader):
             if is_empty and self._is_resumable and (error := self.sampler.empty_error()) is not None:
                 raise error
         except UserError as error:  # that of a worker has its traceback in the message
-            raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
+            raise UserError(re.split(r"\nldm\.errors\.\w+: ", error.whole.rstrip())[-1]) from None
         finally:
             self._log_unreadable()
 
