@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ldm.compat.diffusers.text import CLIP_TEXT, LDM_BERT
 from ldm.compat.diffusers.unet import UNET_2D, UNET_2D_CONDITION
 from ldm.errors import ConfigError, UserError
 
+_log = logging.getLogger(__name__)
 INDEX, CONFIG, SCHEDULER, TOKENIZER = "model_index.json", "config.json", "scheduler_config.json", "tokenizer"
 VERSION = "0.42.1"  # of diffusers, whose fields these are
 _MODEL = "ldm.models.latent_diffusion.LatentDiffusion"
@@ -112,7 +114,12 @@ def read(index: Path) -> Folder:
              for key, role in roles.items()}  # fmt: skip
     params = {parameter: node for parameter, (_, node) in found.items()}
     params |= _schedule(index.parent / "scheduler" / SCHEDULER)
-    params["latent_scale"] = found["autoencoder"][0].config.get("scaling_factor", DEFAULT_SCALE)
+    first_stage = found["autoencoder"][0]
+    params["latent_scale"] = first_stage.config.get("scaling_factor", DEFAULT_SCALE)
+    if "scaling_factor" not in first_stage.config:
+        unscaled = "; if images are grey, set model.params.latent_scale=1.0" if first_stage.kind is VQ_MODEL else ""
+        _log.warning("%s: has no scaling_factor; as in diffusers it is %g%s",
+                     index.parent / first_stage.folder / CONFIG, DEFAULT_SCALE, unscaled)  # fmt: skip
     if (size := found["network"][0].config.get("sample_size")) is not None:
         params["latent_size"] = size
     if "conditioner" in params:

@@ -108,10 +108,11 @@ def params_of(folder: Path) -> models.Config:
     return read(folder / "model_index.json").section["params"]
 
 
-def test_without_a_scaling_factor_it_is_that_of_diffusers(folder):
+def test_without_a_scaling_factor_it_is_that_of_diffusers(folder, caplog):
     assert params_of(folder)["latent_scale"] == 0.7
     models.edit(folder / VAE, lambda content: content.pop("scaling_factor"))
     assert params_of(folder)["latent_scale"] == 0.18215
+    assert "latent_scale=1.0" in caplog.text
 
 
 @pytest.mark.parametrize(
