@@ -71,7 +71,9 @@ def fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, Mapping) and _all_fit(value.values(), arguments[1:2])
     if kind is not str and issubclass(kind, Collection) and kind.__module__ in ("builtins", "collections.abc"):
         return _fits_sequence(value, kind, arguments)
-    return not isinstance(value, _FROM_YAML) and _is_a(value.cls if isinstance(value, Made) else type(value), kind)
+    if isinstance(value, Made):
+        return _is_a(value.cls, kind)
+    return not isinstance(value, _FROM_YAML) and _is_a(type(value), kind) and _has_fields(value, kind)
 
 
 def _is_a(cls: type, kind: type) -> bool:
@@ -82,6 +84,13 @@ def _is_a(cls: type, kind: type) -> bool:
     if (kind.__module__, kind.__name__) == ("torch.utils.data.dataset", "Dataset"):
         return _has(cls, _OF_A_DATASET)
     return issubclass(cls, kind)
+
+
+def _has_fields(value: Any, kind: type) -> bool:
+    """Return whether an object has the attributes that a protocol declares, which its class need not show."""
+    if not getattr(kind, "_is_protocol", False):
+        return True
+    return all(hasattr(value, name) for base in kind.__mro__ for name in inspect.get_annotations(base))
 
 
 def _has(cls: type, methods: Collection[str]) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from breakage.processes import write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
@@ -47,6 +48,7 @@ def test_csv(tmp_path: Path) -> None:
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = trained(tmp_path, {"target": "pytorch_lightning.loggers.WandbLogger", "params": {"offline": True}})
+    wandb.finish()  # as at the end of the process: until then the file may lack its last records
     (file,) = run.rglob("offline-run-*/run-*.wandb")
     logged: dict[str, list[str]] = {}
     for record in wandb_records(file.read_bytes()):
