@@ -44,6 +44,9 @@ _METRICS = ("metrics", "first_stage_metrics")
 _NOWHERE = RunFolder(Path("unused"))  # a plan writes nothing
 
 
+_COUNTED: dict[str, tuple[int, int]] = {}  # FLOPs of network and decoder; trials differ in more than their models
+
+
 @dataclass(frozen=True)
 class ModelCost:
     """Size and cost of a latent training; FLOPs of one image, forward, as torch counts them."""
@@ -174,15 +177,27 @@ def _cost(trial: Trial, plan: Plan, model: LatentDiffusion) -> ModelCost:
     if trial.labels.get("f", stage.factor) != stage.factor:
         raise UserError(f"f={trial.labels['f']}: the first stage has f={stage.factor}; give it one level per doubling")
     shape = stage.latent_shape(height, width)
+    network_flops, decoder_flops = _counted(plan.model, shape, network, model)
     return ModelCost(
         factor=stage.factor,
         latent_shape=shape,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        network_flops=_network_flops(network, shape),
-        decoder_flops=_flops(lambda: model.decode(_empty(shape), quantize=False)),
+        network_flops=network_flops,
+        decoder_flops=decoder_flops,
         global_batch=plan.batch.total,
         learning_rate=plan.learning_rate,
     )
+
+
+def _counted(
+    config: Content, shape: tuple[int, int, int], network: nn.Module, model: LatentDiffusion
+) -> tuple[int, int]:
+    """Return the FLOPs of network and decoder, which take seconds to count, once for each config and latent shape."""
+    key = digest(config, shape)
+    if key not in _COUNTED:
+        in_network = _network_flops(network, shape)
+        _COUNTED[key] = in_network, _flops(lambda: model.decode(_empty(shape), quantize=False))
+    return _COUNTED[key]
 
 
 def _network_flops(network: nn.Module, shape: tuple[int, int, int]) -> int:
