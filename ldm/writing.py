@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all, whatever ends the process."""
+"""Files and folders that are written whole or not at all, whatever ends the process."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`, with the same ending, to write to; at the end of the block it takes the place.
+    """Yield a path beside `path`, with the same ending, for a file or a folder, which takes its place after the block.
 
     After an error `path` is what it was, and nothing is left beside it.
     """
@@ -19,7 +20,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield beside
         os.replace(beside, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
         raise
 
 

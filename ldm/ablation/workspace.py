@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.writing import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +69,7 @@ class Workspace:
 
     def _finish(self, name: str, content: dict[str, Any]) -> None:
         path = self.path("done", f"{name}.json")
-        path.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        path.with_suffix(".tmp").replace(path)  # whole or not at all
+        write_text(path, json.dumps(content, indent=2) + "\n")
 
     def run(self, name: str) -> Path | None:
         """Return the newest run folder of a training that has a checkpoint, None if there is none."""

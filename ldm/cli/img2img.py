@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import Source, list_images, readable
-from ldm.cli.options import Defaults, SamplingParser
+from ldm.cli.options import Defaults, SamplingParser, add_negative_argument
 from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder, text_keys
 from ldm.data.core.pixels import from_bytes
 from ldm.data.readers.single_images import cropped, padded, read_image
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--indir", required=True, metavar="PATH", help="an image, or a folder of them")
     add("--prompt", metavar="TEXT", help="what to draw")
-    add("--negative", metavar="TEXT", help="what not to draw: guided away from, in place of the empty text")
+    add_negative_argument(parser)
     add("--strength", type=float, default=0.75, help="share of the steps that is taken, above 0 to 1 (default 0.75)")
     given, options = parser.parse(argv)
     sources, loaded = list_images(given.indir, "--indir"), load_for_sampling(options)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from ldm.data.core.decoding import UNREADABLE
 from ldm.data.core.files import find_files, find_images, read_lines
 from ldm.data.image_pairs.paired_files import find_pairs
-from ldm.errors import UserError
+from ldm.errors import UserError, some
 
 _log = logging.getLogger(__name__)
 _MASK = "_mask"
@@ -62,9 +62,9 @@ def readable(sources: Sequence[Source], read: Callable[[Source], Value]) -> Iter
         else:
             yield source, value
     if len(bad) == len(sources):
-        raise UserError(f"none of {len(bad)} images can be read: {_some(bad)}")
+        raise UserError(f"none of {len(bad)} images can be read: {some(bad)}")
     if bad:
-        _log.warning("skipped %d unreadable images: %s", len(bad), _some(bad))
+        _log.warning("skipped %d unreadable images: %s", len(bad), some(bad))
 
 
 def read_prompts(file: str) -> list[str]:
@@ -72,7 +72,3 @@ def read_prompts(file: str) -> list[str]:
     if prompts := read_lines(Path(file), "give --from-file a text file with a prompt a line"):
         return prompts
     raise UserError(f"--from-file {file}: holds no prompt")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -145,6 +145,12 @@ def choose_sampler(name: str, steps: int, grid: str | None, eta: float | None, d
     return make_sampler(name) if name == "ddpm" else make_sampler(name, steps=steps, grid=grid)
 
 
+def add_negative_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the text from which guidance goes away."""
+    what = "what not to draw: guided away from, in place of the empty text"
+    parser.add_argument("--negative", metavar="TEXT", help=what)
+
+
 def add_seed_arguments(group: argparse._ArgumentGroup, seed: int) -> None:
     """Add from which seed, by default `seed`, and how many samples at a time."""
     add = group.add_argument

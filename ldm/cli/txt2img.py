@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import read_prompts
-from ldm.cli.options import Defaults, SamplingParser
+from ldm.cli.options import Defaults, SamplingParser, add_negative_argument
 from ldm.cli.published import Published
 from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder, text_keys
 from ldm.errors import UserError
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--prompt", default="a painting of a virus monster playing guitar", help="what to draw")
     add("--from-file", metavar="FILE", help="one prompt per line, instead of --prompt")
-    add("--negative", metavar="TEXT", help="what not to draw: guided away from, in place of the empty text")
+    add_negative_argument(parser)
     add("--n_iter", type=int, default=1, help="how often n_samples are drawn of each prompt")
     given, options = parser.parse(argv)
     options = PUBLISHED.apply_default(options)

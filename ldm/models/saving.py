@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,6 +19,7 @@ from ldm.models.loading import ModelSource, is_first_stage, load_first_stage, lo
 from ldm.weights import files as storage
 from ldm.weights import folders
 from ldm.weights import load as checkpoint
+from ldm.writing import replacing
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
@@ -83,16 +81,12 @@ def save_folder(path: str | Path, model: nn.Module, section: dict[str, Any], hal
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> Path:
     """Write a file or a new folder beside its place, then move it there. UserError if that fails."""
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as beside:
+            write(beside)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm.errors import UserError, shown
+from ldm.errors import UserError, some
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.meters import DatasetMean, RunningMean
@@ -20,6 +20,7 @@ from ldm.training.optimization import clip_gradients
 from ldm.training.randomness import TRAINING, VALIDATION, Draws, seed_device, seed_from
 
 _SCALE_SEARCH = 24  # a gradient scaler begins at 2^16 and finds its scale by halving it at steps that it leaves out
+_OF_A_NAME = 60  # characters in a message
 
 
 class DoesNotFit(UserError):
@@ -94,13 +95,13 @@ class TrainingModule(pl.LightningModule):
         own = {self.published_name(name): name for name in state}
         shapes = [name for name, value in state_dict.items() if name in own and value.shape != state[own[name]].shape]
         if shapes:
-            raise DoesNotFit(f"{type(self).__name__}: of another shape are {_some(shapes)}")
+            raise DoesNotFit(f"{type(self).__name__}: of another shape are {some(shapes, 1, width=_OF_A_NAME)}")
         renamed = {own.get(name, self._unknown(name)): value for name, value in state_dict.items()}
         result = super().load_state_dict(renamed, strict=False, assign=assign)
         missing, unexpected = ([self.published_name(name) for name in names] for names in result)
         if strict and (missing or unexpected):
-            problems = {"missing": missing, "unexpected": unexpected}
-            said = "; ".join(f"{problem} are {_some(names)}" for problem, names in problems.items() if names)
+            problems = [("missing", missing), ("unexpected", unexpected)]
+            said = "; ".join(f"{what} are {some(names, 1, width=_OF_A_NAME)}" for what, names in problems if names)
             raise DoesNotFit(f"{type(self).__name__}: {said}")
         return type(result)(missing, unexpected)
 
@@ -234,7 +235,3 @@ class TrainingModule(pl.LightningModule):
     def _step_count(self) -> dict[str, float]:
         """Say where the loggers draw a value; Lightning's own count is one behind."""
         return {"step": float(self.global_step), "epoch": float(self.current_epoch)}
-
-
-def _some(names: Sequence[str]) -> str:
-    return shown(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")

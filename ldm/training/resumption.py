@@ -5,9 +5,7 @@ Works around Lightning 2.6, which restores the settings of an optimiser with its
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
@@ -15,10 +13,10 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.data.core.base import ImageReader
+from ldm.data.core.base import Contents, ImageReader
 from ldm.data.core.derived import source_of
 from ldm.data.core.module import DataModule
-from ldm.errors import UserError
+from ldm.errors import UserError, some
 from ldm.evaluation.resumable import differences
 from ldm.training.module import DoesNotFit, TrainingModule
 from ldm.training.plan import Plan
@@ -81,21 +79,17 @@ class Resumption(pl.Callback):
 
 def settings_changed(plan: Plan) -> str:
     """Return what differs between the config of a run that goes on and the one that it is to go on with."""
-    return _some_of(differences(plan.run.saved_content() or {}, plan.written))
+    return some(differences(plan.run.saved_content() or {}, plan.written), _MOST, "; ")
 
 
 def tell_edits(plan: Plan, plan_anew: Callable[[], Plan]) -> None:
     """Warn where a run that goes on by its own config is not what the files of its first start say by now."""
     try:
-        edits = _some_of(differences(plan.config, plan_anew().config))
+        edits = some(differences(plan.config, plan_anew().config), _MOST, "; ")
     except UserError as error:
         edits = str(error)
     if edits:
         _log.warning("--resume auto: the run keeps its own settings, --base says otherwise (run, --base): %s", edits)
-
-
-def _some_of(lines: list[str]) -> str:
-    return "; ".join(lines[:_MOST]) + (f" and {len(lines) - _MOST} more" if lines[_MOST:] else "")
 
 
 def _schedule(steps: LambdaLR, made: int) -> dict[str, Any]:
@@ -113,23 +107,19 @@ def _rates(schedules: list[dict[str, Any]]) -> list[float]:
 
 def data_record(data: DataModule) -> Record:
     """Return what tells a data set from another: number of items, a hash of the names, the first item."""
-    sets = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {name: _record_of(dataset, data.first_items[name]) for name, dataset in sets.items() if dataset is not None}
+    sets = data.contents().items()
+    return {name: _record_of(getattr(data, name), contents, data.first_items[name]) for name, contents in sets}
 
 
-def _record_of(dataset: Any, first: Mapping[str, Any]) -> dict[str, Any]:
-    source = source_of(dataset)
-    names = [str(name) for name in getattr(source, "names", None) or getattr(source, "shards", None) or ()]
-    folder = os.path.commonprefix([min(names), max(names)]).rpartition("/")[0] if names else ""  # it may be moved
-    digest = hashlib.sha256("\n".join(name.removeprefix(folder) for name in names).encode(errors="replace"))
+def _record_of(dataset: Any, contents: Contents, first: Mapping[str, Any]) -> dict[str, Any]:
     content = {}
-    if isinstance(source, ImageReader):  # items of others may be random
+    if isinstance(source_of(dataset), ImageReader):  # items of others may be random
         content = {key: value for key, value in first.items() if isinstance(value, (str, int))}
         tensors = {key: value for key, value in first.items() if isinstance(value, Tensor)}
         content |= {key: round(float(value.double().mean()), 3) for key, value in tensors.items()}
     return {
         "items": len(dataset) if isinstance(dataset, Sized) else None,
-        "names": digest.hexdigest() if names else None,
+        "contents": contents.names,
         "first": content,
     }
 
@@ -145,7 +135,7 @@ def data_changes(before: Any, now: Record) -> list[str]:
         other = [key for key, value in record["first"].items() if key in first and not _is_alike(first[key], value)]
         if old.get("items") != record["items"]:
             lines.append(f"data.params.{name} had {old.get('items')} items, now {record['items']}")
-        elif old.get("names") != record["names"]:
+        elif old.get("contents", record["contents"]) != record["contents"]:
             lines.append(f"data.params.{name} has as many items, but other names")
         elif other:
             lines.append(f"data.params.{name} has another {' and '.join(other)} in its first item")

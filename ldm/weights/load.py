@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.compat.diffusers import index_of
-from ldm.errors import UserError, shown
+from ldm.errors import LONGEST, UserError, shown, some
 from ldm.weights import files as storage
 from ldm.weights import folders
 from ldm.weights.archives import config_in, unpacked
@@ -32,7 +32,7 @@ PARTS = ("first_stage_model.", "model.diffusion_model.", "cond_stage_model.")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _EMA_COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
 _EXAMPLES = 3
-MOST_CHARACTERS, _OF_A_NAME = 300, 160  # of a message, of a name and its shapes in it
+_WIDTH, _OF_A_NAME = 60, 160  # characters of a name, of one and its shapes
 
 
 def locate(path: str | Path) -> Path:
@@ -125,9 +125,9 @@ def _read(path: Path) -> State:
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     others = [str(name) for name in state if name not in tensors]
     if not tensors:
-        raise UserError(f"{path}: holds no state dict{'; it has ' + _some(others) if others else ''}")
+        raise UserError(f"{path}: holds no state dict{'; it has ' + some(others, width=_WIDTH) if others else ''}")
     if others:
-        log.warning("%s: skipped what is not a tensor: %s", path, _some(others))
+        log.warning("%s: skipped what is not a tensor: %s", path, some(others, width=_WIDTH))
     return tensors
 
 
@@ -196,7 +196,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         """Return numbers by top-level part, with a few names each, in one line."""
-        return self.within(MOST_CHARACTERS)
+        return self.within(LONGEST)
 
     def within(self, limit: int) -> str:
         """Return the same with as many names as `limit` characters hold."""
@@ -205,7 +205,7 @@ class LoadReport:
             parts: dict[str, list[str]] = {}
             for kind, names in kinds:
                 for part, members in _by_part(names).items():
-                    named = f" ({_some(members, examples, _OF_A_NAME)})" if examples else ""
+                    named = f" ({some(members, examples, width=_OF_A_NAME)})" if examples else ""
                     parts.setdefault(part, []).append(f"{len(members)} {kind}{named}")
             line = "; ".join(f"{shown(part)}: {', '.join(problems)}" for part, problems in parts.items())
             if len(line) <= limit:
@@ -248,7 +248,7 @@ def load_into(
         raise UserError(_misfit(source, type(module).__name__, report, own, state))
     module.load_state_dict({name: offered[name] for name in report.loaded}, strict=False)
     level = logging.INFO if report.fits else logging.WARNING
-    extra = f"; tolerated: {_some(report.tolerated)}" if report.tolerated else ""
+    extra = f"; tolerated: {some(report.tolerated, width=_WIDTH)}" if report.tolerated else ""
     target = type(module).__name__
     log.log(level, "%s: loaded %d tensors into %s; %s%s", source, len(report.loaded), target, report, extra)
     return report
@@ -276,7 +276,7 @@ def _misfit(source: str, target: str, report: LoadReport, own: Iterable[str], st
     if kind is not None and kind != kind_of(own):
         return f"{source}: is {kind.name}, and does not fit {target}; {kind.remedy}"
     start = f"{source}: does not fit {target}: "
-    return start + report.within(max(MOST_CHARACTERS - len(start), _EXAMPLES * 20))
+    return start + report.within(max(LONGEST - len(start), _EXAMPLES * 20))
 
 
 def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], tables: Container[str]) -> LoadReport:
@@ -313,10 +313,3 @@ def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
 
 def _shape(tensor: Tensor) -> str:
     return "(" + ", ".join(map(str, tensor.shape)) + ")"
-
-
-def _some(names: Iterable[str], number: int = _EXAMPLES, width: int = 60) -> str:
-    names = list(names)
-    rest = f" and {len(names) - number} more" if names[number:] else ""
-    return ", ".join(shown(name, width) for name in names[:number]) + rest
-

@@ -144,7 +144,12 @@ class ImageDataset(ImageReader, Dataset):
 
     def _keep(self, names: list[str]) -> None:
         """Set the files that the data set consists of."""
-        self.names, self.errors, self.contents = names, DataErrors(len(names)), contents_of_names(names)
+        self.names, self.errors = names, DataErrors(len(names))
+
+    @property
+    def contents(self) -> Contents:
+        """Return what the data set consists of."""
+        return contents_of_names(self.names)
 
     @property
     def num_files(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ldm.bounds import Count
-from ldm.data.core.base import ImageDataset, ImageReader, contents_of_names
+from ldm.data.core.base import Contents, ImageDataset, ImageReader, contents_of_names
 from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.decoding import DecodedImage
 from ldm.data.core.transforms import UNREADABLE, SampleKey
@@ -56,6 +56,13 @@ class IndexedShards(ImageDataset):
         self._members = np.array(members, dtype=np.int64)[kept]  # (files, 1 + columns, 3): shard, start, size
         shards = [self._shards[shard] for shard in self._members[:, 0, 0]]
         self.names = [f"{shard}: {key}" for shard, key in zip(shards, self.names, strict=True)]
+
+    @property
+    def contents(self) -> Contents:
+        """Return what the shards consist of; where they lie does not count."""
+        folders = [f"{Path(shard).parent}/" for shard in self._shards]
+        shards = self._members[:, 0, 0]
+        return contents_of_names([name.removeprefix(folders[i]) for name, i in zip(self.names, shards, strict=True)])
 
     def _list_samples(self, source: str) -> tuple[list[str], list[list[tuple[int, int, int]]]]:
         """Return the names of all samples, and (shard, start, size) of their files. UserError if none is complete."""
@@ -120,7 +127,6 @@ class Shards(ImageReader, IterableDataset):
         super().__init__(size, **kwargs)
         self.errors = DataErrors(_SLOTS)
         self.shards = expand_urls(urls)
-        self.contents = contents_of_names([Path(shard).name for shard in self.shards])
         self.fields, self.samples_per_epoch, self.buffer = Fields(fields), samples_per_epoch, max(1, buffer)
         default = 1 << (min(len(self.shards), _MAX_STREAMS).bit_length() - 1)
         self.shuffle_streams = default if shuffle_streams is None else shuffle_streams
@@ -128,6 +134,11 @@ class Shards(ImageReader, IterableDataset):
             raise UserError(
                 f"{urls}: shuffle_streams={shuffle_streams} must be 1 to {len(self.shards)}, the number of shards"
             )
+
+    @property
+    def contents(self) -> Contents:
+        """Return what the stream consists of."""
+        return contents_of_names([Path(shard).name for shard in self.shards])
 
     @property
     def is_remote(self) -> bool:
