@@ -63,8 +63,10 @@ class Most(Bound):
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 # What a network is made of: more than this is a slip, and would take minutes to build or not fit into any memory.
 Size = Annotated[int, Ge(1), Le(1_000_000)]
+Sides = Size | tuple[Size, Size]  # of a square, or (height, width)
 Depth = Annotated[int, Ge(0), Le(200)]
 Levels = Annotated[Sequence[Size], Most(16)]

@@ -1,8 +1,8 @@
 """Images as bytes (C, H, W): grids, colours of classes, outlines of boxes, and a folder of samples with their record.
 
-    FOLDER/samples/00000.png ...  counting on from what is there; an image made from a file has that file's name instead
-    FOLDER/grid-0000.png          rows of images
-    FOLDER/grid-0000.json         for each file its seed and condition; model, sampler, versions, command
+FOLDER/samples/00000.png ...  counting on from what is there; an image made from a file has that file's name instead
+FOLDER/grid-0000.png          rows of images
+FOLDER/grid-0000.json         for each file its seed and condition; model, sampler, versions, command
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ldm.data.core.pixels import to_bytes
 from ldm.environment import environment
-from ldm.errors import UserError
+from ldm.errors import UserError, writable
 
 Box = Sequence[float]  # left, top, width, height in [0, 1]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -155,7 +155,9 @@ class ImageWriter:
             cells = torch.stack([_padded(cell, channels, height, width) for cell in self._cells])
             to_pil(image_grid(cells, self.columns)).save(stem.with_suffix(".png"))
         content = {**record, **environment(), "samples": self.entries}
-        stem.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        stem.with_suffix(".json").write_text(
+            writable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
+        )
         return stem.with_suffix(".json")
 
     def _numbered(self, suffix: str) -> str:

@@ -16,6 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
     After an error `path` is what it was, and nothing is left beside it.
     """
     beside = path.with_name(f".{path.name}")
+    if beside.is_symlink():  # in a folder of a stranger: it may lead anywhere
+        beside.unlink()
     try:
         yield beside
         os.replace(beside, path)

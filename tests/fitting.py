@@ -11,6 +11,8 @@ from tiny import SIZE
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.training.lightning_fixes.checkpoints import Checkpoints
+
 
 class Noise(Dataset):
     """Items whose image is a function of the index."""
@@ -55,3 +57,15 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
     assert first.keys() == second.keys()
     names = [name for name in first if first[name].numel()]
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in names)
+
+
+def fit_whole_and_in_two(
+    whole: pl.LightningModule, first: pl.LightningModule, second: pl.LightningModule, folder: Path
+) -> dict[str, Any]:
+    """Train one for four steps, another for two and the third on from there; return the options of going on."""
+    fit(whole, folder, 4, batch_size=4)
+    fit(first, folder, 2, batch_size=4, callbacks=[Checkpoints(folder)])
+    goes_on = {"callbacks": [Checkpoints(folder / "second")], "ckpt_path": str(folder / "last.ckpt")}
+    (folder / "second").mkdir()
+    fit(second, folder, 4, batch_size=4, **goes_on)
+    return goes_on

@@ -1,5 +1,6 @@
 """Small pictures on disk, for the tests of readers."""
 
+import base64
 import io
 import json
 import tarfile
@@ -42,3 +43,8 @@ def write_tar(path: Path, indices, files=lambda i: {}) -> Path:
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content))
     return path
+
+
+def address(content: bytes) -> str:
+    """Return the text by which a browser sends a file."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()

@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "model_channels": WIDTH, "channel_mult": _ones, "num_res_blocks": 1, "transformer_depth": 1,
         "context_dim": lambda old: WIDTH,
     },
+    "ldm.networks.dit.DiT": {"hidden_size": WIDTH, "depth": 1, "num_heads": 1},
     "ldm.networks.encoder_decoder.Architecture": {"channels": WIDTH, "channel_mult": _ones, "num_res_blocks": 1},
     "ldm.networks.discriminator.PatchDiscriminator": {"width": 4},
     "ldm.autoencoder.regularizers.VectorQuantizer": {"num_codes": 16},
@@ -47,7 +48,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ldm.conditioning.layout.LayoutConditioner": {"dim": WIDTH, "depth": 1},
     "ldm.conditioning.text.EmbeddingConditioner": {"dim": WIDTH},
 }  # fmt: skip
-TOKENIZER = "{target: ldm.conditioning.tokenizers.TrainedTokenizer, params: {max_length: 8, vocab_size: 64}}"
+TOKENIZER = "{target: ldm.conditioning.tokenizers.TrainedTokenizer, params: {max_length: 8, vocab_size: 128}}"
 SHORT = [
     "lightning.trainer.accelerator=cpu",
     "lightning.trainer.accumulate_grad_batches=1",

@@ -116,7 +116,7 @@ def unet_config(channels: int = CHANNELS, extra: int = 0, **options: Any) -> Con
 
 def text_config(dim: int = WIDTH, max_length: int = 8, drop_rate: float = 0.2) -> Config:
     """Return the config of a text conditioner whose vocabulary is that of the training captions."""
-    tokenizer = node("conditioning.tokenizers.TrainedTokenizer", max_length=max_length, vocab_size=64)
+    tokenizer = node("conditioning.tokenizers.TrainedTokenizer", max_length=max_length, vocab_size=128)
     return node("conditioning.text.TextConditioner", tokenizer=tokenizer, dim=dim, depth=1, drop_rate=drop_rate)
 
 

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldm import compat
-from ldm.ablation.study import PIXELS, EvaluationSpec, Sampling, Study, Trial, make
-from ldm.ablation.workspace import file_name
+from ldm.ablation.cost import ModelCost, model_cost
+from ldm.ablation.sampling import check_sampling
+from ldm.ablation.study import PIXELS, Sampling, Study, Trial, make
+from ldm.ablation.workspace import digest, file_name
 from ldm.config import trust_base
 from ldm.config.check import check_sections
 from ldm.config.merge import set_value
-from ldm.config.overrides import split_key
+from ldm.config.nodes import without_checkpoints
+from ldm.config.overrides import apply_overrides, split_key
 from ldm.config.plain import resolve as resolved
 from ldm.errors import UserError
 from ldm.evaluation.build import make_metric_suite
-from ldm.evaluation.distribution_metrics import moments
+from ldm.evaluation.distributions import moments
+from ldm.evaluation.image_sets import SPLIT
 from ldm.evaluation.metric_suite import MetricSuite
 from ldm.evaluation.report import pyplot
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.loading import train_option
-from ldm.networks.unet import UNet
-from ldm.sampling import make_sampler
-from ldm.sampling.base import Sampler
-from ldm.training.plan import Plan, make_plan
+from ldm.models.loading import ModelSource, read_config
+from ldm.training.plan import make_plan
 from ldm.training.run import instantiate_training
 from ldm.training.run_folder import RunFolder
 from ldm.weights.load import locate
@@ -41,23 +40,10 @@ from ldm.weights.load import locate
 Content = dict[str, Any]
 _PIXELS = {"target": "ldm.models.autoencoder.IdentityAutoencoder"}
 _METRICS = ("metrics", "first_stage_metrics")
+_VALIDATION = "data.params.validation."
+_SAMPLE = "sample."
+_OF_TRAINED = (_SAMPLE, "latent.checkpoint", f"latent.{_VALIDATION}")  # what a trial may set without a training
 _NOWHERE = RunFolder(Path("unused"))  # a plan writes nothing
-
-
-_COUNTED: dict[str, tuple[int, int]] = {}  # FLOPs of network and decoder; trials differ in more than their models
-
-
-@dataclass(frozen=True)
-class ModelCost:
-    """Size and cost of a latent training; FLOPs of one image, forward, as torch counts them."""
-
-    factor: int
-    latent_shape: tuple[int, int, int]
-    parameters: int
-    network_flops: int
-    decoder_flops: int
-    global_batch: int
-    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,10 @@ class FirstStage:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A trial with name and config of its latent training; weights of a first stage are not filled in."""
+    """A trial with name and config of its latent training; weights of a first stage are not filled in.
+
+    checkpoint: a trained model in place of that training.
+    """
 
     trial: Trial
     name: str
@@ -79,51 +68,114 @@ class Resolved:
     first_stage: FirstStage | None
     sampling: Sampling
     cost: ModelCost
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What trials that differ in seed and sampling have in common; `model` is on the meta device."""
+
+    content: Content
+    first_stage: FirstStage | None
+    checkpoint: str | None
+    model: LatentDiffusion
+    cost: ModelCost
+
+    @property
+    def averages(self) -> list[str]:
+        """Return the names of the averages that are kept beside the usual one."""
+        return list(self.content["training"].get("params", {}).get("averages") or {})
 
 
 def resolve(study: Study) -> list[Resolved]:
     """Resolve and check every trial; nothing is written. UserError names the trial that is impossible."""
     for key in _METRICS:
         with _at(f"{study.name}, evaluation.{key}"):
-            _suite(study, key).check_count(study.evaluation.num_samples)
+            suite = _suite(study, key)
+            suite.check_count(study.evaluation.num_samples)
+            suite.check_source(f"{SPLIT}validation")
     found: list[Resolved] = []
-    built: dict[str, tuple[LatentDiffusion, ModelCost]] = {}  # many trials may share a training
+    built: dict[str, _Training] = {}
+    read = cache(lambda path: compat.translate(compat.read(path)))
     for trial in study.trials():
         with _at(f"{study.name}, {trial}"):
-            found.append(_resolve(study, trial, built))
-    _check_parameters(study, found)
+            found.append(_resolve(study, trial, read, built))
+    _check_equal(study, found)
     return found
 
 
-def _resolve(study: Study, trial: Trial, built: dict[str, tuple[LatentDiffusion, ModelCost]]) -> Resolved:
-    configs = _configs(trial)
-    latent, stage = _checked(configs["latent"]), None
+def _resolve(study: Study, trial: Trial, read: Callable[[Path], Content], built: dict[str, _Training]) -> Resolved:
+    others = repr([setting for setting in trial.settings if not setting[0].startswith(_SAMPLE)])
+    if others not in built:
+        built[others] = _build(study, trial, _configs(trial, read))
+    training, given = built[others], {}
+    for key, value in trial.settings:
+        if key.startswith(_SAMPLE):
+            given = set_value(given, split_key(key.removeprefix(_SAMPLE)), value)
+    sampling = make(Sampling, given, "sample")
+    check_sampling(study.evaluation, sampling, training.model, training.averages)
+    stage, checkpoint = training.first_stage, training.checkpoint
+    name = _name(study, trial, training.content, checkpoint or (stage and stage.name))
+    return Resolved(trial, name, training.content, stage, sampling, training.cost, checkpoint)
+
+
+def _build(study: Study, trial: Trial, configs: Content) -> _Training:
+    """Build a latent training without weights, and measure it. UserError for what cannot be trained together."""
+    checkpoint = configs["latent"].get("checkpoint")
+    if checkpoint is None:
+        latent, stage = _to_train(trial, configs)
+    else:
+        latent, stage = _of_run(study, trial, checkpoint), None
+    plan = make_plan(latent, _NOWHERE, trial.seed)
+    with torch.device("meta"):
+        model = instantiate_training(plan.config).model
+    if not isinstance(model, LatentDiffusion):
+        raise UserError(f"latent: {plan.model['target']} is no latent diffusion model")
+    factor = model.first_stage_model.factor
+    if trial.labels.get("f", factor) != factor:
+        raise UserError(f"f={trial.labels['f']}: the first stage has f={factor}; give it one level per doubling")
+    return _Training(latent, stage, checkpoint, model, model_cost(plan, model))
+
+
+def _to_train(trial: Trial, configs: Content) -> tuple[Content, FirstStage | None]:
+    """Return the config of a latent training, and its first stage where one is named."""
+    latent = _checked({key: value for key, value in configs["latent"].items() if key != "checkpoint"})
+    stage = None
     if configs.get("first_stage") == PIXELS:
         latent["model"]["params"]["autoencoder"] = _PIXELS
     elif "first_stage" in configs:
         stage = _first_stage(trial, configs["first_stage"])
         latent["model"]["params"]["autoencoder"] = {key: stage.content["model"][key] for key in ("target", "params")}
-    name = _name(study, trial, latent, stage)
-    if name not in built:
-        built[name] = _build(trial, latent)
-    model, cost = built[name]
-    sampling = make(Sampling, configs["sample"], "sample")
-    _check_sampling(study.evaluation, sampling, model)
-    return Resolved(trial, name, latent, stage, sampling, cost)
+    return latent, stage
 
 
-def _configs(trial: Trial) -> Content:
+def _of_run(study: Study, trial: Trial, checkpoint: str) -> Content:
+    """Return the config of a trained model, with the validation set of the study. UserError for axes of training."""
+    for axis, value in trial.labels.items():
+        for key, _ in study.axes[axis][value]:
+            if not key.startswith(_OF_TRAINED):
+                raise UserError(f"axes.{axis} sets {key}; latent.checkpoint is trained already, leave one of them out")
+    content = apply_overrides(read_config(ModelSource(checkpoint)), data_overrides(trial))
+    return _checked({**content, "model": without_checkpoints(content["model"])})
+
+
+def data_overrides(trial: Trial) -> tuple[str, ...]:
+    """Return what a trial sets of the validation set, as overrides of the config of a run."""
+    settings = ((key.removeprefix("latent."), value) for key, value in trial.settings)
+    return tuple(f"{key}={json.dumps(value)}" for key, value in settings if key.startswith(_VALIDATION))
+
+
+def _configs(trial: Trial, read: Callable[[Path], Content]) -> Content:
     """Apply the settings of a trial in order; another config starts afresh, of pixels there is none.
 
-    Returns `latent`, a config; `first_stage`, where one is named, with its `checkpoint`, or PIXELS; `sample`, fields of
-    `Sampling`.
+    `read` reads a config. Returns `latent` and, if named, `first_stage`: configs, with `checkpoint` if set, or PIXELS.
     """
-    configs: Content = {"sample": {}}
+    configs: Content = {}
     for key, value in trial.settings:
         part, _, inside = key.partition(".")
         if not inside:
             trust_base([] if value == PIXELS else [value])
-            configs[part] = value if value == PIXELS else compat.translate(compat.read(value))
+            configs[part] = value if value == PIXELS else read(value)
         elif isinstance(configs.get(part), dict):
             configs[part] = set_value(configs[part], split_key(inside), value)
     return configs
@@ -136,129 +188,47 @@ def _checked(content: Content) -> Content:
 
 
 def _first_stage(trial: Trial, content: Content) -> FirstStage:
-    checkpoint = content.pop("checkpoint", None)
-    content = _checked(content)
+    checkpoint = content.get("checkpoint")
+    content = _checked({key: value for key, value in content.items() if key != "checkpoint"})
     make_plan(content, _NOWHERE, trial.seed)
     file = next(value for key, value in reversed(trial.settings) if key == "first_stage")
     return FirstStage(f"{file.stem}-{digest(content, checkpoint)}", content, checkpoint)
 
 
-def _name(study: Study, trial: Trial, latent: Content, stage: FirstStage | None) -> str:
+def _name(study: Study, trial: Trial, latent: Content, origin: str | None) -> str:
     label = ""
     for name, value in trial.labels.items():
         keys = [key for settings in study.axes[name].values() for key, _ in settings]
         if not all(key.startswith("sample.") for key in keys):
             label += f"-{file_name(name + str(value))}"
     budget = [study.budget.kind, study.budget.amount, study.budget.points]
-    return f"{study.name}{label}-seed{trial.seed}-{digest(latent, trial.seed, budget, stage and stage.name)}"
+    return f"{study.name}{label}-seed{trial.seed}-{digest(latent, trial.seed, budget, origin)}"
 
 
-def digest(*parts: Any) -> str:
-    """Return eight characters that follow from plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _build(trial: Trial, content: Content) -> tuple[LatentDiffusion, ModelCost]:
-    """Build a latent training without weights, and measure it. UserError for what cannot be trained together."""
-    plan = make_plan(content, _NOWHERE, trial.seed)
-    with torch.device("meta"):
-        model = instantiate_training(plan.config).model
-    if not isinstance(model, LatentDiffusion):
-        raise UserError(f"latent: {plan.model['target']} is no latent diffusion model")
-    return model, _cost(trial, plan, model)
-
-
-def _cost(trial: Trial, plan: Plan, model: LatentDiffusion) -> ModelCost:
-    size = train_option(plan.config, "size")
-    if size is None:
-        raise UserError("latent: data.params.train has no size")
-    height, width = (size, size) if isinstance(size, int) else size
-    stage, network = model.first_stage_model, model.model.diffusion_model
-    if trial.labels.get("f", stage.factor) != stage.factor:
-        raise UserError(f"f={trial.labels['f']}: the first stage has f={stage.factor}; give it one level per doubling")
-    shape = stage.latent_shape(height, width)
-    network_flops, decoder_flops = _counted(plan.model, shape, network, model)
-    return ModelCost(
-        factor=stage.factor,
-        latent_shape=shape,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        network_flops=network_flops,
-        decoder_flops=decoder_flops,
-        global_batch=plan.batch.total,
-        learning_rate=plan.learning_rate,
-    )
-
-
-def _counted(
-    config: Content, shape: tuple[int, int, int], network: nn.Module, model: LatentDiffusion
-) -> tuple[int, int]:
-    """Return the FLOPs of network and decoder, which take seconds to count, once for each config and latent shape."""
-    key = digest(config, shape)
-    if key not in _COUNTED:
-        in_network = _network_flops(network, shape)
-        _COUNTED[key] = in_network, _flops(lambda: model.decode(_empty(shape), quantize=False))
-    return _COUNTED[key]
-
-
-def _network_flops(network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Count one forward pass, with one token of context where the network takes some."""
-    if not isinstance(network, UNet):
-        raise UserError(f"latent: {type(network).__name__} is no U-Net; its levels cannot be compared")
-    _, height, width = shape
-    if height % network.size_multiple or width % network.size_multiple:
-        raise UserError(
-            f"latents of {height}x{width} for a U-Net whose levels need multiples of {network.size_multiple}; "
-            "give it fewer levels (channel_mult), or a smaller f, or larger images"
-        )
-    context = None if network.context_dim is None else _empty((1, network.context_dim))
-    classes = None if network.num_classes is None else torch.zeros(1, dtype=torch.long, device="meta")
-    x, t = _empty((network.in_channels, height, width)), torch.zeros(1, dtype=torch.long, device="meta")
-    return _flops(lambda: network(x, t, context, classes))
-
-
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(1, *shape, device="meta")
-
-
-def _flops(run: Callable[[], Tensor]) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    return counter.get_total_flops()
-
-
-def _check_parameters(study: Study, resolved: list[Resolved]) -> None:
-    tolerance = study.budget.parameters
-    counts = {str(one.trial): one.cost.parameters for one in resolved}
-    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    difference = math.inf if counts[least] == 0 else counts[most] / counts[least] - 1
-    if tolerance is not None and difference > tolerance:
-        raise UserError(
-            f"{study.name}: the networks are not of equal size: {least} has {counts[least]:,} parameters, {most} has "
-            f"{counts[most]:,}, which is {difference:.0%} more; budget.parameters allows {tolerance:.0%}"
-        )
-
-
-def sampler(sampling: Sampling, steps: int) -> Sampler:
-    """Return the sampler. UserError for an unknown one, and for an eta where it has none."""
-    name = sampling.sampler
-    return make_sampler(name, steps=None if name == "ddpm" else steps, eta=sampling.eta)
-
-
-def _check_sampling(spec: EvaluationSpec, sampling: Sampling, model: LatentDiffusion) -> None:
-    """Raise UserError for samples that a model cannot draw: numbers of steps, guidance, sizes."""
-    if sampling.scale != 1 and not any(model.conditioners()):
-        raise UserError(f"sample.scale is {sampling.scale:g}; a model without conditions has no guidance")
-    for steps in spec.all_steps:
-        sampler(sampling, steps).times(model.process)
-    for name, side in (("H", sampling.H), ("W", sampling.W)):
-        if side is not None and side % model.side_multiple:
-            raise UserError(f"sample.{name} is {side}; these models need multiples of {model.side_multiple}")
+def _check_equal(study: Study, resolved: list[Resolved]) -> None:
+    """Raise UserError if networks differ by more than the budget allows."""
+    budget = study.budget
+    for name, tolerance, size in (
+        ("parameters", budget.parameters, lambda cost: cost.parameters),
+        ("flops", budget.flops, lambda cost: cost.network_flops),
+    ):
+        counts = {str(one.trial): size(one.cost) for one in resolved}
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        difference = math.inf if counts[least] == 0 else counts[most] / counts[least] - 1
+        if tolerance is not None and difference > tolerance:
+            raise UserError(
+                f"{study.name}: the networks are not equal in {name}: {least} has {counts[least]:,}, {most} has "
+                f"{counts[most]:,}, which is {difference:.0%} more; budget.{name} allows {tolerance:.0%}"
+            )
 
 
 def check_ready(study: Study, trials: Sequence[Resolved]) -> None:
     """Raise UserError if what the study needs is not here: checkpoints, weights of the extractor, packages."""
     pyplot()
     for trial in trials:
+        if trial.checkpoint is not None:
+            with _at(f"{study.name}, {trial.trial}: latent.checkpoint"):
+                locate(trial.checkpoint)
         if trial.first_stage is not None and trial.first_stage.checkpoint is not None:
             with _at(f"{study.name}, {trial.trial}: first_stage.checkpoint"):
                 locate(trial.first_stage.checkpoint)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,10 +18,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.ablation.resolve import Content, Resolved, digest, sampler
-from ldm.ablation.runner import DeviceSlot, run_all
+from ldm.ablation.resolve import Content, Resolved, data_overrides
+from ldm.ablation.runner import DeviceSlot, Job, run_all
+from ldm.ablation.sampling import guidance, sampler
 from ldm.ablation.study import Study
-from ldm.ablation.workspace import Workspace
+from ldm.ablation.workspace import Workspace, digest
 from ldm.config.merge import merge
 from ldm.errors import UserError
 from ldm.evaluation.run import (
@@ -32,6 +32,7 @@ from ldm.evaluation.run import (
     evaluate_first_stage,
     evaluate_model,
 )
+from ldm.models.guidance import Guidance
 from ldm.models.loading import ModelSource
 from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.plan import RunOptions
@@ -68,13 +69,15 @@ def sample_evaluations(study: Study, trial: Resolved) -> list[Evaluation]:
     """Return the evaluations of samples: on the way, and for each number of steps at the end."""
     spec, last = study.evaluation, study.budget.points
     by = digest(asdict(trial.sampling), spec.metrics, spec.extractor, spec.num_samples)[:6]
-    when = [(part, spec.curve_steps) for part in range(1, last)] + [(last, steps) for steps in spec.all_steps]
+    on_the_way = range(1, last) if trial.checkpoint is None else ()
+    when = [(part, spec.curve_steps) for part in on_the_way] + [(last, steps) for steps in spec.all_steps]
     return [Evaluation(f"{trial.name}-{by}-part{part}of{last}-steps{steps}", part, steps) for part, steps in when]
 
 
 def speed_name(study: Study, trial: Resolved) -> str | None:
     """Return the name of the short training by which the minutes of a budget become steps."""
-    return f"{trial.name}-speed" if study.budget.kind == "minutes" else None
+    is_needed = study.budget.kind == "minutes" and trial.checkpoint is None
+    return f"{trial.name}-speed" if is_needed else None
 
 
 def step_names(study: Study, trial: Resolved) -> list[str]:
@@ -82,8 +85,8 @@ def step_names(study: Study, trial: Resolved) -> list[str]:
     stage, speed = trial.first_stage, speed_name(study, trial)
     trained = [] if stage is None or stage.checkpoint is not None else [stage.name]
     evaluations = [first_stage_evaluation(study, trial), *sample_evaluations(study, trial)]
-    names = [*trained, *([] if speed is None else [speed]), trial.name]
-    return [*names, *(evaluation.name for evaluation in evaluations if evaluation is not None)]
+    trained += [name for name in (speed, trial.name) if name is not None and trial.checkpoint is None]
+    return [*trained, *(evaluation.name for evaluation in evaluations if evaluation is not None)]
 
 
 def share(trials: Sequence[Resolved], task: int, of: int) -> list[Resolved]:
@@ -121,26 +124,58 @@ def device_slots(devices: str, workers: int | None, cpu_workers: int) -> list[De
             hint = "write auto, cpu, or numbers of them as 0,1"
             raise UserError(f"devices {devices}: this machine has {len(present)} GPUs; {hint}")
         slots = [DeviceSlot(f"{kind.type}:{number}", {"gpus": f"{number},"}) for number in numbers] * (workers or 1)
-    threads = max((os.cpu_count() or 1) // len(slots), 1)
+    threads = max(torch.get_num_threads() // len(slots), 1)
     return [replace(slot, threads=threads) for slot in slots]
 
 
 def run_trials(study: Study, trials: Sequence[Resolved], workspace: Workspace, slots: Sequence[DeviceSlot]) -> None:
-    """Do what is left of trials, each in a process of its own. UserError names those that failed."""
+    """Do what is left of trials; UserError names the processes that failed.
+
+    Those that share a training share processes, too, one a slot: to begin one takes longer than to draw a few samples.
+    """
     workspace.create()
-    jobs = {
-        f"{trial.name}-{digest(asdict(trial.sampling))[:4]}": partial(run_trial, study, trial, workspace)
-        for trial in trials
-        if not all(map(workspace.is_done, step_names(study, trial)))
-    }
-    _log.info("%d of %d trials are to be done", len(jobs), len(trials))
+    left = [trial for trial in trials if not all(map(workspace.is_done, step_names(study, trial)))]
+    _log.info("%d of %d trials are to be done", len(left), len(trials))
+    jobs: dict[str, Job] = {}
+    for name in dict.fromkeys(trial.name for trial in left):
+        same = [trial for trial in left if trial.name == name]
+        parts = [same[i :: len(slots)] for i in range(min(len(slots), len(same)))]
+        jobs |= {f"{name}-{i}": partial(_run_each, study, part, workspace) for i, part in enumerate(parts)}
     run_all(jobs, slots, workspace.folder / "logs")
 
 
+def _run_each(study: Study, trials: Sequence[Resolved], workspace: Workspace, slot: DeviceSlot) -> None:
+    """Do trials one after the other; one that fails does not stop the others. UserError for the first that failed."""
+    failed = None
+    for trial in trials:
+        try:
+            run_trial(study, trial, workspace, slot)
+        except UserError as error:
+            _log.error("%s: %s", trial.trial, error)
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
 def run_trial(study: Study, trial: Resolved, workspace: Workspace, slot: DeviceSlot) -> None:
-    """Do what is left of a trial: train its first stage, unless it has weights, then its model, and evaluate both."""
+    """Do what is left of a trial: train what has no weights yet, first stage and model, and evaluate both."""
     if slot.threads is not None:
         torch.set_num_threads(slot.threads)
+    if trial.checkpoint is None:
+        steps = _train_both(study, trial, workspace, slot)
+        run = workspace.finished_run(trial.name)
+    else:
+        run = Path(trial.checkpoint)
+    for evaluation in (first_stage_evaluation(study, trial), *sample_evaluations(study, trial)):
+        if evaluation is not None:
+            weights = run
+            if evaluation.part < study.budget.points:
+                weights = run / "checkpoints" / f"step={steps * evaluation.part // study.budget.points:09}.ckpt"
+            _evaluate(study, trial, evaluation, weights, workspace, slot)
+
+
+def _train_both(study: Study, trial: Resolved, workspace: Workspace, slot: DeviceSlot) -> int:
+    """Train the first stage, unless it has weights, and the model; return the number of steps of the latter."""
     points, content = study.budget.points, trial.content
     if (stage := trial.first_stage) is not None:
         weights = stage.checkpoint
@@ -154,13 +189,7 @@ def run_trial(study: Study, trial: Resolved, workspace: Workspace, slot: DeviceS
         short["lightning"]["trainer"]["limit_val_batches"] = 0  # it measures nothing but the speed
         pace = _train(name, short, seed, workspace, slot)["seconds_per_step"]
     length = with_length(content, points, steps_of_a_part(study, content, pace))
-    total = _train(trial.name, length, seed, workspace, slot)["steps"]
-    for evaluation in (first_stage_evaluation(study, trial), *sample_evaluations(study, trial)):
-        if evaluation is not None:
-            run = workspace.finished_run(trial.name)
-            if evaluation.part < points:
-                run = run / "checkpoints" / f"step={total * evaluation.part // points:09}.ckpt"
-            _evaluate(study, trial, evaluation, run, workspace, slot)
+    return _train(trial.name, length, seed, workspace, slot)["steps"]
 
 
 def steps_of_a_part(study: Study, content: Content, seconds_per_step: float | None = None) -> int:
@@ -209,10 +238,15 @@ def _evaluate(
     spec, how, steps = study.evaluation, trial.sampling, evaluation.steps
     is_first_stage, out = steps is None, workspace.path("evaluations", evaluation.name)
     metrics = spec.first_stage_metrics if is_first_stage else spec.metrics
-    samples = SampleOptions(sampler(how, steps or 1), 1.0 if is_first_stage else how.scale, (how.H, how.W))
-    source, device = ModelSource(str(run)), torch.device(slot.device)
-    reference = ReferenceOptions(out.parent / "references")
-    options = EvaluationOptions(source, device, metrics, spec.extractor, samples, reference, out, spec.num_samples)
+    source = ModelSource(str(run), weights="ema" if is_first_stage else how.weights)
+    guided = Guidance() if is_first_stage else guidance(how, source)
+    first = 0 if trial.checkpoint is None else trial.trial.seed * spec.num_samples  # nothing else differs by seed then
+    samples = SampleOptions(sampler(how, steps or 1), guided, (how.H, how.W), seed=first)
+    device, reference = torch.device(slot.device), ReferenceOptions(out.parent / "references")
+    overrides = () if trial.checkpoint is None else data_overrides(trial.trial)
+    options = EvaluationOptions(
+        source, device, metrics, spec.extractor, samples, reference, out, spec.num_samples, overrides=overrides
+    )
     evaluate = evaluate_first_stage if is_first_stage else evaluate_model
     workspace.once(evaluation.name, lambda: evaluate(options, _progress))
 

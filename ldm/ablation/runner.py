@@ -17,7 +17,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from ldm.config.trust import allow, allowed
+from ldm.allowance import allowed
+from ldm.config.trust import allow
 from ldm.errors import UserError
 from ldm.training.interrupt import stopped_by_sigterm
 

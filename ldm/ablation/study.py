@@ -6,12 +6,14 @@
     set           settings of all trials, {KEY: value}. A KEY begins with
                     first_stage.  latent.     and goes on with a key of that config
                     first_stage.checkpoint    weights, in place of a training
+                    latent.checkpoint         a trained model: only its samples are evaluated, and a seed is theirs
                     sample.                   and is a field of `Sampling`
     axes          name -> {value: settings}, as in `set`; `first_stage` and `latent` name other configs;
                   or name -> {key: KEY, values: [...]} where only one key changes
     seeds         of the latent trainings; first stages are trained once
     budget        fields of `Budget`, for every latent training
     evaluation    fields of `EvaluationSpec`
+    claims        what papers say of the trials, a list with the fields of `Claim`; the report says whether it is seen
     workers       trainings at a time on the CPU
 
 A study may be based on others (`base:`, see `ldm.config.files`). Paths of configs are relative to the study's file; a
@@ -22,13 +24,13 @@ keeps its length when it is interrupted or the machine is busier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from ldm.bounds import Count, Ge, Gt, Natural, NonNegative
+from ldm.bounds import Count, Ge, Natural, NonNegative, Positive
 from ldm.config import trust_base
 from ldm.config.check import check_value
 from ldm.config.files import read_with_bases
@@ -42,7 +44,6 @@ from ldm.errors import ConfigError
 PIXELS = "none"
 _CONFIGS = ("first_stage", "latent")
 _LENGTHS = ("steps", "samples", "minutes")
-_Positive = Annotated[float, Gt(0)]
 _Object = TypeVar("_Object")
 Settings = tuple[tuple[str, Any], ...]  # (dotted key, value), in the order in which they are applied
 
@@ -51,14 +52,16 @@ Settings = tuple[tuple[str, Any], ...]  # (dotted key, value), in the order in w
 class Budget:
     """Length of each latent training, by one of steps, samples and minutes; evaluated at `points` equal distances.
 
-    parameters: largest relative difference between the sizes of the networks; None allows all.
+    parameters, flops: largest relative difference between the networks in their parameters, and in the FLOPs of a
+    forward pass; None allows all.
     """
 
-    steps: _Positive | None = None
-    samples: _Positive | None = None
-    minutes: _Positive | None = None
+    steps: Positive | None = None
+    samples: Positive | None = None
+    minutes: Positive | None = None
     points: Count = 1
     parameters: NonNegative | None = None
+    flops: NonNegative | None = None
 
     def __post_init__(self) -> None:
         if sum(getattr(self, name) is not None for name in _LENGTHS) != 1:
@@ -107,19 +110,47 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples of an evaluation are drawn; H, W: in pixels (default: as trained)."""
+    """How samples of an evaluation are drawn.
+
+    Args:
+        scale: of guidance.
+        eta: noise of the steps, where the sampler has it.
+        sampler: its name, also with options.
+        H: in pixels (default: as trained).
+        W: in pixels (default: as trained).
+        grid: name of the grid of times (default: that of the sampler).
+        guidance: other fields of `ldm.models.guidance.Guidance`; `guide`: a run, or ema:NAME for another average.
+        weights: ema, raw, or the name of one of the averages of the training.
+    """
 
     scale: float = 1.0
     eta: NonNegative | None = None
     sampler: str = "ddim"
     H: Count | None = None
     W: Count | None = None
+    grid: str | None = None
+    guidance: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = "ema"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says: trials with the values `better` of some axes have a better metric than those with `worse`.
+
+    metric: as in the report, the extractor may be left out; steps: of the sampler (default: `curve_steps`).
+    """
+
+    says: str
+    metric: str
+    better: dict[str, Any]
+    worse: dict[str, Any]
+    steps: Count | None = None
 
 
 _BEGINNINGS = (
     *(f"{part}.{section}" for part in _CONFIGS for section in SECTIONS),
-    "first_stage.checkpoint",
-    *(f"sample.{field.name}" for field in fields(Sampling)),
+    *(f"{part}.checkpoint" for part in _CONFIGS),
+    *(f"sample.{one.name}" for one in fields(Sampling)),
 )
 
 
@@ -149,6 +180,7 @@ class Study:
     seeds: tuple[Natural, ...] = (23,)
     workers: Count = 1
     last: Settings = ()
+    claims: tuple[Claim, ...] = ()
 
     def trials(self) -> Iterator[Trial]:
         """Yield every combination of values of the axes with every seed."""
@@ -176,15 +208,30 @@ def read(path: Path) -> Study:
 
 
 def _study(path: Path, content: dict[str, Any]) -> Study:
-    known = ("title", "text", *_CONFIGS, "set", "axes", "seeds", "budget", "evaluation", "workers")
+    known = ("title", "text", *_CONFIGS, "set", "axes", "seeds", "budget", "evaluation", "claims", "workers")
     _mapping(content, "", known, required=("title", "latent", "axes", "budget", "evaluation"))
     configs = {name: content.pop(name) for name in _CONFIGS if name in content}
     settings = _settings(configs, "", path.parent) + _settings(content.pop("set", {}), "set", path.parent)
     axes = _mapping(content["axes"], "axes").items()
     content["axes"] = {str(name): _axis(axis, f"axes.{name}", path.parent) for name, axis in axes}
     content["budget"] = make(Budget, content["budget"], "budget")
-    content["evaluation"] = make(EvaluationSpec, content["evaluation"], "evaluation")
+    content["evaluation"] = spec = make(EvaluationSpec, content["evaluation"], "evaluation")
+    check_value(claims := content.get("claims", []), list, "claims")
+    content["claims"] = tuple(_claim(claim, f"claims.{i}", content["axes"], spec) for i, claim in enumerate(claims))
     return make(Study, {**content, "name": path.stem, "settings": settings}, "")
+
+
+def _claim(node: Any, path: str, axes: Mapping[str, Mapping[Any, Settings]], spec: EvaluationSpec) -> Claim:
+    """Read a claim about values that the axes have, after a number of steps that is evaluated."""
+    claim = make(Claim, node, path)
+    for name in ("better", "worse"):
+        for axis, value in _mapping(getattr(claim, name), f"{path}.{name}", tuple(axes)).items():
+            if value not in axes[axis]:
+                known = ", ".join(map(str, axes[axis]))
+                raise ConfigError(f"the axis has no value {value}; it has {known}", f"{path}.{name}.{axis}")
+    if claim.steps not in (None, *spec.all_steps):
+        raise ConfigError(f"{claim.steps} is none of evaluation.steps; add it there", f"{path}.steps")
+    return claim
 
 
 def _axis(node: Any, path: str, folder: Path) -> dict[Any, Settings]:

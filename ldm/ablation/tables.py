@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, pstdev, stdev
 from typing import Any
 
 from ldm.ablation.resolve import Resolved
@@ -16,11 +17,14 @@ from ldm.ablation.study import Study
 from ldm.ablation.workspace import Workspace
 
 Row = dict[str, Any]
-TRAINING, SAMPLING = ("samples", "training PFLOP", "minutes"), ("samples/s", "GFLOP a sample")  # columns of costs
-STEPS = "sampling steps"
-DEVIATION = "_std"
+STEPS, EVALUATIONS = "sampling steps", "network evaluations"
+TRAINING = ("samples", "training PFLOP", "minutes")  # columns of costs
+SAMPLING = (EVALUATIONS, "samples/s", "GFLOP a sample")
+DEVIATION, INTERVAL = "_std", "_ci95"
+_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5% quantiles of Student's t, 1 to 9 degrees
 _TRAINING_PASSES = 3  # a backward pass costs about two forward passes
 _GIGA, _PETA = 1e9, 1e15
+_DISTANCES = ("frechet", "spatial_frechet", "memorisation_frechet", "kernel", "mmd", "lpips")
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,30 @@ class Results:
     def overview(self) -> list[Row]:
         """Return a row for each trial, trained or not: its size, its cost, and how good it is at the end."""
         at = (self.study.budget.points, self.study.evaluation.curve_steps)
-        final = {trial.name: found["values"] for trial, one, found in self._samples() if (one.part, one.steps) == at}
+        done = (each for each in self._samples() if (each[1].part, each[1].steps) == at)
+        final = {str(labels(trial)): found["values"] for trial, _, found in done}
         rows = []
         for trial in self.trials:
             row, name = size(trial), trial.name
             if self.workspace.is_done(name):
                 steps = self.workspace.result(name)["steps"]
                 row |= {"steps": steps, **self._cost(trial, steps), **self._minutes(name)}
-            rows.append(row | final.get(name, {}))
+            rows.append(row | final.get(str(labels(trial)), {}))
         return rows
 
     def evaluations(self) -> list[Row]:
         """Return a row for each evaluation of samples: how good, after what training, sampled at what cost."""
         rows = []
         for trial, evaluation, found in self._samples():
-            step = self.workspace.result(trial.name)["steps"] * evaluation.part // self.study.budget.points
-            passes = evaluation.steps * (1 if trial.sampling.scale == 1 else 2)  # guidance: two a step
+            row: Row = {**labels(trial), "part": evaluation.part}
+            if trial.checkpoint is None:
+                step = self.workspace.result(trial.name)["steps"] * evaluation.part // self.study.budget.points
+                row |= {"step": step, **self._cost(trial, step)}
+            before_they_were_counted = evaluation.steps * (1 if trial.sampling.scale == 1 else 2)
+            passes = found.get("evaluations_per_image", before_they_were_counted)
             flops = passes * trial.cost.network_flops + trial.cost.decoder_flops
-            row = {**labels(trial), "part": evaluation.part, "step": step, **self._cost(trial, step)}
-            row |= {STEPS: evaluation.steps, "samples/s": found["n"] / found["made"]["draw_seconds"]}
+            speed = found["n"] / found["made"]["draw_seconds"]
+            row |= {STEPS: evaluation.steps, EVALUATIONS: passes, "samples/s": speed}
             rows.append(row | {"GFLOP a sample": flops / _GIGA} | found["values"])
         return rows
 
@@ -104,13 +113,16 @@ def labels(trial: Resolved) -> Row:
 def size(trial: Resolved) -> Row:
     """Return what is known of a trial before anything is trained."""
     cost = trial.cost
-    row: Row = {**labels(trial), "latent": "x".join(map(str, cost.latent_shape)), "U-Net": cost.parameters}
+    row: Row = {**labels(trial), "latent": "x".join(map(str, cost.latent_shape)), "parameters": cost.parameters}
     row |= {"GFLOP a forward pass": cost.network_flops / _GIGA, "GFLOP a decoding": cost.decoder_flops / _GIGA}
     return row | {"batch": cost.global_batch, "learning rate": cost.learning_rate}
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str], deviations: bool = False) -> list[Row]:
-    """Average rows that agree in the columns `by` over the seeds; with `deviations` as text where there are several."""
+    """Average rows that agree in the columns `by` over the seeds.
+
+    deviations: whether they are added, as text; otherwise NAME_ci95 has half the 95% interval of each mean.
+    """
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[tuple(row.get(name) for name in by)].append(row)
@@ -126,12 +138,24 @@ def _averaged(rows: Sequence[Row], deviations: bool) -> Row:
         if len(set(values)) == 1 or any(isinstance(value, str) for value in values):
             averaged[name] = values[0]
         elif not deviations:
-            averaged[name] = fmean(values)
+            averaged |= {name: fmean(values), name + INTERVAL: half_width(values)}
         elif all(isinstance(value, int) for value in values):  # counts: of steps, of samples
             averaged[name] = f"{_text(round(fmean(values)))} ± {_text(round(pstdev(values)))}"
         else:
             averaged[name] = with_deviation(fmean(values), pstdev(values))
     return averaged
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95% confidence interval of the mean of two values or more, by Student's t."""
+    degrees = len(values) - 1
+    t = _T[degrees - 1] if degrees <= len(_T) else 1.96 + 2.6 / degrees
+    return t * stdev(values) / math.sqrt(len(values))
+
+
+def less_is_better(metric: str) -> bool:
+    """Return whether a metric, with or without its extractor, is a distance."""
+    return metric.split("[")[0] in _DISTANCES
 
 
 def with_deviation(mean: float, deviation: float) -> str:

@@ -9,6 +9,7 @@ OUT/logs/                   what the processes wrote
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import re
@@ -27,6 +28,11 @@ _log = logging.getLogger(__name__)
 def file_name(text: str) -> str:
     """Return a text as it can be part of the name of a file: letters, digits and dots, at most 40 characters."""
     return re.sub(r"[^A-Za-z0-9.]+", "_", text)[:40]
+
+
+def digest(*parts: Any) -> str:
+    """Return eight characters that follow from plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

@@ -140,18 +140,22 @@ class AdversarialLoss(nn.Module):
             error, perceptual = self._errors(x, x_rec)
             nll = self.nll(error)
             regularization = float32_or_wider(regularization).mean()
-            loss = (nll if weights is None else self.nll(error, weights)) + self.regularization_weight * regularization
             logs = {"nll_loss": nll.detach(), "rec_loss": error.detach().mean()}
             logs |= self.own_logs(perceptual.detach().mean(), regularization.detach(), indices)
+            adversarial = nll.new_zeros(())
             if self.discriminator is not None:
                 g_loss = -self._logits(x_rec, cond).mean()
                 factor = self.disc_factor(step) * self._ramp(step)
                 d_weight = nll.new_zeros(())
                 is_on = self.adversary.factor > 0 or self.balances_without_factor
                 if is_on and split == "train" and torch.is_grad_enabled() and x_rec.requires_grad:
-                    d_weight = self._balance(nll, g_loss, reconstructions, x_rec, last_layer)
-                loss = loss + d_weight * factor * g_loss
+                    nll, of_nll = self._with_gradient(nll, x_rec, is_last_use=weights is None)
+                    g_loss, of_g = self._with_gradient(g_loss, x_rec)
+                    d_weight = self._balance(of_nll, of_g, reconstructions, last_layer)
+                adversarial = d_weight * factor * g_loss
                 logs |= {"d_weight": d_weight, "disc_factor": nll.new_tensor(factor), "g_loss": g_loss.detach()}
+            loss = (nll if weights is None else self.nll(error, weights)) + self.regularization_weight * regularization
+            loss = loss + adversarial
         return loss, {"total_loss": loss.detach(), **logs}
 
     def discriminator_loss(
@@ -196,12 +200,32 @@ class AdversarialLoss(nn.Module):
             raise UserError(f"Adversary.conditional: {self.adversary.conditional}, but {given} the images")
         return self.discriminator(x if cond is None else torch.cat([x, float32_or_wider(cond)], dim=1))
 
-    def _balance(self, nll: Tensor, g_loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tensor) -> Tensor:
-        """Return lambda; x_rec is the decoder's output in float32."""
+    def _with_gradient(self, term: Tensor, x_rec: Tensor, is_last_use: bool = True) -> tuple[Tensor, Tensor]:
+        """Return a term whose gradients are known, and that by x_rec: LPIPS and D are gone back through only once."""
+        inputs = [x_rec, *(parameter for parameter in self.parameters() if parameter.requires_grad)]
+        gradients = torch.autograd.grad(term, inputs, retain_graph=not is_last_use, allow_unused=True)
+        known = [(tensor, by) for tensor, by in zip(inputs, gradients, strict=True) if by is not None]
+        return _Known.apply(term.detach(), [by for _, by in known], *(tensor for tensor, _ in known)), gradients[0]
+
+    def _balance(self, of_nll: Tensor, of_g: Tensor, output: Tensor, last_layer: Tensor) -> Tensor:
+        """Return lambda, given the gradients by the decoder's output in float32."""
         over_ranks = self.adversary.synchronized
-        nll_norm = _gradient_norm(nll, output, x_rec, last_layer, over_ranks)
-        g_norm = _gradient_norm(g_loss, output, x_rec, last_layer, over_ranks)
+        nll_norm = _gradient_norm(of_nll, output, last_layer, over_ranks)
+        g_norm = _gradient_norm(of_g, output, last_layer, over_ranks)
         return (nll_norm / (g_norm + 1e-4)).clamp(0.0, self.adversary.max_weight) * self.adversary.weight
+
+
+class _Known(torch.autograd.Function):
+    """A value with gradients that were computed before."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(upstream * gradient for gradient in ctx.saved_tensors)
 
 
 class KLLoss(AdversarialLoss):
@@ -256,9 +280,8 @@ class VQLoss(AdversarialLoss):
         return logs
 
 
-def _gradient_norm(loss: Tensor, output: Tensor, x_rec: Tensor, last_layer: Tensor, over_ranks: bool) -> Tensor:
-    """Return |d loss / d last_layer|, detached, where output -> x_rec is a cast to float32; over_ranks: of the mean."""
-    (gradient,) = torch.autograd.grad(loss, x_rec, retain_graph=True)
+def _gradient_norm(gradient: Tensor, output: Tensor, last_layer: Tensor, over_ranks: bool) -> Tensor:
+    """Return |d loss / d last_layer|, given d loss / d output in float32; over_ranks: of the mean."""
     norm = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
     # Unit length on the way back through the last layer, where half precision would lose 1e-7 and overflow at 1e5.
     unit = (gradient / norm).to(output.dtype)

@@ -26,6 +26,7 @@ from ldm.ablation.study import Study, read
 from ldm.ablation.workspace import Workspace
 from ldm.cli.entry import main_guard
 from ldm.cli.options import TaskParser
+from ldm.config import shipped
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = TaskParser("ablate", __doc__)
     add = parser.add_argument
-    add("study", type=Path, metavar="STUDY", help="a YAML of configs/ablation")
+    add("study", type=lambda name: Path(shipped.find(name)), metavar="STUDY", help="a YAML or a name: ablation/toy_f")
     add("--seeds", type=lambda text: [int(part) for part in text.split(",")], help="in place of the study's: 1,2,3")
     add("--out", metavar="DIR", help="default outputs/ablation/<study>")
     add("--devices", default="auto", help="auto, cpu, or GPUs by number: 0,1")
@@ -87,4 +88,6 @@ def show(study: Study, trials: Sequence[Resolved]) -> None:
     for row in tables.as_text([tables.size(trial) for trial in trials]):
         sys.stdout.write("  ".join(row) + "\n")
     number = len({name for trial in trials for name in step_names(study, trial)})
-    sys.stdout.write(f"{number} jobs; every latent training: {study.budget.amount:g} {study.budget.kind}\n")
+    is_given = all(trial.checkpoint is not None for trial in trials)
+    budget = "no training" if is_given else f"every latent training: {study.budget.amount:g} {study.budget.kind}"
+    sys.stdout.write(f"{number} jobs; {budget}\n")

@@ -1,6 +1,8 @@
 """Compare the values of two evaluations, or say why they cannot be compared.
 
 ldm compare outputs/eval/a/evaluation.json outputs/eval/b/evaluation.json
+
+Each line has a value of both, their difference and its 95% interval; "not distinguishable" where zero is inside.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     found = compare(read_result(given.first), read_result(given.second))
     for name, (first, second) in found.values.items():
-        _log.info("%-32s %12.6g %12.6g %+12.3g", name, first, second, second - first)
+        verdict = found.differences[name].verdict()
+        _log.info("%-32s %12.6g %12.6g %+12.3g   %s", name, first, second, second - first, verdict)
     for line in found.settings:
         _log.info("differs: %s", line)
     if found.alone:

@@ -12,13 +12,13 @@ from contextvars import copy_context
 from functools import wraps
 
 from ldm.distributed import is_first_process
-from ldm.errors import UserError
+from ldm.errors import UserError, lack_of_memory, refused_by_the_system
 
 Main = Callable[[Sequence[str] | None], None]
 
 
 def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
-    """Turn a UserError into one line on stderr with exit status 1, and Ctrl-C into 130; set up logging.
+    """Turn a UserError or a lack of memory into one line on stderr with status 1, Ctrl-C into 130; set up logging.
 
     The function that is returned returns 0 when `main` ends well, and raises SystemExit otherwise.
     """
@@ -34,6 +34,14 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
+        except BrokenPipeError:  # who read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except Exception as error:
+            if not (line := lack_of_memory(error) or refused_by_the_system(error)):
+                raise
+            sys.stderr.write(f"error: {line}\n")
+            sys.exit(1)
         return 0
 
     return guarded

@@ -8,7 +8,7 @@
 data.key=value overrides the config of the run, e.g. data.params.validation.params.root=PHOTOS. It goes on where it was
 stopped. Without the `--`, torchrun takes --run and --n for abbreviations of its own options.
 
-OUT/evaluation.json     values, and everything that they depend on
+OUT/evaluation.json     values, their 95% intervals over the samples, and everything that they depend on
 OUT/samples.png         the first images
 OUT/neighbours.png      samples, above their nearest training images by pixels and by features (--neighbours)
 OUT/samples/            parts, from which an interrupted evaluation goes on; may be removed afterwards
@@ -43,6 +43,7 @@ from ldm.cli.options import (
 from ldm.config.trust import allow_those_here
 from ldm.errors import UserError
 from ldm.evaluation.build import known_names
+from ldm.evaluation.intervals import interval_text
 from ldm.evaluation.run import (
     EvaluationOptions,
     ReferenceOptions,
@@ -52,6 +53,7 @@ from ldm.evaluation.run import (
     evaluate_model,
     refuse,
 )
+from ldm.models.guidance import Guidance
 from ldm.models.loading import is_first_stage
 
 _log = logging.getLogger(__name__)
@@ -69,11 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: use 1 or more")
     device = join_ranks(given.device)
-    source = model_source(given.run, given.config, given.ckpt, given.raw)
+    source = model_source(given)
     sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, _DEFAULTS.eta)
     cache = given.cache or given.out.parent / "references"
     size, autocast = (given.H, given.W), PRECISIONS[given.precision]
-    samples = SampleOptions(sampler, given.scale, size, autocast, given.seed, given.conditions, given.neighbours)
+    guidance = Guidance.parse(given.scale, given.guidance, source.guide(given.guide))
+    how = (given.seed, given.conditions, given.neighbours, not given.no_graphs)
+    samples = SampleOptions(sampler, guidance, size, autocast, *how)
     reference = ReferenceOptions(cache, given.reference, given.reference_n, given.export_reference)
     options = EvaluationOptions(
         source, device, tuple(given.metrics or ()), given.extractor, samples, reference, given.out, given.n,
@@ -88,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         content = evaluate_model(options, progress)
     for name, value in content["values"].items():
-        _log.info("%-32s %.6g   %s", name, value, content["labels"][name])
+        interval = interval_text(content["intervals"].get(name))
+        _log.info("%-32s %-12.6g %-24s %s", name, value, interval, content["labels"][name])
 
 
 def _parser() -> TaskParser:

@@ -16,11 +16,13 @@ from torch import Tensor
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import Source, list_images, readable
 from ldm.cli.options import Defaults, SamplingParser, add_negative_argument
-from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder, text_keys
-from ldm.data.core.pixels import from_bytes
-from ldm.data.readers.single_images import cropped, padded, read_image
+from ldm.cli.sampling import load_for_sampling, sample_into_folder
+from ldm.data.readers.single_images import read_image
 from ldm.errors import UserError
 from ldm.models.generate import with_strength
+from ldm.models.guidance import Guidance
+from ldm.models.image_request import ImageRequest
+from ldm.models.tasks import start_request
 
 _DEFAULTS = Defaults("outputs/img2img", steps=50, guidance=5.0)
 
@@ -37,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, options = parser.parse(argv)
     sources, loaded = list_images(given.indir, "--indir"), load_for_sampling(options)
     options = replace(options, sampler=with_strength(options.sampler, given.strength, loaded.model.process))
-    keys = text_keys(loaded)
+    keys = loaded.text_keys()
+    if not keys and options.guidance == Guidance(_DEFAULTS.guidance):  # which is for texts
+        options = replace(options, guidance=Guidance())
     if len(keys) != len(list(loaded.model.conditioners())):
         raise UserError(f"{loaded.config}: this model is conditioned on more than text, which --prompt cannot give")
     texts = {name: text for name in ("prompt", "negative") if (text := getattr(given, name)) is not None}
@@ -50,13 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return read_image(source.path, loaded.model.in_channels, options.size, loaded.value_range)
 
     def request_of(source: Source, image: Tensor) -> ImageRequest:
-        size, x = tuple(image.shape[1:]), padded(from_bytes(image), loaded.model.side_multiple)  # (C, H, W)
+        request = start_request(image, loaded.model.side_multiple, dict.fromkeys(keys, given.prompt))
+        negative = None if given.negative is None else dict.fromkeys(keys, given.negative)
         details = {"image": str(source.path), "strength": given.strength, **texts}
-        return ImageRequest(
-            tuple(x.shape[1:]), dict.fromkeys(keys, given.prompt), details, source.name, source=image, image=x,
-            negative=None if given.negative is None else dict.fromkeys(keys, given.negative),
-            finish=lambda sample: cropped(sample, size),
-        )  # fmt: skip
+        return replace(request, details=details, name=source.name, negative=negative)
 
     requests = (request_of(*pair) for pair in readable(sources, read))
     sample_into_folder(loaded, requests, len(sources), options, given.n_samples)

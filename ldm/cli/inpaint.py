@@ -3,32 +3,34 @@
     ldm inpaint --run logs/RUN --indir IMAGES --outdir outputs/inpaint --steps 50
     ldm inpaint --config inpainting_big/config.yaml --ckpt inpainting_big/last.ckpt --indir IMAGES
     ldm inpaint --run logs/RUN --image A.png --mask M.png
+    ldm inpaint --run logs/RUN --indir IMAGES --outpaint 64,0,64,0
 
 IMAGES holds pairs NAME.png and NAME_mask.png, of one size; a mask is white (128 and more) in the hole, or 1 if it
 holds 0 and 1 alone, or transparent where all is one colour, or any index but 0 of a palette in which that is black.
-Models trained for it receive the image with a black hole and the mask (section 4.5); for a model without condition the
-known parts, noised, replace the samples' at every step.
+Models trained for it receive the image with a black hole and the mask (section 4.5), and those of texts a --prompt; in
+a model without a mask the known parts, noised, replace the samples' at every step.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ldm.cli.entry import main_guard
-from ldm.cli.inputs import Source, list_masked, readable
-from ldm.cli.options import Defaults, OptionalSize, SamplingParser
+from ldm.cli.inputs import Source, list_images, list_masked, readable
+from ldm.cli.options import Defaults, OptionalSize, SamplingParser, add_negative_argument
 from ldm.cli.published import Published
-from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
-from ldm.conditioning.images import FirstStageConditioner
-from ldm.data.core.pixels import from_bytes
-from ldm.data.readers.single_images import cropped, describe_loss, padded, read_image, read_mask
+from ldm.cli.sampling import load_for_sampling, sample_into_folder
+from ldm.data.readers import single_images
 from ldm.errors import UserError
+from ldm.models.image_request import ImageRequest
 from ldm.models.loading import LoadedModel
+from ldm.models.masking import Masking, mask_conditioner
+from ldm.models.tasks import hole_request
 
 _log = logging.getLogger(__name__)
 _DEFAULTS = Defaults("outputs/inpaint", steps=50)
@@ -38,7 +40,7 @@ _PUBLISHED = Published(
     "models/ldm/inpainting_big/last.ckpt",
     "https://heibox.uni-heidelberg.de/f/4d9ac7ea40c64582b7c9/?dl=1",
 )
-_NEEDED = "inpainting needs a FirstStageConditioner with a mask_key, or a model without condition"
+Texts = Mapping[str, str]
 
 
 @main_guard
@@ -49,20 +51,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--indir", metavar="DIR", help="pairs NAME.png, NAME_mask.png")
     add("--image", metavar="FILE", help="one image, instead of --indir")
     add("--mask", metavar="FILE", help="the mask of --image")
+    add("--outpaint", type=single_images.margins_of, metavar="L,T,R,B", help="pixels to draw around the images")
+    add("--prompt", metavar="TEXT", help="what to draw, for a model of texts")
+    add_negative_argument(parser)
     given, options = parser.parse(argv)
-    if (given.indir is None) == (given.image is None) or (given.image is None) != (given.mask is None):
-        raise UserError("nothing to fill: give --indir DIR, or --image FILE with --mask FILE")
+    needs_mask = given.image is not None and given.outpaint is None
+    if (given.indir is None) == (given.image is None) or needs_mask != (given.mask is not None):
+        raise UserError("nothing to fill: give --indir DIR, or --image FILE with --mask FILE; or --outpaint")
     options = _PUBLISHED.apply_default(options)
-    sources = list_masked(given.indir) if given.indir else [_single(given.image, given.mask)]
+    if given.outpaint is not None:
+        sources = list_images(given.indir or given.image, "--indir" if given.indir else "--image")
+    else:
+        sources = list_masked(given.indir) if given.indir else [_single(given.image, given.mask)]
     loaded = load_for_sampling(options)
-    conditioner = None
-    if any(loaded.model.conditioners()):
-        conditioner = require_conditioner(loaded, FirstStageConditioner, _NEEDED)
-        if conditioner.mask_key is None:
-            raise UserError(f"{loaded.config}: this model receives no mask; {_NEEDED}")
+    conditioner, keys = mask_conditioner(loaded), loaded.text_keys()
+    if (given.prompt is None) == bool(keys):
+        problem = "say what to draw; this is" if keys else "has no effect; this is not"
+        raise UserError(f"--prompt: {problem} a model of texts: {loaded.config}")
+    texts, negative = ({key: text for key in keys if text is not None} for text in (given.prompt, given.negative))
     requests = (
-        request_of(source, image, hole, conditioner, loaded.model.side_multiple)
-        for source, image, hole in _masked_images(sources, loaded, options.size)
+        replace(request_of(*masked, conditioner, loaded.model.side_multiple, texts), negative=negative or None)
+        for masked in _masked_images(sources, loaded, options.size, given.outpaint)
     )
     sample_into_folder(loaded, requests, len(sources), options, given.n_samples)
 
@@ -76,18 +85,19 @@ def _single(image: str, mask: str) -> Source:
 
 
 def _masked_images(
-    sources: Sequence[Source], loaded: LoadedModel, size: OptionalSize
+    sources: Sequence[Source], loaded: LoadedModel, size: OptionalSize, margins: single_images.Margins | None
 ) -> Iterator[tuple[Source, Tensor, Tensor]]:
     """Yield each image as bytes (C, H, W) and its hole, bool (1, H, W); the first one that loses bits is logged."""
     channels, value_range = loaded.model.in_channels, loaded.value_range
     has_warned = False
 
     def read(source: Source) -> tuple[Tensor, Tensor, str | None]:
-        image = read_image(source.path, channels, value_range=value_range)
-        hole = read_mask(source.mask, tuple(image.shape[1:]), size)
+        image = single_images.read_image(source.path, channels, value_range=value_range)
+        hole = None if margins else single_images.read_mask(source.mask, tuple(image.shape[1:]), size)
         if size != (None, None):
-            image = read_image(source.path, channels, size, value_range)
-        return image, hole, None if has_warned else describe_loss(source.path, channels, value_range)
+            image = single_images.read_image(source.path, channels, size, value_range)
+        image, hole = single_images.extended(image, margins) if margins else (image, hole)
+        return image, hole, None if has_warned else single_images.describe_loss(source.path, channels, value_range)
 
     for source, (image, hole, lost) in readable(sources, read):
         if lost is not None:
@@ -97,26 +107,9 @@ def _masked_images(
 
 
 def request_of(
-    source: Source, image: Tensor, hole: Tensor, conditioner: FirstStageConditioner | None, multiple: int
+    source: Source, image: Tensor, hole: Tensor, conditioner: Masking | None, multiple: int, texts: Texts | None = None
 ) -> ImageRequest:
-    """Return the request for an image of bytes (C, H, W) with a hole, bool (1, H, W).
-
-    Sides that `multiple` does not divide are filled up with known pixels and cropped again.
-    """
-    size = tuple(image.shape[1:])
-    x = padded(from_bytes(image), multiple)  # (C, H', W')
-    mask = torch.full((1, *x.shape[1:]), -1.0)
-    mask[:, : size[0], : size[1]][hole] = 1.0
-    conditions, target = {}, (x, mask)
-    if conditioner is not None:
-        masked = torch.where(mask > 0, torch.tensor(-1.0), x)
-        conditions, target = {conditioner.key: masked, conditioner.mask_key: mask}, None
-    return ImageRequest(
-        tuple(x.shape[1:]),
-        conditions,
-        {"image": str(source.path), "mask": str(source.mask), "size": list(size)},
-        source.name,
-        source=torch.where(hole, torch.zeros_like(image), image),
-        target=target,
-        finish=lambda sample: torch.where(hole, cropped(sample, size), image),
-    )
+    """Return the request for an image of bytes (C, H, W) with a hole, bool (1, H, W)."""
+    request = hole_request(image, hole, conditioner, multiple, texts)
+    details = {"image": str(source.path), "mask": str(source.mask or "around it"), **request.details}
+    return replace(request, details=details, name=source.name)

@@ -25,11 +25,12 @@ from ldm.cli.entry import main_guard
 from ldm.cli.inputs import read_prompts
 from ldm.cli.options import Defaults, SamplingParser
 from ldm.cli.published import Published
-from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
+from ldm.cli.sampling import load_for_sampling, require_conditioner, sample_into_folder
 from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
 from ldm.conditioning.text import EmbeddingConditioner
 from ldm.data.readers.embeddings import Database
 from ldm.errors import UserError
+from ldm.models.image_request import ImageRequest
 
 _DATABASES = Path("data/rdm/retrieval_databases")  # of the published ones, which are given by name
 _CLIP_NAMES = {"ViT-L/14": DEFAULT_CLIP}  # as OpenAI's package has it

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from ldm.cli.arguments import ALLOW, parse_with_overrides
+from ldm.cli.arguments import TaskParser, parse_with_overrides
+from ldm.config import shipped
 from ldm.diffusion.grids import grid_names
 from ldm.errors import UserError
+from ldm.models.guidance import Guidance
 from ldm.models.loading import ModelSource
-from ldm.sampling import make_sampler, sampler_names
+from ldm.sampling import make_sampler, sampler_names, sampler_options
 from ldm.sampling.base import Sampler
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
@@ -46,27 +48,21 @@ class ModelOptions:
 class SamplingOptions:
     """How images are drawn, and the folder that they are written to.
 
-    size: (height, width), None as trained or as given; batch_size None: as many as stand in a row of the grid.
+    size: (height, width), None as trained or as given; batch_size None: as many as stand in a row of the grid; graphs:
+    whether calls of the network are recorded and replayed on CUDA.
     """
 
     model: ModelOptions
     sampler: Sampler
-    guidance: float
+    guidance: Guidance
     precision: str
     seed: int
     batch_size: int | None
     size: OptionalSize
     outdir: str
     has_grid: bool
-
-
-class TaskParser(argparse.ArgumentParser):
-    """Parser of a program, named `ldm NAME` in its help; its module's docstring is the description."""
-
-    def __init__(self, name: str, description: str) -> None:
-        form = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=f"ldm {name}", description=description, formatter_class=form)
-        self.add_argument("--allow", **ALLOW)
+    graphs: bool = True
+    overrides: Sequence[str] = ()
 
 
 class SamplingParser(TaskParser):
@@ -89,24 +85,30 @@ class SamplingParser(TaskParser):
         """Return the arguments of the task alone, with overrides of the config, and what all tasks share."""
         given = parse_with_overrides(self, argv)
         sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, self.defaults.eta)
-        source = model_source(given.run, given.config, given.ckpt, given.raw)
+        source = model_source(given)
         model = ModelOptions(source, choose_device(given.device), given.tile)
-        how = (given.scale, given.precision, given.seed, given.batch_size, (given.H, given.W))
-        return given, SamplingOptions(model, sampler, *how, given.outdir, has_grid=not given.skip_grid)
+        guidance = Guidance.parse(given.scale, given.guidance, source.guide(given.guide))
+        how = (guidance, given.precision, given.seed, given.batch_size, (given.H, given.W))
+        return given, SamplingOptions(model, sampler, *how, given.outdir, not given.skip_grid, not given.no_graphs,
+                                     given.overrides)  # fmt: skip
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which weights: a run folder, or a config with a checkpoint."""
     group = parser.add_argument_group("model: --run, or --config with --ckpt")
     group.add_argument("-r", "--run", "--resume", metavar="RUN", help="run folder, or a checkpoint in one")
-    group.add_argument("--config", metavar="YAML", help="config, ours or published")
+    group.add_argument("--config", type=shipped.find, metavar="YAML", help="config, ours or published")
     group.add_argument("--ckpt", metavar="FILE", help="checkpoint, ours or published; default: last.ckpt of --run")
-    group.add_argument("--raw", action="store_true", help="use the trained weights instead of their moving average")
+    add = group.add_argument
+    add("--ema", dest="weights", default="ema", metavar="NAME", help="use another average (training.params.averages)")
+    add("--raw", dest="weights", action="store_const", const="raw", help="use the trained weights, no average")
+    lora = "LoRA or DoRA that is added to the weights, or a share of it; may be given several times"
+    add("--adapter", action="append", default=[], metavar="FILE[:0.8]", help=lora)
 
 
-def model_source(run: str | None, config: str | None, ckpt: str | None, raw: bool) -> ModelSource:
-    """Return the model that --run, --config, --ckpt and --raw ask for."""
-    return ModelSource(run, config, ckpt, "raw" if raw else "ema")
+def model_source(given: argparse.Namespace) -> ModelSource:
+    """Return the model that --run, --config, --ckpt, --ema, --raw and --adapter ask for."""
+    return ModelSource(given.run, given.config, given.ckpt, given.weights, tuple(given.adapter))
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +122,9 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -
     """Add how to sample."""
     group = parser.add_argument_group("sampler")
     add = group.add_argument
-    add("--sampler", choices=sampler_names(), default="ddim", help="ddpm takes all training steps")
+    add("--no-graphs", action="store_true", help="launch kernels one by one; on CUDA, graphs launch them together")
+    names = f"{', '.join(sampler_names())}; with options as heun:s_churn=40; ddpm takes all training steps"
+    add("--sampler", default="ddim", metavar="NAME", help=names)
     short = {"dest": "sampler", "action": "store_const", "default": argparse.SUPPRESS}
     add("--plms", const="plms", help="the same as --sampler plms", **short)
     add("-v", "--vanilla_sample", const="ddpm", help="the same as --sampler ddpm", **short)
@@ -132,17 +136,22 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -
     add("--grid", "--spacing", choices=grid_names(), help=grid)
     guidance = f"classifier-free guidance, 1 is none (default {defaults.guidance:g})"
     add("--scale", type=float, default=defaults.guidance, help=guidance)
+    more = "how else: interval=0.2:0.8, rescale=0.7, apg_eta=0, apg_norm=15, apg_momentum=-0.5"
+    add("--guidance", nargs="+", default=[], metavar="NAME=VALUE", help=more)
+    add("--guide", metavar="RUN", help="weaker run, earlier checkpoint, or ema:NAME, to guide away from (autoguidance)")
 
 
-def choose_sampler(name: str, steps: int, grid: str | None, eta: float | None, default_eta: float) -> Sampler:
+def choose_sampler(spec: str, steps: int, grid: str | None, eta: float | None, default_eta: float) -> Sampler:
     """Return the sampler that the arguments describe. UserError for an eta that it cannot use."""
     if eta is not None and eta < 0:
         raise UserError(f"--ddim_eta {eta:g}: use 0 (no noise) or more")
-    if name == "ddim":
-        return make_sampler(name, steps=steps, grid=grid, eta=default_eta if eta is None else eta)
-    if eta and name != "ddpm":
+    name = spec.partition(":")[0]
+    has_eta = "eta" in sampler_options(name)
+    if eta and not has_eta and name != "ddpm":
         raise UserError(f"--ddim_eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
-    return make_sampler(name) if name == "ddpm" else make_sampler(name, steps=steps, grid=grid)
+    eta = default_eta if eta is None and name == "ddim" else eta
+    how = {} if name == "ddpm" else {"steps": steps, "grid": grid}
+    return make_sampler(spec, **how, **({"eta": eta} if has_eta else {}))
 
 
 def add_negative_argument(parser: argparse.ArgumentParser) -> None:

@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.cli.options import SamplingOptions
+from ldm.config import shipped
 from ldm.errors import UserError
-from ldm.models.loading import ModelSource
-
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,6 @@ class Published:
                 "no model: give --run FOLDER, or --config YAML with --ckpt FILE; for the published one fetch "
                 f"{self.url} and put it at {self.checkpoint}"
             )
-        config = self.config if Path(self.config).is_file() else str(_CONFIGS / self.native)
-        source = ModelSource(None, config, self.checkpoint, source.weights)
+        config = self.config if Path(self.config).is_file() else str(shipped.folder() / self.native)
+        source = replace(source, config=config, checkpoint=self.checkpoint)
         return replace(options, model=replace(options.model, source=source))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,13 @@ from ldm.cli.options import (
 from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.data.readers.single_images import cropped, padded, read_image
 from ldm.errors import UserError
-from ldm.evaluation.image_metrics import MIN_SSIM_SIDE, psnr, ssim
+from ldm.evaluation.image_metrics import available_metrics
 from ldm.images import GRID_LIMIT, ImageWriter
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.loading import load_first_stage
 from ldm.models.tiled import TiledAutoencoder
-from ldm.networks.perceptual import LPIPS, MIN_SIZE
 
 _log = logging.getLogger(__name__)
-Metrics = dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]]
 
 
 @main_guard
@@ -56,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_device_arguments(parser)
     given = parser.parse_args(argv)
     sources, device = list_images(given.indir, "--indir"), choose_device(given.device)
-    loaded = load_first_stage(model_source(given.run, given.config, given.ckpt, given.raw), device)
-    model, metrics, dtype = _tiled(loaded.autoencoder, given.tile), _metrics(device), PRECISIONS[given.precision]
+    loaded = load_first_stage(model_source(given), device)
+    model, metrics, dtype = (
+        _tiled(loaded.autoencoder, given.tile),
+        available_metrics(device),
+        PRECISIONS[given.precision],
+    )
     channels, size, folder = loaded.autoencoder.in_channels, (given.H, given.W), None
 
     def read(source: Source) -> Tensor:
@@ -89,18 +91,6 @@ def _tiled(autoencoder: Autoencoder, side: int | None) -> Autoencoder | TiledAut
     if side < autoencoder.factor or side % autoencoder.factor:
         raise UserError(f"--tile {side}: the side must be a multiple of {autoencoder.factor} pixels")
     return TiledAutoencoder(autoencoder, side // autoencoder.factor)
-
-
-def _metrics(device: torch.device) -> Metrics:
-    """Return the smallest side of each metric, and the metric; LPIPS if its weights are on this machine."""
-    metrics: Metrics = {"psnr": (1, psnr), "ssim": (MIN_SSIM_SIDE, ssim)}
-    lpips, probe = LPIPS().to(device), torch.zeros(1, 3, MIN_SIZE, MIN_SIZE, device=device)
-    try:
-        lpips(probe, probe)
-    except UserError as error:
-        _log.warning("LPIPS is left out: %s", error)
-        return metrics
-    return {**metrics, "lpips": (MIN_SIZE, lpips)}
 
 
 def _write_means(path: Path, names: Iterable[str], entries: Sequence[dict[str, Any]], model: str) -> dict[str, float]:

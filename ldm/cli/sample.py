@@ -1,5 +1,6 @@
-"""Draw images without condition, or of classes.
+"""Draw images of a text, without condition, or of classes.
 
+    ldm sample "a red circle above a blue square" --run logs/RUN
     ldm sample --run logs/RUN --n_samples 16
     ldm sample --config cin256-v2.yaml --ckpt model.ckpt --classes 25,187 --n_samples 4 --scale 3
 
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 
 from ldm.cli.entry import main_guard
 from ldm.cli.options import Defaults, SamplingParser
-from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder
+from ldm.cli.sampling import load_for_sampling, sample_into_folder
 from ldm.conditioning.labels import ClassConditioner
 from ldm.errors import UserError
+from ldm.models.image_request import ImageRequest
 from ldm.models.loading import LoadedModel
 
 _DEFAULTS = Defaults("outputs/samples", steps=50, eta=1.0, n_samples=16)
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = {"type": lambda text: list(map(int, text.split(","))), "metavar": "1,2,3"}
     parser.add_argument("--classes", **classes, help="labels to draw, n_samples of each")
     given, options = parser.parse(argv)
-    loaded = load_for_sampling(options, given.overrides)
+    loaded = load_for_sampling(options)
     entries, size = _conditions(loaded, given.classes), loaded.size(options.size)
     requests = (ImageRequest(size, entry, details=entry) for entry in entries)
     sample_into_folder(loaded, requests, len(entries), options, given.n_samples, max(1, min(given.n_samples, 8)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any
 
@@ -13,54 +13,31 @@ import torch
 from torch import Tensor
 
 from ldm.cli.options import AS_TRAINED, PRECISIONS, SamplingOptions, progress
-from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
 from ldm.data.core.pixels import to_bytes, to_bytes_truncated
 from ldm.errors import UserError
 from ldm.images import GRID_LIMIT, ImageWriter
-from ldm.models.generate import Request, generate
-from ldm.models.inpainting import InpaintingTarget
+from ldm.models.generate import generate
+from ldm.models.image_request import ImageRequest, joined
 from ldm.models.loading import LoadedModel, load_model
 from ldm.models.tiled import tile
-from ldm.sampling.base import Sampler, identity
+from ldm.networks.layers import store_in_half
+from ldm.sampling.base import Sampler
 
 _log = logging.getLogger(__name__)
 _PUBLISHED_GRIDS = ("compvis", "compvis_quad")  # samples on these are compared with published ones
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class ImageRequest:
-    """One image to draw, and the file that it becomes.
+def load_for_sampling(options: SamplingOptions) -> LoadedModel:
+    """Load the model, with the overrides of its config; --tile cuts its work into tiles.
 
-    Args:
-        size: (height, width).
-        conditions: Batch key -> the entry of this image.
-        details: Further entries of the record.
-        name: Name of the file; without it images are numbered.
-        source: Bytes (C, H, W) that are shown left of the image in the grid.
-        target: Image (C, H, W) in [-1, 1] and mask (1, H, W), above 0 in the hole, for models without a mask.
-        image: Image (C, H, W) in [-1, 1] to start from instead of from noise.
-        negative: Like `conditions`, to be guided away from.
-        finish: What happens to the bytes (C, H, W) of the image before they are written.
-    """
-
-    size: tuple[int, int]
-    conditions: Mapping[str, Any] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    name: str | None = None
-    source: Tensor | None = None
-    target: tuple[Tensor, Tensor] | None = None
-    image: Tensor | None = None
-    negative: Mapping[str, Any] | None = None
-    finish: Callable[[Tensor], Tensor] = identity
-
-
-def load_for_sampling(options: SamplingOptions, overrides: Sequence[str] = ()) -> LoadedModel:
-    """Load the model, with overrides `model.key=value` of its config; --tile cuts its work into tiles.
+    The weights of its network are stored in the half precision in which it computes.
 
     UserError also for steps or a grid that the model's process does not have.
     """
-    loaded = load_model(options.model.source, options.model.device, overrides)
+    loaded = load_model(options.model.source, options.model.device, options.overrides)
     options.sampler.times(loaded.model.process)
+    if (dtype := PRECISIONS[options.precision]) is not None:
+        store_in_half(loaded.model.model, dtype)
     if options.model.tile is None:
         return loaded
     return replace(loaded, model=tile(loaded.model, tile_side(loaded, options.model.tile)))
@@ -68,8 +45,7 @@ def load_for_sampling(options: SamplingOptions, overrides: Sequence[str] = ()) -
 
 def tile_side(loaded: LoadedModel, asked: int) -> int:
     """Return the side of tiles in pixels: as asked for, or that of the training images, rounded up for the model."""
-    multiple = loaded.model.side_multiple
-    return -(-max(loaded.trained_size()) // multiple) * multiple if asked == AS_TRAINED else asked
+    return loaded.trained_tile() if asked == AS_TRAINED else asked
 
 
 def require_conditioner(loaded: LoadedModel, kinds: type | tuple[type, ...], needed: str) -> Any:
@@ -79,12 +55,6 @@ def require_conditioner(loaded: LoadedModel, kinds: type | tuple[type, ...], nee
         found = ", ".join(f"{type(module).__name__} of '{module.key}'" for module in known) or "nothing"
         raise UserError(f"{loaded.config}: this model is conditioned on {found}; {needed}")
     return known[0]
-
-
-def text_keys(loaded: LoadedModel) -> list[str]:
-    """Return the batch keys of the texts that a model is conditioned on, perhaps none."""
-    kinds = (TextConditioner, CLIPTextConditioner)
-    return [module.key for module in loaded.model.conditioners() if isinstance(module, kinds)]
 
 
 def sample_into_folder(
@@ -106,21 +76,26 @@ def sample_into_folder(
     batches = _batches((request for request in requests for _ in range(copies)), batch_size)
     first = next(batches)
     model.first_stage_model.latent_shape(*first[0].size)  # before the folder, so that it leaves nothing behind
+    options = replace(options, guidance=options.guidance.ready(model, first[0].negative is not None))
+    evaluations = options.guidance.evaluations(sampler, model.process)
     as_bytes = to_bytes_truncated if getattr(sampler, "grid", None) in _PUBLISHED_GRIDS else to_bytes
     folder = ImageWriter(options.outdir, columns, GRID_LIMIT if options.has_grid else 0)
     start, steps = time.monotonic(), len(sampler.times(model.process)) - 1
     try:
         with progress(count * steps, "sampling") as bar:
             for batch in chain([first], batches):
-                request = _request(batch, options.seed + len(folder.entries), options)
+                seed = options.seed + len(folder.entries)
+                request = joined(batch, seed, options.guidance, PRECISIONS[options.precision])
+                request = replace(request, graphs=options.graphs)
                 for images in generate(model, sampler, request, on_step=lambda step: bar.update(len(step.x))):
                     _write(folder, batch, as_bytes(images).cpu(), request.seeds)
     finally:
         seconds, done = time.monotonic() - start, len(folder.entries)
         if done:
-            made = {"size": list(first[0].size), "batch_size": batch_size}
+            made = {"size": list(first[0].size), "batch_size": batch_size, "evaluations_per_image": evaluations}
             record = folder.finish({**_record(loaded, sampler, options), **made})
-            _log.info("wrote %d images (%.2f a second) and %s", done, done / seconds, record)
+            what = "wrote %d images (%.2f a second, %d network evaluations each) and %s"
+            _log.info(what, done, done / seconds, evaluations, record)
 
 
 def _batch_size(count: int, asked: int | None, columns: int) -> int:
@@ -144,22 +119,6 @@ def _batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list
         yield batch
 
 
-def _request(batch: Sequence[ImageRequest], seed: int, options: SamplingOptions) -> Request:
-    first, target = batch[0], None
-    conditions = {key: _collated([each.conditions[key] for each in batch]) for key in first.conditions}
-    negative = first.negative and {key: _collated([each.negative[key] for each in batch]) for key in first.negative}
-    images = None if first.image is None else torch.stack([each.image for each in batch])
-    if first.target is not None:
-        target = InpaintingTarget(*map(torch.stack, zip(*(each.target for each in batch), strict=True)))
-    seeds, autocast = range(seed, seed + len(batch)), PRECISIONS[options.precision]
-    how = (options.guidance, len(batch), autocast, target, images, negative)
-    return Request(seeds, first.size, conditions, *how)
-
-
-def _collated(entries: list[Any]) -> list[Any] | Tensor:
-    return torch.stack(entries) if isinstance(entries[0], Tensor) else entries
-
-
 def _write(folder: ImageWriter, batch: Sequence[ImageRequest], images: Tensor, seeds: Sequence[int]) -> None:
     for request, image, seed in zip(batch, images, seeds, strict=True):
         folder.add(request.finish(image), {"seed": seed, **request.details}, request.name, request.source)
@@ -170,7 +129,8 @@ def _record(loaded: LoadedModel, sampler: Sampler, options: SamplingOptions) -> 
     return {
         **loaded.provenance(),
         "sampler": {"name": type(sampler).__name__, **asdict(sampler)},
-        "scale": options.guidance,
+        "scale": options.guidance.scale,
+        "guidance": options.guidance.record(),
         "precision": options.precision,
         "tile": options.model.tile,
         "device": getattr(torch.get_device_module(device), "get_device_name", str)(device),

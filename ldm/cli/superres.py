@@ -11,22 +11,22 @@ A model of pairs of equal size (configs/own/pairs.yaml) draws the image that bel
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 
 from torch import Tensor
 
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import Source, list_images, readable
 from ldm.cli.options import Defaults, OptionalSize, SamplingParser
-from ldm.cli.sampling import ImageRequest, load_for_sampling, require_conditioner, sample_into_folder
+from ldm.cli.sampling import load_for_sampling, require_conditioner, sample_into_folder
 from ldm.conditioning.images import ImageConditioner, SpatialRescaler
-from ldm.data.core.pixels import from_bytes, to_bytes
-from ldm.data.readers.single_images import cropped, padded, read_image
+from ldm.data.readers.single_images import read_image
 from ldm.errors import UserError
-from ldm.models.back_projection import back_project
 from ldm.models.enlargement import enlargement, input_size
-from ldm.models.loading import LoadedModel, train_option
+from ldm.models.image_request import ImageRequest
+from ldm.models.loading import LoadedModel
+from ldm.models.tasks import PlaneModel, enlargement_factor, enlargement_request, reads_maps
 
 _DEFAULTS = Defaults("outputs/superres", steps=100, eta=1.0)
 _NEEDED = "super-resolution needs an ImageConditioner or a SpatialRescaler of a small image"
@@ -49,46 +49,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     sample_into_folder(loaded, requests, len(sources), options, given.n_samples)
 
 
-def _factor(loaded: LoadedModel, conditioner: ImageConditioner | SpatialRescaler) -> int:
+def _factor(loaded: LoadedModel, conditioner: PlaneModel) -> int:
     """Return the enlargement. UserError for a model of larger images, or of maps of class indices."""
-    scale, channels = enlargement(loaded.model, conditioner), conditioner.in_channels
-    # maps are under `segmentation` unless the data say so
-    has_maps = conditioner.key == "segmentation" or train_option(loaded.content, "num_classes") is not None
-    if scale.denominator > 1 or has_maps:
-        inputs = f"{channels} {'classes' if has_maps else 'channels'} at 1/{scale}"
+    factor = enlargement_factor(loaded, conditioner)
+    if factor is None:
+        kind = "classes" if reads_maps(loaded, conditioner) else "channels"
+        inputs = f"{conditioner.in_channels} {kind} at 1/{enlargement(loaded.model, conditioner)}"
         raise UserError(f"{loaded.config}: this model sees {inputs} of the output's sides, not small images; {_NEEDED}")
-    return int(scale)
+    return factor
 
 
 def _requests(
-    sources: Sequence[Source],
-    loaded: LoadedModel,
-    conditioner: ImageConditioner | SpatialRescaler,
-    size: OptionalSize,
-    is_consistent: bool,
+    sources: Sequence[Source], loaded: LoadedModel, conditioner: PlaneModel, size: OptionalSize, is_consistent: bool
 ) -> Iterator[ImageRequest]:
-    """Yield one request for each image; sides that the model cannot have are filled up and cropped again."""
+    """Yield one request for each image."""
     factor = _factor(loaded, conditioner)
-    given_size, multiple = input_size(size, Fraction(factor)), Fraction(loaded.model.side_multiple, factor).numerator
+    given_size = input_size(size, Fraction(factor))
 
     def read(source: Source) -> Tensor:
         return read_image(source.path, conditioner.in_channels, given_size, loaded.value_range)
 
     for source, image in readable(sources, read):
-        size = (image.shape[1] * factor, image.shape[2] * factor)
-        low_res = padded(from_bytes(image), multiple)  # (C, h', w')
-        yield ImageRequest(
-            (low_res.shape[1] * factor, low_res.shape[2] * factor),
-            {conditioner.key: low_res},
-            {"image": str(source.path), "size": list(size)},
-            source.name,
-            source=image.repeat_interleave(factor, 1).repeat_interleave(factor, 2),
-            finish=partial(_finished, size=size, low_res=low_res if is_consistent else None),
-        )
-
-
-def _finished(sample: Tensor, size: tuple[int, int], low_res: Tensor | None) -> Tensor:
-    """Crop the bytes of a sample (C, H, W) to its size, corrected to the small image where one is given."""
-    if low_res is not None:
-        sample = to_bytes(back_project(from_bytes(sample)[None], low_res[None])[0])
-    return cropped(sample, size)
+        request = enlargement_request(image, conditioner, factor, loaded.model, is_consistent)
+        yield replace(request, details={"image": str(source.path), **request.details}, name=source.name)

@@ -16,10 +16,11 @@ from ldm.cli.entry import main_guard
 from ldm.config import trust_base
 from ldm.distributed import is_first_process
 from ldm.errors import UserError
+from ldm.training.cards import Card
 from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.plan import MISSING, Plan, RunOptions, make_plan
 from ldm.training.resumption import tell_edits
-from ldm.training.run import build_without_memory, describe, first_stage_problem, train_plan
+from ldm.training.run import build_without_memory, cost_of, describe, first_stage_problem, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     plan = plan_of(arguments)
     if arguments.dry_run:
-        return dry_run(plan)
+        return dry_run(plan, arguments.card)
     if not arguments.train:
         raise UserError("nothing to do: add -t to train, or --dry-run to see what would be trained")
     try:
@@ -73,11 +74,11 @@ def config_files(arguments: Arguments, run: RunFolder) -> list[str]:
     return arguments.base
 
 
-def dry_run(plan: Plan) -> None:
+def dry_run(plan: Plan, card: Card | None) -> None:
     """Print the resolved config and what it amounts to. Needs neither data nor devices nor weights."""
     model = build_without_memory(plan)
     sys.stdout.write(yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True))
-    for line in describe(plan, model):
+    for line in [*describe(plan, model), *([] if card is None else cost_of(plan, model, card.memory))]:
         sys.stdout.write(f"# {line}\n")
     if problem := first_stage_problem(plan) or ("" if "data" in plan.config else f"data: {MISSING}"):
         sys.stdout.write(f"# training would stop here: {problem}\n")

@@ -13,8 +13,9 @@ from ldm.cli.entry import main_guard
 from ldm.cli.inputs import read_prompts
 from ldm.cli.options import Defaults, SamplingParser, add_negative_argument
 from ldm.cli.published import Published
-from ldm.cli.sampling import ImageRequest, load_for_sampling, sample_into_folder, text_keys
+from ldm.cli.sampling import load_for_sampling, sample_into_folder
 from ldm.errors import UserError
+from ldm.models.image_request import ImageRequest
 
 _DEFAULTS = Defaults("outputs/txt2img-samples", steps=200, guidance=5.0, n_samples=4)
 PUBLISHED = Published(
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--n_iter {given.n_iter}, --n_samples {given.n_samples}: use 1 or more of each")
     prompts = [given.prompt] if given.from_file is None else read_prompts(given.from_file)
     loaded = load_for_sampling(options)
-    if not (keys := text_keys(loaded)):
+    if not (keys := loaded.text_keys()):
         raise UserError(f"{loaded.config}: this model is not conditioned on text; use ldm sample")
     size, entries = loaded.size(options.size), [dict.fromkeys(keys, prompt) for prompt in prompts]
     more = {} if given.negative is None else {"negative": given.negative}

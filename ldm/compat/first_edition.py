@@ -10,8 +10,8 @@ from typing import Any
 
 Config = dict[str, Any]
 
-# Modules that moved, and classes that have another name.
-_MODULES = {
+# Modules that moved (one's own code may import them, see `ldm`), and classes that have another name.
+MODULES = {
     "ldm.autoencoder.autoencoder": "ldm.models.autoencoder",
     "ldm.cli.sample_metrics": "ldm.training.sample_metrics",
     "ldm.data.annotations": "ldm.data.layout.annotations",
@@ -147,4 +147,4 @@ def _target(target: str) -> str:
     if target in _CLASSES:
         return _CLASSES[target]
     module, _, name = target.rpartition(".")
-    return f"{_MODULES[module]}.{name}" if module in _MODULES else target
+    return f"{MODULES[module]}.{name}" if module in MODULES else target

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from ldm.aliases import Batch, Uniform
 from ldm.bounds import Fraction
 from ldm.errors import UserError
+from ldm.transfer import sent
 
 Slot = Literal["concat", "context", "vector"]
+EMBEDDED = "embedded."  # begins the names of batch entries that hold what a frozen conditioner made before
 SLOTS: tuple[Slot, ...] = ("concat", "context", "vector")
 
 
@@ -62,20 +64,27 @@ class Conditioning:
             columns["concat"] = _same_size(columns["concat"])
         return Conditioning(**{name: torch.cat(column) for name, column in columns.items()})
 
-    def join(self, other: Conditioning) -> Conditioning:
-        """Return both conditions of the same samples: channels after channels, tokens after tokens.
+    def join(self, other: Conditioning, context_axis: int = 1) -> Conditioning:
+        """Return both conditions of the same samples: images and vectors by channels, contexts by tokens or channels.
 
-        UserError if both fill `vector`.
+        UserError if both fill `vector`, one of them with labels, and for contexts that do not go together.
         """
-        if self.vector is not None and other.vector is not None:
-            raise UserError("conditioning: two conditions fill slot vector, which holds one; give one of them context")
+        if self.vector is not None and other.vector is not None and {self.vector.dim(), other.vector.dim()} != {2}:
+            raise UserError("conditioning: two conditions fill slot vector, one with labels; give one of them context")
         joined = {}
         for name in SLOTS:
             both = [part for part in (getattr(self, name), getattr(other, name)) if part is not None]
             if name == "concat":
                 both = _same_size(both)
-            joined[name] = torch.cat(both, dim=1) if len(both) == 2 else next(iter(both), None)
+            axis = context_axis if name == "context" else 1
+            joined[name] = _joined(both, axis) if len(both) == 2 else next(iter(both), None)
         return Conditioning(**joined)
+
+    def without(self, drop: Tensor | None = None) -> Conditioning:
+        """Return zeros in the place of the samples where drop (B,) is True, or of all."""
+        if drop is None:
+            return self._map(torch.zeros_like)
+        return self._map(lambda tensor: tensor * (~sent(drop, tensor.device)).view(-1, *[1] * (tensor.dim() - 1)))
 
     def _filled(self) -> dict[str, Tensor]:
         slots = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -91,6 +100,13 @@ def _same_size(images: list[Tensor]) -> list[Tensor]:
     if len(sizes) > 1:
         raise UserError(f"conditioning: images to concatenate differ in size: {sorted(sizes)}; rescale one of them")
     return [image.expand(-1, -1, *size) for image in images for size in (sizes or {(1, 1)})]
+
+
+def _joined(both: list[Tensor], axis: int) -> Tensor:
+    one, other = (list(tensor.shape) for tensor in both)
+    if one[:axis] + one[axis + 1 :] != other[:axis] + other[axis + 1 :]:
+        raise UserError(f"conditioning: {one} and {other} cannot be joined; their other sides must be equal")
+    return torch.cat(both, dim=axis)
 
 
 class InputSpec(NamedTuple):
@@ -119,6 +135,8 @@ class Conditioner(nn.Module):
     """
 
     width: int | None = None
+    cached_name: str | None = None
+    is_kept = False  # in guidance: what is guided away from has it, too
 
     def __init__(self, key: str, slot: Slot, drop_rate: float = 0.0, trainable: bool = True) -> None:
         super().__init__()
@@ -146,19 +164,39 @@ class Conditioner(nn.Module):
 
         A conditioner with an expensive `embed` replaces the values instead, so that it runs once.
         """
-        embedding = self.embed(value)
-        mask = drop.to(embedding.device).view(-1, *[1] * (embedding.dim() - 1))
-        return torch.where(mask, self.null(len(drop)).to(embedding), embedding)
+        return _masked(self.embed(value), self.null(len(drop)), drop)
 
     def forward(self, batch: Batch, drop: Tensor | None = None) -> Conditioning:
         """Return the condition of a batch, `null` for the samples where drop (B,) is True.
 
         UserError if the batch has no entry `key`.
         """
+        if self.cached_name in batch:
+            embedding = sent(batch[self.cached_name], self.device)
+            if drop is not None:
+                embedding = _masked(embedding, self.cached_null, drop)
+            return Conditioning(**{self.slot: embedding})
         value = self.value(batch)
         with nullcontext() if self.trainable else torch.no_grad():
             embedding = self.embed(value) if drop is None else self.embed_dropped(value, drop)
+        return self.fill(embedding)
+
+    def fill(self, embedding: Tensor) -> Conditioning:
+        """Return an embedding in its slot."""
         return Conditioning(**{self.slot: embedding})
+
+    def use_cached(self, name: str, null: Tensor) -> None:
+        """Take embeddings from `embedded.NAME` of those batches that have it, and `null` (...) for dropped samples."""
+        self.cached_name = EMBEDDED + name
+        self.register_buffer("cached_null", null, persistent=False)
+
+    def widths(self) -> dict[Slot, int | None]:
+        """Return what the backbone must have for each slot that is filled."""
+        return {self.slot: self.width}
+
+    def entry_for(self, size: tuple[int, int]) -> Any:
+        """Return the entry of an image of (height, width) that one need not be asked for, None if there is none."""
+        return None
 
     def value(self, batch: Batch) -> Any:
         """Return this conditioner's entry of the batch."""
@@ -172,10 +210,12 @@ class Conditioner(nn.Module):
         """Return for each of n samples whether its condition is dropped: bool (n,), on the CPU."""
         return uniform((n,)) < self.drop_rate
 
-    def unconditional(self, n: int) -> Conditioning:
-        """Return n samples without condition."""
+    def unconditional(self, n: int, batch: Batch | None = None) -> Conditioning:
+        """Return n samples without condition; a condition that is kept in guidance is that of the batch, if given."""
+        if self.is_kept and batch is not None:
+            return self(batch)
         with nullcontext() if self.trainable else torch.no_grad():
-            return Conditioning(**{self.slot: self.null(n)})
+            return self.fill(self.null(n))
 
     def use_first_stage(self, autoencoder: nn.Module) -> None:  # noqa: B027 - only those that need it write it
         """Receive the autoencoder of the model, which most conditioners do not need."""
@@ -202,11 +242,19 @@ class Conditioner(nn.Module):
         return batch[key]
 
 
+def _masked(embedding: Tensor, null: Tensor, drop: Tensor) -> Tensor:
+    """Return the embedding (B, ...), `null` for the samples where drop (B,) is True."""
+    mask = sent(drop, embedding.device).view(-1, *[1] * (embedding.dim() - 1))
+    return torch.where(mask, null.to(embedding), embedding)
+
+
 class JointConditioner(nn.Module):
     """Several conditioners, each a child under the name of its keyword.
 
     drop_rate: probability of dropping all conditions of a sample together, in addition to the drop_rate of each.
     """
+
+    context_axis = 1
 
     def __init__(self, drop_rate: Fraction = 0.0, **conditioners: Conditioner) -> None:
         super().__init__()
@@ -237,18 +285,50 @@ class JointConditioner(nn.Module):
         own = torch.stack([child.draw_drop(n, uniform) for child in self.children()], dim=1)
         return own | together
 
-    def unconditional(self, n: int) -> Conditioning:
-        """Return n samples without any condition."""
-        return self._joined(child.unconditional(n) for child in self.children())
+    def unconditional(self, n: int, batch: Batch | None = None) -> Conditioning:
+        """Return n samples without any condition but those that are kept in guidance."""
+        return self._joined(child.unconditional(n, batch) for child in self.children())
 
     def use_first_stage(self, autoencoder: nn.Module) -> None:
         """Pass the autoencoder of the model to every conditioner."""
         for child in self.children():
             child.use_first_stage(autoencoder)
 
-    @staticmethod
-    def _joined(parts: Iterable[Conditioning]) -> Conditioning:
+    def _joined(self, parts: Iterable[Conditioning]) -> Conditioning:
         result = Conditioning()
         for part in parts:
-            result = result.join(part)
+            result = result.join(part, self.context_axis)
         return result
+
+
+class StackedConditioner(JointConditioner):
+    """Several conditioners, whose contexts and vectors are joined by their channels (SDXL, arXiv 2307.01952).
+
+    null: 'no condition' is zeros, or the own one of each conditioner.
+    """
+
+    context_axis = 2
+
+    def __init__(
+        self, drop_rate: Fraction = 0.0, null: Literal["zeros", "own"] = "zeros", **conditioners: Conditioner
+    ) -> None:
+        super().__init__(drop_rate, **conditioners)
+        self.null = null
+
+    def forward(self, batch: Batch, drop: Tensor | None = None) -> Conditioning:
+        """Return all K conditions of a batch. drop: bool (B,) for all of them, or (B, K)."""
+        if drop is None or self.null == "own":
+            return super().forward(batch, drop)
+        children = list(self.children())
+        columns = drop.view(len(drop), -1).expand(-1, len(children)).unbind(dim=1)
+        return self._joined(child(batch).without(column) for child, column in zip(children, columns, strict=True))
+
+    def unconditional(self, n: int, batch: Batch | None = None) -> Conditioning:
+        """Return n samples without any condition but those that are kept in guidance."""
+        if self.null == "own":
+            return super().unconditional(n, batch)
+        return self._joined(
+            part if child.is_kept and batch is not None else part.without()
+            for child in self.children()
+            for part in [child.unconditional(n, batch) if batch is None else child(batch)]
+        )

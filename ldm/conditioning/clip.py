@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ldm.conditioning.tokenizers import HuggingFaceTokenizer, load_pretrained
 from ldm.errors import UserError
+from ldm.transfer import sent
 
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that CLIP was trained on, in [0, 1]
-_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that CLIP was trained on, in [0, 1]
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipEmbedder:
@@ -57,9 +58,8 @@ class ClipEmbedder:
     @torch.no_grad()
     def embed_squares(self, squares: Tensor) -> Tensor:
         """Return embeddings (N, D) of squares (N, 3, S, S) made by `square`."""
-        squares = squares.to(self.device)
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (_MEAN, _STD))
-        return F.normalize(self.image_model(pixel_values=((squares + 1) / 2 - mean) / std).image_embeds, dim=-1)
+        pixels = normalised(sent(squares, self.device), CLIP_MEAN, CLIP_STD)
+        return F.normalize(self.image_model(pixel_values=pixels).image_embeds, dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -70,13 +70,20 @@ class ClipEmbedder:
             config = model.config
             tokenizer = HuggingFaceTokenizer(self.version, config.max_position_embeddings, config.vocab_size)
             self._models["tokenizer"] = tokenizer
-        ids = tokenizer(texts).to(self.device)
+        ids = sent(tokenizer(texts), self.device)
         return F.normalize(model(input_ids=ids).text_embeds, dim=-1)
 
     def _model(self, kind: str, what: str) -> Any:
         if kind not in self._models:
-            self._models[kind] = load_pretrained(kind, self.version, f"CLIP {what}").eval().to(self.device)
+            model = load_pretrained(kind, self.version, f"CLIP {what}", hub=DEFAULT_CLIP)
+            self._models[kind] = model.eval().to(self.device)
         return self._models[kind]
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return images (B, 3, H, W) in [-1, 1] as a network takes them that was trained on such values in [0, 1]."""
+    centre, width = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return ((images + 1) / 2 - centre) / width
 
 
 def _centre_square(image: Tensor, side: int) -> Tensor:

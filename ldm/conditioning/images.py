@@ -15,6 +15,7 @@ from ldm.aliases import Batch
 from ldm.bounds import Depth, Fraction, Size
 from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.errors import UserError
+from ldm.transfer import sent
 
 RESCALE_METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
 
@@ -57,7 +58,7 @@ class ImageConditioner(Conditioner):
 
     def embed(self, value: Tensor) -> Tensor:
         """Return the image (B, C, H, W) on the device of this module."""
-        return planes(value.to(self.device), self.channels)
+        return planes(sent(value, self.device), self.channels)
 
     def null(self, n: int) -> Tensor:
         """Return images of zeros: (n, C, 1, 1)."""
@@ -105,7 +106,7 @@ class SpatialRescaler(Conditioner):
 
     def embed(self, value: Tensor) -> Tensor:
         """Return the rescaled image (B, in_channels, H, W) or index map (B, H, W)."""
-        x = planes(value.to(self.device), self.in_channels).to(self._device_buffer.dtype)
+        x = planes(sent(value, self.device), self.in_channels).to(self._device_buffer.dtype)
         for _ in range(self.num_stages):
             x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
         return self.channel_mapper(x)
@@ -113,6 +114,53 @@ class SpatialRescaler(Conditioner):
     def null(self, n: int) -> Tensor:
         """Return images of zeros: (n, C, 1, 1)."""
         return self._device_buffer.new_zeros(n, self.channels, 1, 1)
+
+
+class InpaintingConditioner(Conditioner):
+    """Concatenate a mask, 1 in the hole, and the scaled latent of the image, grey there (as Stable Diffusion does).
+
+    Read are an image (B, C, H, W) and a mask (B, 1, H, W), above 0 in the hole. It is kept in guidance, and 'no
+    condition' is zeros. latent_scale: that of the model.
+    """
+
+    is_kept = True
+
+    def __init__(
+        self,
+        key: str = "masked_image",
+        mask_key: str = "mask",
+        latent_scale: float = 1.0,
+        drop_rate: Fraction = 0.0,
+    ) -> None:
+        super().__init__(key, "concat", drop_rate, trainable=False)
+        self.mask_key, self.latent_scale = mask_key, latent_scale
+        self._owner: tuple[FirstStage, ...] = ()  # in a tuple: an attribute would be a child
+
+    def use_first_stage(self, autoencoder: nn.Module) -> None:
+        """Receive the model's autoencoder."""
+        self._owner = (autoencoder,)
+        self.width = autoencoder.latent_channels + 1
+
+    def input_specs(self) -> dict[str, InputSpec]:
+        """Return the channels of the autoencoder's images, once it is known, and of the mask."""
+        channels = self._owner[0].in_channels if self._owner else None
+        return {self.key: InputSpec(channels=channels), self.mask_key: InputSpec(channels=1)}
+
+    def value(self, batch: Batch) -> list[Tensor]:
+        """Return the image and the mask."""
+        return [self._entry(batch, key) for key in (self.key, self.mask_key)]
+
+    def embed(self, value: list[Tensor]) -> Tensor:
+        """Return [image (B, 3, H, W), mask (B, 1, H, W)] encoded: (B, 1 + C, H/f, W/f)."""
+        image, mask = (tensor.to(self._device_buffer) for tensor in value)
+        hole = (mask > 0).to(image)
+        latent = self.latent_scale * _known(self._owner, self).encode_mode(image * (1 - hole))
+        return torch.cat([F.interpolate(hole, size=latent.shape[2:]), latent], dim=1)
+
+    def null(self, n: int) -> Tensor:
+        """Return zeros: (n, 1 + C, 1, 1)."""
+        _known(self._owner, self)
+        return self._device_buffer.new_zeros(n, self.width, 1, 1)
 
 
 class FirstStageConditioner(Conditioner):
@@ -149,15 +197,18 @@ class FirstStageConditioner(Conditioner):
     def embed(self, value: list[Tensor]) -> Tensor:
         """Return [image (B, 3, H, W), mask (B, 1, H, W) if any] encoded: (B, C, H/f, W/f)."""
         image, *masks = (tensor.to(self._device_buffer) for tensor in value)
-        latent = self._first_stage().encode_mode(image)
+        latent = _known(self._owner, self).encode_mode(image)
         return torch.cat([latent, *(F.interpolate(mask, size=latent.shape[2:]) for mask in masks)], dim=1)
 
     def null(self, n: int) -> Tensor:
         """Return latents (and masks) of zeros: (n, C, 1, 1)."""
-        self._first_stage()  # raises if there is none yet
+        _known(self._owner, self)
         return self._device_buffer.new_zeros(n, self.width, 1, 1)
 
-    def _first_stage(self) -> FirstStage:
-        if not self._owner:
-            raise UserError("FirstStageConditioner: it has no autoencoder yet; build it as part of a LatentDiffusion")
-        return self._owner[0]
+
+def _known(owner: tuple[FirstStage, ...], conditioner: Conditioner) -> FirstStage:
+    """Return the autoencoder that a conditioner has received. UserError if there is none yet."""
+    if not owner:
+        name = type(conditioner).__name__
+        raise UserError(f"{name}: it has no autoencoder yet; build it as part of a LatentDiffusion")
+    return owner[0]

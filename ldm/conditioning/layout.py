@@ -16,6 +16,7 @@ from ldm.bounds import Depth, Fraction, NonNegative, Size
 from ldm.conditioning.base import Conditioner, InputSpec
 from ldm.errors import UserError
 from ldm.networks.transformer import TransformerEncoder
+from ldm.transfer import sent
 
 __all__ = ["LayoutConditioner", "LayoutTokenizer", "LayoutValue"]
 
@@ -109,7 +110,7 @@ class LayoutConditioner(Conditioner):
         """Return the tokens of layouts: int64 (B, L) on the device of this module."""
         crops = [None] * len(value.labels) if value.crops is None else value.crops.tolist()
         rows = zip(value.labels.tolist(), value.boxes.tolist(), crops, strict=True)
-        return torch.tensor([self.tokenizer.tokens(*row) for row in rows], device=self.device)
+        return sent(torch.tensor([self.tokenizer.tokens(*row) for row in rows]), self.device)
 
     def embed(self, value: LayoutValue) -> Tensor:
         """Return encoded layouts: (B, L, D)."""
@@ -121,7 +122,7 @@ class LayoutConditioner(Conditioner):
 
     def embed_dropped(self, value: LayoutValue, drop: Tensor) -> Tensor:
         """Return encoded layouts, that of absent objects for the dropped samples."""
-        return self.transformer(torch.where(drop.to(self.device)[:, None], self._null_ids(), self.ids(value)))
+        return self.transformer(torch.where(sent(drop, self.device)[:, None], self._null_ids(), self.ids(value)))
 
     def _null_ids(self) -> Tensor:
         return torch.full((1, self.tokenizer.length), self.tokenizer.none_token, device=self.device)

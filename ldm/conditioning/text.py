@@ -6,16 +6,17 @@ Legend: B batch, L = max_length tokens, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ldm.bounds import Depth, Fraction, Natural, NonNegative, Size
-from ldm.conditioning.base import Conditioner
+from ldm.conditioning.base import Conditioner, Conditioning, Slot
 from ldm.conditioning.tokenizers import HuggingFaceTokenizer, Tokenizer, TrainedTokenizer, load_pretrained
 from ldm.errors import UserError
 from ldm.networks.transformer import TransformerEncoder
+from ldm.transfer import sent
 
 __all__ = [
     "CLIPTextConditioner",
@@ -53,14 +54,12 @@ class TokenConditioner(Conditioner):
                 f"TokenConditioner: null_tokens must be at most {max_length} ids from 0 to {vocab_size - 1}"
             )
         self.null_ids = null_ids + [0] * (max_length - len(null_ids))
-        self.transformer = TransformerEncoder(
-            vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout
-        )
+        self.transformer = TransformerEncoder(vocab_size, max_length, dim, depth, embedding_dropout=embedding_dropout)
         self._freeze_unless_trainable()
 
     def embed(self, value: Tensor) -> Tensor:
         """Return encoded ids (B, L): (B, L, D)."""
-        return self.transformer(value.to(self.device).long())
+        return self.transformer(sent(value, self.device).long())
 
     def null(self, n: int) -> Tensor:
         """Return the null tokens, encoded once: (n, max_length, D)."""
@@ -68,9 +67,9 @@ class TokenConditioner(Conditioner):
 
     def embed_dropped(self, value: Tensor, drop: Tensor) -> Tensor:
         """Return encoded ids, the null tokens for the dropped samples."""
-        ids = value.to(self.device).long()
-        null_ids = torch.tensor(self.null_ids[: ids.shape[1]], device=self.device)
-        return self.embed(torch.where(drop.to(self.device)[:, None], null_ids, ids))
+        ids = sent(value, self.device).long()
+        null_ids = sent(torch.tensor(self.null_ids[: ids.shape[1]]), self.device)
+        return self.embed(torch.where(sent(drop, self.device)[:, None], null_ids, ids))
 
 
 class TextConditioner(Conditioner):
@@ -108,7 +107,7 @@ class TextConditioner(Conditioner):
 
     def embed(self, value: Sequence[str] | Tensor) -> Tensor:
         """Return B encoded texts or ids (B, L): (B, L, D)."""
-        return self.transformer(_ids(self.tokenizer, value).to(self.device))
+        return self.transformer(sent(_ids(self.tokenizer, value), self.device))
 
     def null(self, n: int) -> Tensor:
         """Return the empty text, encoded once: (n, L, D)."""
@@ -120,11 +119,18 @@ class TextConditioner(Conditioner):
 
 
 class CLIPTextConditioner(Conditioner):
-    """Encode texts by CLIP's text model, final layer norm included: context (B, 77, D).
+    """Encode texts by CLIP's text model: context (B, 77, D) and, with `pooled`, a vector (B, D). 'No condition' is "".
 
-    version: a local folder, or a name in the Hugging Face cache; nothing is downloaded. Weights come from a loaded
-    state dict (keys transformer.text_model.*), else from `version` at the first use; UserError if in neither.
-    tokenizer: the same for the tokenizer, if it is elsewhere.
+    Weights come from a loaded state dict (keys transformer.text_model.*), else from `version` at the first use;
+    UserError if in neither. Nothing is downloaded.
+
+    Args:
+        version: A local folder, or a name in the Hugging Face cache.
+        tokenizer: The same for the tokenizer, if it is elsewhere.
+        pad_id: The token that fills up texts, if not the tokenizer's own (OpenCLIP: 0).
+        layer: Which layer the context comes from: the last, or the one before it, both through the final norm, or
+            "hidden", the one before the last without it (Stable Diffusion 1; 2; XL).
+        pooled: The vector: the last layer at the end of the text, as it is ("token") or "projected".
     """
 
     def __init__(
@@ -135,21 +141,43 @@ class CLIPTextConditioner(Conditioner):
         drop_rate: Fraction = 0.0,
         trainable: bool = False,
         tokenizer: str | None = None,
+        pad_id: Natural | None = None,
+        layer: Literal["last", "penultimate", "hidden"] = "last",
+        pooled: Literal["token", "projected"] | None = None,
     ) -> None:
         super().__init__(key, "context", drop_rate, trainable)
-        self.version = version
-        self.transformer = _clip_skeleton(version)
+        if pooled is not None and layer == "penultimate":
+            raise UserError("CLIPTextConditioner: pooled needs the last layer, which layer: penultimate leaves out")
+        self.version, self.layer, self.pooled = version, layer, pooled
+        self.transformer = _clip_skeleton(version, layer == "penultimate", pooled == "projected")
         vocab_size, self.width = self.transformer.text_model.embeddings.token_embedding.weight.shape
-        self.tokenizer = HuggingFaceTokenizer(tokenizer or version, max_length, vocab_size)
+        self.tokenizer = HuggingFaceTokenizer(tokenizer or version, max_length, vocab_size, pad_id)
         self._has_weights = False
         self.register_load_state_dict_pre_hook(_accept_clip_weights)
         self._freeze_unless_trainable()
 
     def embed(self, value: Sequence[str] | Tensor) -> Tensor:
-        """Return B encoded texts or ids (B, L): (B, L, D)."""
+        """Return B encoded texts or ids (B, L): (B, L, D), with `pooled` (B, L + 1, D)."""
         self.load_weights()
-        ids = _ids(self.tokenizer, value).to(self.device)
-        return self.transformer.text_model(input_ids=ids).last_hidden_state
+        ids = sent(_ids(self.tokenizer, value), self.device)
+        output = self.transformer.text_model(input_ids=ids, output_hidden_states=self.layer == "hidden")
+        context = output.hidden_states[-2] if self.layer == "hidden" else output.last_hidden_state
+        if self.pooled is None:
+            return context
+        vector = output.pooler_output
+        if self.pooled == "projected":
+            vector = self.transformer.text_projection(vector)
+        return torch.cat([context, vector[:, None]], dim=1)
+
+    def fill(self, embedding: Tensor) -> Conditioning:
+        """Return the context and, with `pooled`, the last row of the embedding as the vector."""
+        if self.pooled is None:
+            return super().fill(embedding)
+        return Conditioning(context=embedding[:, :-1], vector=embedding[:, -1])
+
+    def widths(self) -> dict[Slot, int | None]:
+        """Return D for the context and, with `pooled`, for the vector."""
+        return {"context": self.width} | ({} if self.pooled is None else {"vector": self.width})
 
     def null(self, n: int) -> Tensor:
         """Return the empty text, encoded once: (n, L, D)."""
@@ -162,8 +190,11 @@ class CLIPTextConditioner(Conditioner):
     def load_weights(self) -> None:
         """Read the published weights unless a state dict has been loaded."""
         if not self._has_weights:
-            published = _text_model(load_pretrained("CLIPTextModel", self.version, "text model"))
-            self.transformer.text_model.load_state_dict(published.state_dict())
+            kind = "CLIPTextModelWithProjection" if self.pooled == "projected" else "CLIPTextModel"
+            published = load_pretrained(kind, self.version, "text model")
+            state = {f"text_model.{name}": tensor for name, tensor in _text_model(published).state_dict().items()}
+            state |= {name: tensor for name, tensor in published.state_dict().items() if "projection" in name}
+            self.transformer.load_state_dict({name: state[name] for name in self.transformer.state_dict()})
             self._has_weights = True
 
 
@@ -181,7 +212,7 @@ class EmbeddingConditioner(Conditioner):
 
     def embed(self, value: Tensor) -> Tensor:
         """Return the embeddings with a token axis, on the device of this module."""
-        return value.to(self.device).reshape(len(value), -1, value.shape[-1])
+        return sent(value, self.device).reshape(len(value), -1, value.shape[-1])
 
     def null(self, n: int) -> Tensor:
         """Return zeros (n, num_tokens, dim)."""
@@ -199,17 +230,36 @@ def _without(tokenizer: Tokenizer, value: Sequence[str] | Tensor, drop: Tensor) 
     return ["" if dropped else text for text, dropped in zip(value, drop.tolist(), strict=True)]
 
 
-def _clip_skeleton(version: str) -> nn.Module:
-    """Build CLIP's text model without its weights, under the name text_model."""
+# Shapes of the published models, known offline: width, heads, layers, activation.
+_CLIP_SHAPES = {
+    "openai/clip-vit-large-patch14": (768, 12, 12, "quick_gelu"),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79k": (1024, 16, 24, "gelu"),
+    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": (1280, 20, 32, "gelu"),
+}
+
+
+def _clip_skeleton(version: str, without_last: bool, projects: bool) -> nn.Module:
+    """Build CLIP's text model without its weights, as text_model, and if it `projects` its output, text_projection."""
     import transformers  # heavy: only when this conditioner is used
 
-    if version == "openai/clip-vit-large-patch14":  # of the published models; its shape is known offline
+    if version in _CLIP_SHAPES:
+        width, heads, layers, activation = _CLIP_SHAPES[version]
         config = transformers.CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768
-        )
+            hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads, num_hidden_layers=layers,
+            hidden_act=activation, projection_dim=width,
+        )  # fmt: skip
     else:
         config = load_pretrained("CLIPTextConfig", version, "text model")
-    return nn.ModuleDict({"text_model": _text_model(transformers.CLIPTextModel(config))})
+    config.num_hidden_layers -= without_last
+    parts = {"text_model": _text_model(transformers.CLIPTextModel(config))}
+    if projects:
+        if config.projection_dim != config.hidden_size:
+            sizes = f"{config.projection_dim} and {config.hidden_size}"
+            raise UserError(
+                f"CLIPTextConditioner: {version} has projection_dim and hidden_size {sizes}; equal ones only"
+            )
+        parts["text_projection"] = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+    return nn.ModuleDict(parts)
 
 
 def _text_model(model: Any) -> nn.Module:

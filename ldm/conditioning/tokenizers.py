@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ldm.bounds import Size
-from ldm.errors import UserError, shown
-from ldm.weights.load import read
+from ldm.bounds import Natural, Size
+from ldm.errors import UserError, shown, writable
+from ldm.weights.load import is_hub_name, read
 from ldm.writing import write_text
 
 VOCABULARY_FILE = "vocab.txt"
@@ -62,15 +62,19 @@ class HuggingFaceTokenizer:
     """A published tokenizer from a local folder, or by its name from the Hugging Face cache.
 
     It is read at the first call and never downloaded; UserError says what to fetch and where to put it. vocab_size is
-    the number of rows of the model's embedding.
+    the number of rows of the model's embedding; pad_id the token that fills up texts, if not the tokenizer's own.
     """
 
     def __init__(
-        self, name_or_path: str = "bert-base-uncased", max_length: Size = 77, vocab_size: Size = 30522
+        self,
+        name_or_path: str = "bert-base-uncased",
+        max_length: Size = 77,
+        vocab_size: Size = 30522,
+        pad_id: Natural | None = None,
     ) -> None:
         self.name_or_path = name_or_path
         self.max_length = max_length
-        self.vocab_size = vocab_size
+        self.vocab_size, self.pad_id = vocab_size, pad_id
         self._warn = TruncationWarning(max_length)
         self._loaded: Any = None
 
@@ -82,16 +86,21 @@ class HuggingFaceTokenizer:
         rows: dict[int, list[int]] = {}
         for i, source in enumerate(encoded["overflow_to_sample_mapping"]):
             if source not in rows:
-                rows[source] = encoded["input_ids"][i]
+                rows[source] = self._filled_up(encoded["input_ids"][i], encoded["attention_mask"][i])
             else:  # the first part that did not fit
                 starts = [start for start, end in encoded["offset_mapping"][i] if end > start]
                 self._warn(texts[source], min(starts, default=0))
         return torch.tensor([rows[i] for i in range(len(texts))], dtype=torch.long).view(-1, self.max_length)
 
+    def _filled_up(self, ids: list[int], mask: list[int]) -> list[int]:
+        return ids if self.pad_id is None else [i if used else self.pad_id for i, used in zip(ids, mask, strict=True)]
+
     def save_folder(self, folder: Path) -> None:
         """Write the tokenizer as transformers reads it."""
         tokenizer = self._tokenizer()
         tokenizer.model_max_length = self.max_length
+        if self.pad_id is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.pad_id)
         tokenizer.save_pretrained(folder)
 
     def _tokenizer(self) -> Any:
@@ -105,10 +114,12 @@ class HuggingFaceTokenizer:
         return self._loaded
 
 
-def load_pretrained(kind: str, name_or_path: str, what: str, **options: Any) -> Any:
+def load_pretrained(kind: str, name_or_path: str, what: str, hub: str | None = None, **options: Any) -> Any:
     """Return `transformers.<kind>` from a local folder or the local cache. UserError if it is in neither, or damaged.
 
     Weights that are pickles are read here first: transformers would ask torch, which advises to trust them.
+
+    hub: name of what could be fetched into a folder that does not exist.
     """
     import transformers  # heavy: only when a published text model is used
 
@@ -133,6 +144,9 @@ def load_pretrained(kind: str, name_or_path: str, what: str, **options: Any) -> 
         if folder.is_dir():
             problem = f"the folder lacks files or has damaged ones ({shown(str(error) or type(error).__name__, 80)})"
             raise UserError(f"{what} '{name_or_path}': {problem}; copy the whole {what} there") from error
+        if hub is not None and not is_hub_name(name_or_path):
+            hint = f"run `hf download {hub} --local-dir {name_or_path}`, or copy such a folder there"
+            raise UserError(f"{what} '{name_or_path}' is not on this machine: {hint}") from error
         raise UserError(
             f"{what} '{name_or_path}' is not on this machine: run `hf download {name_or_path}` (it fills the cache in "
             f"HF_HOME; copy that to an offline machine), or give the path of a local folder with its files"
@@ -186,14 +200,20 @@ class TrainedTokenizer(nn.Module):
         return [token for token in rows if token]
 
     def fit(self, captions: Iterable[str]) -> None:
-        """Learn the vocabulary; equal captions give an equal one. UserError if they have no words."""
+        """Learn the vocabulary; equal captions give an equal one.
+
+        UserError if they have no words, or if vocab_size is so small that more than one word in 50 cannot be spelled.
+        """
         from tokenizers import models, trainers
 
         learner = _pipeline(models.WordPiece(unk_token=UNKNOWN))
-        words = [word for caption in captions for word in learner.normalizer.normalize_str(caption).split()]
+        words = [
+            word for caption in map(writable, captions) for word in learner.normalizer.normalize_str(caption).split()
+        ]
         letters = _letters(words, self.vocab_size // 4)
         if not letters:
             raise UserError("TrainedTokenizer: the captions have no words; is the caption key of the data set right?")
+        self._check_spelling(words, letters)
         # The trainer numbers letters inside words in the order of a hash map, and so breaks ties at random; given as
         # special tokens they have fixed numbers, and any word of known letters can be spelled.
         spelling = [form for letter in sorted(letters) for form in (letter, INSIDE + letter)]
@@ -204,6 +224,15 @@ class TrainedTokenizer(nn.Module):
         ids = learner.get_vocab()
         tokens = [token for token in sorted(ids, key=ids.get) if len(token.encode()) <= self.MAX_BYTES]
         self._store(tokens, "the captions")
+
+    def _check_spelling(self, words: list[str], letters: set[str]) -> None:
+        lost = Counter(word for word in words if not letters.issuperset(word))
+        if (share := lost.total() / len(words)) > 1 / 50:
+            names, needed = ", ".join(word for word, _ in lost.most_common(3)), 4 * len(set("".join(words)))
+            raise UserError(
+                f"TrainedTokenizer: with vocab_size {self.vocab_size} {share:.0%} of the captions' words cannot be "
+                f"spelled ({shown(names, 60)}); {needed} is enough for all their letters"
+            )
 
     def save(self, folder: str | Path) -> None:
         """Write the vocabulary into a folder."""
@@ -230,7 +259,9 @@ class TrainedTokenizer(nn.Module):
         if self._built is None:
             self._built = self._build()
         ids = torch.zeros(len(texts), self.max_length, dtype=torch.long)  # padding is token 0
-        for row, text, encoded in zip(ids, texts, self._built.encode_batch(list(texts)), strict=True):
+        for row, text, encoded in zip(
+            ids, texts, self._built.encode_batch([writable(text) for text in texts]), strict=True
+        ):
             words, cut = encoded.ids[: self.max_length - 2], encoded.offsets[self.max_length - 2 :]
             if cut:
                 self._warn(text, cut[0][0])

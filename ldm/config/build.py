@@ -6,11 +6,11 @@ from typing import Any
 
 from ldm.config.check import check_checkpoints, check_value, validate
 from ldm.config.nodes import children, is_node, join
-from ldm.config.parameters import parameters_of
+from ldm.config.parameters import given_later, parameters_of
 from ldm.config.plain import plain
 from ldm.config.targets import find_target
 from ldm.config.trust import is_theirs
-from ldm.errors import ConfigError, UserError
+from ldm.errors import ConfigError, UserError, lack_of_memory
 
 _IN_A_CONSTRUCTOR = 2  # frames of the traceback of a TypeError: this module's, and one that calls a parent's
 
@@ -21,14 +21,18 @@ def instantiate(node: Any, path: str = "", kind: Any = None, **extra: Any) -> An
     `kind` is the class of what the outermost has to make, where it is known.
 
     Mappings and lists without a target are returned with their nodes built. Weights named by `checkpoint` are read
-    unless modules are made on the meta device, which has nowhere to put them. Raises ConfigError before building for
+    unless modules are made on the meta device, which has nowhere to put them. A node of an optimiser becomes what makes
+    it when it is called with parameters and learning rate. Raises ConfigError before building for
     what `validate` finds and for absent checkpoints; a UserError of a constructor gets the path of its node in front.
     """
+    from ldm.config import meta_device  # imports torch
+
     node = plain(node)
     validate(node, path, tuple(extra), kind)
-    if not _on_meta_device():
+    if not meta_device.is_asked_for():
         check_checkpoints(node, path)
-    return _build(node, path, extra)
+    with meta_device.without_values():
+        return _build(node, path, extra)
 
 
 def _build(node: Any, path: str, extra: Mapping[str, Any]) -> Any:
@@ -39,8 +43,10 @@ def _build(node: Any, path: str, extra: Mapping[str, Any]) -> Any:
     if not is_node(node):
         return {key: _build(value, join(path, str(key)), {}) for key, value in node.items()}
     params = _build(node.get("params") or {}, join(path, "params"), {})
+    if given_later(find_target(node["target"], path)):
+        return lambda **given: _call(node["target"], path, {**params, **given})
     built = _call(node["target"], path, {**params, **extra})
-    if node.get("checkpoint") and not _on_meta_device():
+    if node.get("checkpoint"):
         _fill(built, node, path)
     return built
 
@@ -71,7 +77,7 @@ def _of_the_user(error: Exception, target: str) -> str:
     depth = len(traceback.extract_tb(error.__traceback__))
     if isinstance(error, TypeError) and depth <= _IN_A_CONSTRUCTOR and "argument" in str(error):
         return str(error)
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+    if lack_of_memory(error):
         return "needs more memory than there is; make it smaller"
     return ""
 
@@ -79,18 +85,15 @@ def _of_the_user(error: Exception, target: str) -> str:
 def _fill(built: Any, node: dict[str, Any], path: str) -> None:
     from torch import nn
 
+    from ldm.config import meta_device
     from ldm.weights.load import load_into
 
+    if meta_device.is_asked_for():
+        return
     place = join(path, "checkpoint")
     if not isinstance(built, nn.Module):
         raise ConfigError(f"{node['target']} makes a {type(built).__name__}, which holds no weights", place)
     try:
-        load_into(built, node["checkpoint"], ignore=node.get("ignore_keys") or ())
+        load_into(built, node["checkpoint"], ignore=node.get("ignore_keys") or (), widen=True)
     except UserError as error:
         raise ConfigError(str(error), place) from error
-
-
-def _on_meta_device() -> bool:
-    import torch
-
-    return torch.get_default_device().type == "meta"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ldm.config.nodes import NODE_KEYS, SECTIONS, children, is_node, join, walk
-from ldm.config.parameters import Parameters, parameters_of
+from ldm.config.parameters import Parameters, given_later, parameters_of
 from ldm.config.plain import plain
 from ldm.config.targets import did_you_mean, find_target, is_slip, missing_parameters
 from ldm.config.trust import made_by
@@ -65,7 +65,8 @@ def check_value(value: Any, annotation: Any, place: str) -> None:
 def as_made(value: Any, path: str) -> Any:
     """Return a value in which what a node will make stands in its place. Raises ConfigError for its target."""
     if is_node(value):
-        return Made(made_by(find_target(value["target"], path)) or object)
+        function = find_target(value["target"], path)
+        return Made(made_by(function) or object, is_later=bool(given_later(function)))
     if isinstance(value, list):
         return [as_made(child, join(path, index)) for index, child in enumerate(value)]
     return {key: as_made(child, join(path, key)) for key, child in value.items()} if isinstance(value, dict) else value
@@ -106,16 +107,19 @@ def _check_node(node: dict[str, Any], path: str, provided: Sequence[str], keys: 
 
 def _check_params(node: dict[str, Any], path: str, provided: Sequence[str]) -> None:
     target = node["target"]
-    expected = parameters_of(find_target(target, path))
+    function = find_target(target, path)
+    expected, later = parameters_of(function), given_later(function)
     params = node.get("params") or {}
     place = join(path, "params")
     if not isinstance(params, dict):
         raise ConfigError("must map parameter names to values", place)
     for name, value in params.items():
+        if name in later:
+            raise ConfigError("comes from the training (learning_rate); leave it out", join(place, name))
         if name not in expected.names:
             _check_other_name(name, value, params, target, expected, place)
         check_value(as_made(value, join(place, name)), expected.hint(name), join(place, name))
-    absent = [name for name in expected.required if name not in params and name not in provided]
+    absent = [name for name in expected.required if name not in params and name not in (*provided, *later)]
     if absent:
         raise missing_parameters(absent, target, place)
 
@@ -127,5 +131,8 @@ def _check_other_name(name: Any, value: Any, params: dict, target: str, expected
     slips = [known for known in fitting if isinstance(name, str) and is_slip(name, known)]
     if isinstance(name, str) and expected.open_ended and not slips:
         return
-    hint = did_you_mean(str(name), slips or [known for known in fitting if known not in params])
+    strange = sum(given not in expected.names for given in params)
+    is_the_target = strange == 1 or 2 * strange <= len(params)  # else the target is wrong, and none of its names helps
+    near = slips or [known for known in fitting if known not in params]
+    hint = did_you_mean(str(name), near if is_the_target else ())
     raise ConfigError(f"unknown{hint or f'; {target} takes ' + (', '.join(expected.names) or 'nothing')}", path)

@@ -29,7 +29,9 @@ Config = dict[str, Any]
 Translate = Callable[[Config], Config]
 BASE, RUN = REFERENCE_KEYS
 # Where a run folder has its config: ours, a published model, a run of the original.
-CONFIGS_OF_RUNS = ("configs/config.yaml", "config.yaml", "configs/*-project.yaml")
+CONFIGS = "configs"
+CONFIGS_OF_RUNS = (f"{CONFIGS}/config.yaml", "config.yaml", f"{CONFIGS}/*-project.yaml")
+EVALUATIONS = "evaluations"  # its folder for the results of each evaluation
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.config.check import check_sections
 from ldm.config.files import BASE, Reading, Translate, follow_references, read_with_bases
@@ -39,7 +39,7 @@ def load(
             check_sections(config)
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, reading.origin(error.path)) from error.__cause__
-    return with_references(config, reading.content)
+    return OmegaConf.create(with_references(config, reading.content))
 
 
 def trust_base(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> None:

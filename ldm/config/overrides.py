@@ -11,6 +11,7 @@ from ldm.errors import ConfigError
 
 COMMAND_LINE = "command line"
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+|\[\d+\])+=")
+_COMMENT = re.compile(r"""[^"'\[{]*\s#""")
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -24,6 +25,8 @@ def parse_override(override: str) -> tuple[str, Any]:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is no override; write dotted.key=value", source=COMMAND_LINE)
+    if _COMMENT.match(value):
+        raise ConfigError("from # on it is a comment in YAML; quote the value, within other quotes", key, COMMAND_LINE)
     try:
         return key, parse(value)
     except ValueError as error:

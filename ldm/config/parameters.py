@@ -11,6 +11,7 @@ from typing import Any
 from ldm.config.types import hints_of
 
 _OURS = "ldm."
+_OPTIMIZER = ("torch.optim.optimizer", "Optimizer")
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Parameters:
     """The parameters that a callable takes by name; `open_ended` if it accepts names that cannot be known.
 
     `hints` holds the annotations of our own callables, `other` that of any further name; those of others are not always
-    meant to be taken at their word.
+    meant to be taken at their word. `defaults` are the values of those that need not be given.
     """
 
     names: tuple[str, ...]
@@ -26,6 +27,7 @@ class Parameters:
     open_ended: bool
     hints: dict[str, Any] = field(default_factory=dict)
     other: Any = None
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def hint(self, name: str) -> Any:
         """Return the annotation of a parameter, None if it has none."""
@@ -41,6 +43,12 @@ class _HandedUp:
     alone: bool
 
 
+def given_later(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Name the parameters that only a training can give: those of an optimiser, whose node is built when they are."""
+    bases = [(base.__module__, base.__name__) for base in getattr(function, "__mro__", ())]
+    return ("params", "lr") if _OPTIMIZER in bases else ()
+
+
 @cache
 def parameters_of(function: Callable[..., Any]) -> Parameters:
     """List the parameters of a class or function, those that its `**kwargs` hands to a parent class included.
@@ -51,6 +59,7 @@ def parameters_of(function: Callable[..., Any]) -> Parameters:
     names: dict[str, None] = {}
     required: list[str] = []
     hints: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     given: set[str] = set()  # what the constructors so far give to the next ones by themselves
     positions, is_known = 0, True
     for constructor in _constructors(function) if inspect.isclass(function) else [function]:
@@ -63,18 +72,19 @@ def parameters_of(function: Callable[..., Any]) -> Parameters:
         own = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
         if is_known:
             required += [p.name for p in own if p.default is p.empty and p.name not in names]
+        defaults |= {p.name: p.default for p in own if p.default is not p.empty and p.name not in names}
         names |= dict.fromkeys(p.name for p in own)
         annotations = hints_of(constructor) if (constructor.__module__ or "").startswith(_OURS) else {}
         hints = annotations | hints
         catch_all = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
         if catch_all is None:
-            return Parameters(tuple(names), tuple(required), not is_known, hints)
+            return Parameters(tuple(names), tuple(required), not is_known, hints, defaults=defaults)
         handed = _handed_up(constructor, catch_all)
         if handed is None:
-            return Parameters(tuple(names), tuple(required), True, hints, annotations.get(catch_all))
+            return Parameters(tuple(names), tuple(required), True, hints, annotations.get(catch_all), defaults)
         given |= handed.names
         positions, is_known = handed.positions, is_known and handed.alone
-    return Parameters(tuple(names), tuple(required), True, hints)
+    return Parameters(tuple(names), tuple(required), True, hints, defaults=defaults)
 
 
 def _constructors(cls: type) -> list[Callable[..., Any]]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -15,6 +16,7 @@ _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _NESTED = re.compile(r"\$\{[^}]*\$\{")
 _RESOLVERS = ("oc.env",)
 _ABSENT = object()
+_PLAIN = (dict, list, str, int, float, bool, type(None))
 
 
 def plain(node: Any, throw_on_missing: bool = True) -> Any:
@@ -26,7 +28,8 @@ def plain(node: Any, throw_on_missing: bool = True) -> Any:
         try:
             return OmegaConf.to_container(node, resolve=True, throw_on_missing=throw_on_missing)
         except OmegaConfBaseException as error:
-            raise ConfigError(first_line(error), str(getattr(error, "full_key", "") or "")) from error
+            hint = "; write \\${ where no reference is meant" if "nterpolation" in str(error) else ""
+            raise ConfigError(first_line(error) + hint, str(getattr(error, "full_key", "") or "")) from error
     if isinstance(node, Mapping):
         return {key: plain(value, throw_on_missing) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
@@ -39,11 +42,18 @@ def resolve(config: dict[str, Any], throw_on_missing: bool = True) -> dict[str, 
 
     Raises ConfigError as `plain` does, and for interpolations that would expand without bound.
     """
+    if all(map(_is_settled, (value for _, value in walk(config)))):
+        return deepcopy(config)
     try:
         _Expansion(config).check()
         return plain(OmegaConf.create(config), throw_on_missing)
     except RecursionError:
         raise ConfigError("its interpolations refer to each other too often") from None
+
+
+def _is_settled(value: Any) -> bool:
+    """Return whether a value is plain, and no text that stands for another or for a missing value."""
+    return type(value) in _PLAIN and not (type(value) is str and ("${" in value or value == "???"))
 
 
 class _Expansion:
@@ -102,17 +112,20 @@ class _Expansion:
         return self._measured(found, place)
 
 
-def with_references(config: Mapping[str, Any], written: Mapping[str, Any], section: str = "data") -> DictConfig:
+def with_references(config: Mapping[str, Any], written: Mapping[str, Any], section: str = "data") -> dict[str, Any]:
     """Return a resolved config in which values of a section are references to each other again, as they were `written`.
 
     So that another value for one, such as the place of moved data, is one for all. A reference that would now lead to
-    another value, or nowhere, stays the value.
+    another value, or nowhere, stays the value. Both configs are plain. A resolved text that looks like a reference is
+    written as none.
     """
+    config = _escaped(config)
+    values = walk(written.get(section), section)
+    references = [(path, value) for path, value in values if _refers_within(value, section)]
+    if not references:
+        return dict(config)
     kept = OmegaConf.create(dict(config))
-    for path, text in walk(OmegaConf.to_container(OmegaConf.create(dict(written))).get(section), section):
-        names = _REFERENCE.findall(text) if isinstance(text, str) else []
-        if not names or not all(name.startswith(f"{section}.") for name in names):
-            continue
+    for path, text in references:
         value = OmegaConf.select(kept, path, default=_ABSENT)
         if value is _ABSENT:
             continue
@@ -122,8 +135,22 @@ def with_references(config: Mapping[str, Any], written: Mapping[str, Any], secti
         except OmegaConfBaseException:
             is_same = False
         if not is_same:
-            OmegaConf.update(kept, path, value)
-    return kept
+            OmegaConf.update(kept, path, _escaped(value))
+    return OmegaConf.to_container(kept)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a resolved value as it has to be written to be read as it is."""
+    if isinstance(value, Mapping):
+        return {key: _escaped(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_escaped(child) for child in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+def _refers_within(value: Any, section: str) -> bool:
+    names = _REFERENCE.findall(value) if isinstance(value, str) else []
+    return bool(names) and all(name.startswith(f"{section}.") for name in names)
 
 
 def first_line(error: BaseException) -> str:

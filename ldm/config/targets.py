@@ -4,7 +4,6 @@ A target is `package.module.Class`, `package.module.function` or `package.module
 trusted (see `ldm.config.trust`). A spelling mistake is answered with the nearest name, if a target of that name exists.
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -13,15 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ldm.config import trust
-from ldm.errors import ConfigError, shown
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Phrase a guess at what was meant: `; did you mean NAME?`, or nothing when no name is close."""
-    by_lower = {candidate.lower(): candidate for candidate in names}
-    matches = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6) if len(name) <= 100 else []
-    matches.sort(key=lambda match: sorted(match) != sorted(name.lower()))  # swapped letters are likelier than others
-    return f"; did you mean {by_lower[matches[0]]}?" if matches else ""
+from ldm.errors import ConfigError, did_you_mean, shown  # noqa: F401 (who reads configs looks for it here)
 
 
 def is_slip(written: str, meant: str) -> bool:

@@ -1,6 +1,9 @@
 """YAML text -> plain values: what would crash the parser, fill memory or take minutes is refused before it does."""
 
+import codecs
 import io
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,17 @@ MOST = 10_000  # values, the limit of OmegaConf
 DEEPEST = 50  # mappings and lists within each other
 _TOO_DEEP = f"is nested more than {DEEPEST} deep"
 _INTEGERS = range(-(2**63), 2**64)
+_OF_TAGS = (ValueError, LookupError, TypeError, AttributeError, OSError)  # what values under a wrong tag raise
 _STARTS, _ENDS = (yaml.CollectionStartEvent, yaml.CollectionEndEvent)
 
 
 def parse(text: str) -> Any:
     """Return what YAML text says; interpolations stay as they are. ValueError: one line on what is wrong with it."""
+    return deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=100)  # a start reads each of its files several times: as a base, and to find out whose code it names
+def _parsed(text: str) -> Any:
     try:
         if _is_plain(text):
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
@@ -28,7 +37,7 @@ def parse(text: str) -> Any:
         _check_values(value)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, *_OF_TAGS) as error:
         is_long = "for integer string conversion" in str(error)  # Python then advises to lift its limit
         raise ValueError("a whole number of thousands of digits" if is_long else str(error)) from error
     return value
@@ -42,7 +51,8 @@ def read(path: Path) -> Any:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"holds more than {LARGEST:,} bytes, which is no config")
-    return parse(content.decode("utf-8-sig"))
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return parse(content.decode("utf-16" if is_wide else "utf-8-sig"))
 
 
 def _is_plain(text: str) -> bool:

@@ -25,9 +25,10 @@ _OF_A_DATASET = ("__getitem__",)  # torch asks no data set to derive from its cl
 
 @dataclass(frozen=True)
 class Made:
-    """Stand for the object that a node will make."""
+    """Stand for the object that a node will make; `is_later` if the node becomes what makes it, when it is called."""
 
     cls: type
+    is_later: bool = False
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -61,10 +62,12 @@ def fits(value: Any, annotation: Any) -> bool:
     if not isinstance(kind, type) or kind in (object, Any):
         return True
     if kind is Callable:
-        return _has(value.cls, ("__call__",)) if isinstance(value, Made) else callable(value)
+        return _returns(value, arguments[-1] if arguments else Any) if isinstance(value, Made) else callable(value)
+    if isinstance(value, Made) and value.is_later:
+        return False
     if kind in _PLAIN:
-        is_number = kind is float and type(value) is int
-        return (type(value) is kind or is_number) and not (kind is float and math.isnan(value))
+        is_number = kind is float and type(value) is int and abs(value) < 1 << 1000  # a float holds no larger ones
+        return (type(value) is kind or is_number) and not (type(value) is float and math.isnan(value))
     if issubclass(kind, PurePath):
         return isinstance(value, (str, kind))
     if issubclass(kind, Mapping):
@@ -74,6 +77,14 @@ def fits(value: Any, annotation: Any) -> bool:
     if isinstance(value, Made):
         return _is_a(value.cls, kind)
     return not isinstance(value, _FROM_YAML) and _is_a(type(value), kind) and _has_fields(value, kind)
+
+
+def _returns(made: Made, kind: Any) -> bool:
+    """Return whether what a node makes can be called and, where that should give an object, is known to give one."""
+    is_object = isinstance(kind, type) and kind not in (*_PLAIN, object)
+    result = made.cls if made.is_later else hints_of(getattr(made.cls, "__call__", None)).get("return")  # noqa: B004
+    gives = isinstance(result, type) and issubclass(result, kind) if is_object else not made.is_later
+    return gives and (made.is_later or _has(made.cls, ("__call__",)))
 
 
 def _is_a(cls: type, kind: type) -> bool:
@@ -146,6 +157,8 @@ def _name(annotation: Any) -> str:
     name = getattr(origin or annotation, "__name__", str(annotation))
     if origin is None or not arguments:
         return f"a {name}"
+    if issubclass(origin, Mapping):
+        return "a mapping"
     if origin is tuple and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)} ({', '.join(map(_name, arguments))})"
     return f"a list ({_name(arguments[0])} each)" if issubclass(origin, Collection) else f"a {name}"

@@ -1,9 +1,9 @@
 """Grids of times on which a sampler walks from noise to data: S + 1 times, float64, the noisiest first.
 
 The network is evaluated at all but the last time, which is where the last step ends: clean data, or (end =
-"cleanest") the least noisy level that the network knows. `Uniform`, `LogSNR` and `Karras` are for every process;
-`Trailing`, `Leading` and `Linspace` are the grids of diffusers; `Compvis` and `CompvisQuad` are those of the published
-samples, whose last step ends at step 0 instead of clean data.
+"cleanest") the least noisy level that the network knows. `Uniform`, `LogSNR`, `Logistic` and `Karras` are for every
+process; `Trailing`, `Leading` and `Linspace` are the grids of diffusers; `Compvis` and `CompvisQuad` are those of the
+published samples, whose last step ends at step 0 instead of clean data.
 """
 
 from __future__ import annotations
@@ -58,6 +58,30 @@ class LogSNR:
         low, high = _log_snr_range(process)
         times = process.from_log_snr(torch.linspace(low, high, max(steps, 2), dtype=torch.float64)[:steps])
         times[0] = process.noisiest
+        return _closed(times, process, self.end)
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """Even steps of 1 / (1 + exp(-log SNR / width)): small ones where signal and noise are alike, large ones beyond.
+
+    With width 2 they are even steps of time in a rectified flow. With width 2k the noise before the last step shrinks
+    with the k-th power of their number, so that a solver of order k keeps it, while few steps are not spent where
+    nothing happens.
+    """
+
+    width: float = 4.0
+    end: End = "clean"
+
+    def __call__(self, process: Process, steps: int) -> Tensor:
+        """Return times (S + 1,), between the steps of a discrete process."""
+        _check_steps(process, steps)
+        ends = process.level(torch.tensor([process.noisiest, process.cleanest], dtype=torch.float64)).log_snr.flatten()
+        first, cleanest = torch.sigmoid(ends / self.width).tolist()
+        last = min(1 - (1 - first) / steps, cleanest)  # from where the last step leads to clean data, at 1
+        places = torch.linspace(first, last, max(steps, 2), dtype=torch.float64)[:steps]
+        times = process.from_log_snr(self.width * places[1:].logit())
+        times = torch.cat([times.new_tensor([process.noisiest]), times])
         return _closed(times, process, self.end)
 
 
@@ -178,7 +202,7 @@ def _check_steps(process: Process, steps: int) -> None:
 def _check_discrete(process: Process, steps: int, name: str) -> int:
     if process.num_steps is None:
         kind = type(process).__name__
-        raise UserError(f"sampler: grid {name} counts whole steps, and {kind} has none; use uniform, log_snr or karras")
+        raise UserError(f"sampler: grid {name} counts whole steps, and {kind} has none; use uniform or logistic")
     _check_steps(process, steps)
     return process.num_steps
 

@@ -17,11 +17,25 @@ from ldm.diffusion.process import Level, Process
 from ldm.errors import UserError
 
 
-class Denoised(NamedTuple):
-    """The predicted clean data and the predicted noise, both (B, C, H, W)."""
-
+class _Both(NamedTuple):
     x0: Tensor
     eps: Tensor
+
+
+class Denoised(_Both):
+    """The predicted clean data x0 and the predicted noise eps, both (B, C, H, W).
+
+    share: where in its range the logarithm of the variance of an ancestral step lies, from 0, that of the posterior, to
+    1, that of the added noise (Nichol & Dhariwal, arXiv 2102.09672, eq. 15); None where the network does not say it.
+    """
+
+    share: Tensor | None = None
+
+    def with_share(self, share: Tensor | None) -> Denoised:
+        """Return the same prediction with this share (B, C, H, W)."""
+        both = Denoised(*self)
+        both.share = share
+        return both
 
 
 Denoise = Callable[[Tensor, Tensor], Denoised]  # x_t (B, C, H, W), t (B,) in the unit of the process
@@ -63,8 +77,19 @@ def check_prediction(prediction: Prediction, process: Process) -> None:
         )
 
 
+def errors_of(prediction: Prediction, level: Level) -> Denoised:
+    """Return the errors of x_0 and eps that come with an error of 1 in the output, (B, 1, 1, 1) each."""
+    one, nothing = torch.ones_like(level.alpha), torch.zeros_like(level.alpha)
+    return prediction.denoised(one, nothing, level)  # linear in the output and in x_t
+
+
+def error_in(space: Prediction, prediction: Prediction, level: Level) -> Tensor:
+    """Return the error in another space that comes with an error of 1 in the output, (B, 1, 1, 1)."""
+    return space.target(*errors_of(prediction, level), level)
+
+
 class _Prediction:
-    """What most predictions share. A subclass writes `target`, `denoised` and `eps_error`."""
+    """What most predictions share. A subclass writes `target` and `denoised`."""
 
     needs_signal = False
 
@@ -76,7 +101,7 @@ class _Prediction:
 
     def eps_error(self, level: Level) -> Tensor:
         """Return the squared error of eps that comes with an error of 1 in the output, (B, 1, 1, 1)."""
-        raise NotImplementedError
+        return errors_of(self, level).eps ** 2
 
     def vlb_weights(self, eps_weights: Tensor, level: Level) -> Tensor:
         """Convert weights (B,) of the error of eps in the variational bound into those of the error of the output."""
@@ -97,14 +122,15 @@ class Epsilon(_Prediction):
         """Read the output as eps."""
         return Denoised(x0_from_eps(output, x_t, level), output)
 
-    def eps_error(self, level: Level) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(level.alpha)
-
 
 def x0_from_eps(eps: Tensor, x_t: Tensor, level: Level) -> Tensor:
     """Solve x_t = alpha x_0 + sigma eps for x_0."""
     return (x_t - level.sigma * eps) / level.alpha
+
+
+def eps_from_x0(x0: Tensor, x_t: Tensor, level: Level) -> Tensor:
+    """Solve x_t = alpha x_0 + sigma eps for eps."""
+    return (x_t - level.alpha * x0) / level.sigma
 
 
 @dataclass(frozen=True)
@@ -123,11 +149,7 @@ class Sample(_Prediction):
 
     def denoised(self, output: Tensor, x_t: Tensor, level: Level) -> Denoised:
         """Read the output as x_0; needs sigma > 0."""
-        return Denoised(output, (x_t - level.alpha * output) / level.sigma)
-
-    def eps_error(self, level: Level) -> Tensor:
-        """Return alpha^2 / sigma^2."""
-        return (level.alpha / level.sigma) ** 2
+        return Denoised(output, eps_from_x0(output, x_t, level))
 
     def vlb_weights(self, eps_weights: Tensor, level: Level) -> Tensor:
         """Return the published weights, or convert those of eps if `exact_vlb` asks for it."""
@@ -151,10 +173,6 @@ class Velocity(_Prediction):
         power = alpha**2 + sigma**2
         return Denoised((alpha * x_t - sigma * output) / power, (alpha * output + sigma * x_t) / power)
 
-    def eps_error(self, level: Level) -> Tensor:
-        """Return alpha^2 / (alpha^2 + sigma^2)^2."""
-        return (level.alpha / (level.alpha**2 + level.sigma**2)) ** 2
-
 
 @dataclass(frozen=True)
 class Flow(_Prediction):
@@ -169,9 +187,32 @@ class Flow(_Prediction):
         total = level.alpha + level.sigma
         return Denoised((x_t - level.sigma * output) / total, (x_t + level.alpha * output) / total)
 
+
+@dataclass(frozen=True)
+class DataFlow(_Prediction):
+    """Predict x_0 - eps, told a time that grows towards the data from 0 to 1: the convention of the released SiT (Ma et
+    al., arXiv 2401.08740) and LightningDiT checkpoints.
+    """
+
+    def inputs(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return x_t as in `Flow`, and 1 - t for a process that tells 1000 t."""
+        x_t, time = _FLOW.inputs(x_t, level)
+        return x_t, 1 - time / 1000
+
+    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+        """Return x_0 - eps."""
+        return x0 - eps
+
+    def denoised(self, output: Tensor, x_t: Tensor, level: Level) -> Denoised:
+        """Read the output as x_0 - eps."""
+        return _FLOW.denoised(-output, x_t, level)
+
     def eps_error(self, level: Level) -> Tensor:
         """Return (alpha / (alpha + sigma))^2."""
-        return (level.alpha / (level.alpha + level.sigma)) ** 2
+        return _FLOW.eps_error(level)
+
+
+_FLOW = Flow()
 
 
 @dataclass(frozen=True)
@@ -210,7 +251,3 @@ class Preconditioned(_Prediction):
         # eps = (x_t - alpha x_0) / sigma, in which sigma cancels
         eps = c_in * (level.sigma * c_in * x_t - level.alpha * self.sigma_data * output)
         return Denoised(c_skip * x_t + c_out * output, eps)
-
-    def eps_error(self, level: Level) -> Tensor:
-        """Return (alpha / sigma)^2 c_out^2, in which sigma cancels."""
-        return (level.alpha * self.sigma_data * self._factors(level)[0]) ** 2

@@ -93,6 +93,34 @@ class LogNormal:
             )
 
 
+@dataclass(frozen=True)
+class Stratified:
+    """Another density, of which consecutive samples take one share each: sample n has u in share n mod `strata`.
+
+    The mean over a batch varies less (Kingma et al., arXiv 2107.00630, appendix I.1). strata: number of shares, best
+    the global batch or a divisor of it; times of samples do not depend on the number of ranks. UserError below 1.
+    """
+
+    density: TimeDensity = Uniform()
+    strata: int = 64
+
+    def __post_init__(self) -> None:
+        if self.strata < 1:
+            raise UserError(f"times Stratified: strata is {self.strata}; use 1 or more, best the global batch")
+
+    def __call__(self, u: Tensor, process: Process) -> Tensor:
+        """Return the times of the other density."""
+        return self.density(u, process)
+
+    def check(self, process: Process) -> None:
+        """Raise UserError if the process cannot have the other density."""
+        self.density.check(process)
+
+    def spread(self, u: Tensor, numbers: Tensor) -> Tensor:
+        """Return uniforms (B,) in the shares of samples of these numbers, int64 (B,)."""
+        return ((numbers % self.strata + u.double()) / self.strata).clamp(max=1 - 2.0**-24).to(u.dtype)
+
+
 def golden_ratio_uniforms(numbers: Tensor) -> Tensor:
     """Return uniforms (B,), float64, for samples of these numbers (B,): a fixed sequence that covers [0, 1) evenly.
 

@@ -45,7 +45,8 @@ def fit_problems(model: nn.Module, summary: Summary, names: Sequence[str] = ()) 
 
 def missing_keys(model: nn.Module, keys: Sequence[str]) -> list[str]:
     """List the keys that a model and its conditioners read and items with `keys` do not have, a line each."""
-    read = {key: type(part).__name__ for part in _conditioners(model) for key in {part.key: None, **part.input_specs()}}
+    parts = [part for part in _conditioners(model) if part.entry_for((1, 1)) is None]
+    read = {key: type(part).__name__ for part in parts for key in {part.key: None, **part.input_specs()}}
     if isinstance(model, _TRAININGS) and _MOMENTS not in keys:
         read = {model.image_key: type(model.model).__name__, **read}
     have = ", ".join(keys)
@@ -62,6 +63,8 @@ def _image_problems(module: nn.Module, summary: Summary) -> Iterator[str]:
     key = module.image_key
     shape, wanted = summary.shape(key), module.model.in_channels
     if shape is None:
+        if key in summary.keys:
+            yield f"{key}: items must hold a tensor or an array (C, H, W) of floats in [-1, 1]"
         return
     if problem := _form_problem(summary, key, wanted):
         yield f"{key}: {problem}"
@@ -83,6 +86,11 @@ def size_problems(module: nn.Module, height: int, width: int) -> Iterator[str]:
             f"{key}: the size {height}x{width} does not go with this model, whose images need sides that {multiple} "
             f"divides; set size, e.g. to {[_nearest(side, multiple) for side in (height, width)]}"
         )
+    elif isinstance(module, DiffusionTraining):
+        if module.alignment is not None:
+            factor = module.model.first_stage_model.factor
+            if problem := module.alignment.grid_problem(height // factor, width // factor):
+                yield problem
     elif isinstance(module, AutoencoderTraining):
         least = min(height, width, *(resize_range or ()))
         for name in ("discriminator", "perceptual_loss"):

@@ -57,9 +57,14 @@ class Summary:
             return []
         return [int(column.low), int(column.high)]
 
+    def counts(self, key: str) -> Counter[float]:
+        """Return how often each number occurs under a key, nothing if there are none."""
+        column = self._columns.get(key)
+        return column.counts if isinstance(column, _Numbers) else Counter()
+
     def lines(self) -> list[str]:
         """Describe each key in a line."""
-        return [f"  {key}: {column.line()}" for key, column in self._columns.items()]
+        return [f"{key}: {column.line()}" for key, column in self._columns.items()]
 
     def problems(self) -> list[str]:
         """Describe each problem in a line."""
@@ -78,7 +83,7 @@ class _Tensors:
         tensor = torch.as_tensor(value)
         self.shapes[tuple(tensor.shape)] += 1
         self.dtype = tensor.dtype
-        if not tensor.numel():
+        if not tensor.numel() or tensor.is_complex():
             return
         if not bool(torch.isfinite(tensor.float()).all()):
             self.num_not_finite += 1
@@ -105,17 +110,19 @@ class _Tensors:
 class _Texts:
     def __init__(self) -> None:
         self.example, self.num, self.num_empty, self.num_words, self.longest = "", 0, 0, 0, 0
+        self.different: set[int] = set()
 
     def add(self, value: Any) -> None:
         words = len(str(value).split())
         self.num, self.num_empty = self.num + 1, self.num_empty + (words == 0)
         self.num_words, self.longest = self.num_words + words, max(self.longest, words)
         self.example = self.example or str(value)
+        self.different.add(hash(str(value)))
 
     def line(self) -> str:
         empty = f", {self.num_empty:,} empty" if self.num_empty else ""
         words = f"{self.num_words / self.num:.1f} words on average, at most {self.longest}"
-        return f"text, {words}{empty}, e.g. {self.example[:60]!r}"
+        return f"text, {words}, {len(self.different):,} different{empty}, e.g. {self.example[:60]!r}"
 
     def problems(self) -> list[str]:
         return ["all texts are empty"] if self.num_empty == self.num else []

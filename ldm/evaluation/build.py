@@ -6,6 +6,7 @@ They are imported when a name is looked up, so that this room depends on none of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -17,9 +18,10 @@ from ldm.config.parameters import parameters_of
 from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import mismatch
 from ldm.errors import UserError
-from ldm.evaluation.distribution_metrics import DistributionMetric
+from ldm.evaluation.distributions import DistributionMetric
 from ldm.evaluation.image_metrics import FunctionMetric, Metric
 from ldm.evaluation.metric_suite import MetricSuite
+from ldm.evaluation.names import USUAL_NAMES
 
 PROVIDERS = ("ldm.evaluation.names", "ldm.toy.names")
 
@@ -37,10 +39,8 @@ def build_from_spec(spec: str, known: Mapping[str, str], option: str, **offered:
     """
     name, _, rest = spec.partition(":")
     if name not in known and "." not in name:
-        hint = did_you_mean(name, known)
-        raise UserError(
-            f"{option} {name}: unknown{hint or '; known are ' + ', '.join(known)}; or write a dotted target"
-        )
+        hint = _usual(name) or did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        raise UserError(f"{option} {name}: unknown{hint}; or write a dotted target")
     target = find_target(known.get(name, name), option, is_called=False)
     given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
     if not isinstance(target, type):
@@ -61,9 +61,15 @@ def build_from_spec(spec: str, known: Mapping[str, str], option: str, **offered:
     return target(**values)
 
 
+def _usual(name: str) -> str:
+    """Return, for FID and others of that kind, what it is called here; it depends on the extractor."""
+    found = [item for item in USUAL_NAMES.items() if item[1].of_samples.lower() == name.lower()]
+    return "".join(f"; {usual.of_samples} is {metric} with the extractor {usual.extractor}" for metric, usual in found)
+
+
 def _value(text: str, key: str, annotation: Any, place: str) -> Any:
     _, value = parse_override(f"{key}={text}")
-    if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < math.inf:
         raise UserError(f"{place}: {value} is not a positive number")
     problem = mismatch(value, annotation)
     if problem:

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.evaluation.intervals import GROUPS, Difference, difference
 from ldm.evaluation.resumable import differences, with_current_names
 
 Content = dict[str, Any]
 # How values are measured. The rest (weights, sampler, steps, guidance, seeds, ...) is what comparisons are about.
 _SUBJECT = ("conditions", "conditions_sha256", "data_sha256", "latent")  # of images whose making is known
 _MATTERS = ("n", "pixels", "extractor", "reference", "size", *_SUBJECT)
-_NOT_SHOWN = ("values", "labels", "metrics", "made", "reference", "neighbours", "n")
+_NOT_SHOWN = ("values", "intervals", "labels", "metrics", "made", "reference", "neighbours", "n")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Values of both by name, names of values of one alone, and the settings that differ as they may."""
+    """Values and differences by name, names of values that one alone has, and the settings that differ as they may."""
 
     values: dict[str, tuple[float, float]]
+    differences: dict[str, Difference]
     alone: list[str]
     settings: list[str]
 
@@ -30,11 +32,38 @@ def read_result(path: Path) -> Content:
     """Read evaluation.json, also with names of former versions. UserError for another file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or not {"values", "n", "kind", "metrics"} <= set(content):
         raise UserError(f"{path}: is no result of scripts/evaluate.py")
+    if problem := _problem(content):
+        raise UserError(f"{path}: {problem}; evaluate again")
     return with_current_names(content)
+
+
+def _problem(content: Content) -> str:
+    """Return what is damaged of count, values and intervals, "" for nothing; older results have no intervals."""
+    if not isinstance(content["n"], int) or not _are_numbers(content["values"], dict):
+        return "n and values are not numbers"
+    if not isinstance(content["metrics"], dict) or not isinstance(content["kind"], str):
+        return "metrics are no mapping or the kind is no word"
+    if not isinstance(content.get("reference") or {}, dict):
+        return "reference is no mapping"
+    intervals = content.get("intervals", {})
+    entries = intervals.values() if isinstance(intervals, dict) else [intervals]
+    lists = [entry.get("deviations") if isinstance(entry, dict) else None for entry in entries]
+    if not all(_are_numbers(part, list) and len(part) in (0, GROUPS) for part in lists):
+        return f"intervals: are not of {GROUPS} deviations each"
+    return ""
+
+
+def _are_numbers(values: Any, kind: type) -> bool:
+    if not isinstance(values, kind):
+        return False
+    numbers = values.values() if isinstance(values, dict) else values
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 for value in numbers
+    )
 
 
 def compare(first: Content, second: Content) -> Comparison:
@@ -49,7 +78,7 @@ def compare(first: Content, second: Content) -> Comparison:
              if name not in other["values"]]  # fmt: skip
     kept = [{key: value for key, value in part.items() if key not in _NOT_SHOWN} for part in (first, second)]
     values = {name: (first["values"][name], second["values"][name]) for name in common}
-    return Comparison(values, alone, differences(*kept))
+    return Comparison(values, {name: difference(first, second, name) for name in common}, alone, differences(*kept))
 
 
 def _measured_differently(first: Content, second: Content) -> list[str]:

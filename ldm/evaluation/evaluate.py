@@ -11,7 +11,8 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,18 @@ from ldm.data.core.pixels import from_bytes, to_bytes
 from ldm.diffusion.process import Process
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Conditions, Unconditional
-from ldm.evaluation.distribution_metrics import DISTRIBUTION_METRICS, Values
+from ldm.evaluation.distribution_metrics import DISTRIBUTION_METRICS
+from ldm.evaluation.distributions import Values
 from ldm.evaluation.image_sets import ImageSet
+from ldm.evaluation.intervals import Spread, spread_of_scores
 from ldm.evaluation.metric_suite import MetricSuite
+from ldm.evaluation.names import USUAL_NAMES
 from ldm.evaluation.references import ReferenceSet, columns_of, features_of
 from ldm.evaluation.resumable import Columns, ResumableMap, wait_for_all
 from ldm.images import image_grid, to_pil
 from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
 from ldm.models.generate import Request, generate
+from ldm.models.guidance import Guidance
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.sampling.base import Sampler, Step
 
@@ -40,8 +45,6 @@ PUBLISHED_COUNT = 50_000
 RESULT = "evaluation.json"
 _GRID_COLUMNS = 8
 _PER_IMAGE, _SECONDS = "figure.", "seconds"  # names of columns in the parts
-_NAMES = {"frechet": "FID", "spatial_frechet": "sFID", "kernel": "KID", "inception_score": "IS"}
-_RECONSTRUCTION_NAMES = {"frechet": "rFID", "spatial_frechet": "r-sFID", "kernel": "rKID", "inception_score": "R-IS"}
 _FLOATS, _FILES = "floats of the model, rounded", "bytes of the files"
 
 
@@ -49,8 +52,8 @@ _FLOATS, _FILES = "floats of the model, rounded", "bytes of the files"
 class Samples:
     """Which samples are drawn: `count` of size (height, width) in pixels, with seeds seed, seed + 1, ...
 
-    scale: of classifier-free guidance; autocast: half-precision dtype of the network, if any. `batch_size` changes
-    speed and memory, not the samples.
+    scale: of classifier-free guidance, or any `Guidance`; autocast: half-precision dtype of the network, if any.
+    `batch_size` and `graphs` (recorded calls of the network, on CUDA) change speed and memory, not the samples.
     """
 
     count: int
@@ -58,9 +61,10 @@ class Samples:
     sampler: Sampler
     conditions: Conditions = Unconditional()
     seed: int = 0
-    scale: float = 1.0
+    scale: Guidance | float = 1.0
     batch_size: int = 50
     autocast: torch.dtype | None = None
+    graphs: bool = True
 
     def settings(self, process: Process) -> dict[str, Any]:
         """Return all of this that samples depend on."""
@@ -71,7 +75,7 @@ class Samples:
             "seeds": [self.seed, self.seed + self.count - 1],
             "size": list(self.size),
             "sampler": {"name": type(self.sampler).__name__, **options, **steps},
-            "guidance": self.scale,
+            "guidance": Guidance.of(self.scale).record(),
             "conditions": self.conditions.name,
             "conditions_sha256": self.conditions.sha256,
             "precision": "float32" if self.autocast is None else str(self.autocast).removeprefix("torch."),
@@ -84,7 +88,7 @@ class Result:
 
     values: `metric[extractor]` or `metric` -> value; settings: everything that values depend on; images: the first K
     images, bytes (K, C, H, W); seconds: of making and of measuring images, summed over parts and ranks, and of this
-    call.
+    call; spreads: how far values are known, measured only when the content is asked for.
     """
 
     values: Values
@@ -92,6 +96,7 @@ class Result:
     settings: Mapping[str, Any]
     images: Tensor
     seconds: Mapping[str, float]
+    spreads: Callable[[], Mapping[str, Spread]] = dict
 
     def labels(self) -> dict[str, str]:
         """Return what each value may be called: FID only by Inception, and FID-50k only of 50,000 samples."""
@@ -100,7 +105,8 @@ class Result:
 
     def content(self, made: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the result as plain values. made: time, machine, ..., all that differs between repetitions."""
-        content = {"values": dict(self.values), "labels": self.labels(), "n": self.count}
+        intervals = {name: spread.content() for name, spread in self.spreads().items()}
+        content = {"values": dict(self.values), "intervals": intervals, "labels": self.labels(), "n": self.count}
         return {**content, **self.settings, "made": {**(made or {}), **self.seconds}}
 
     def write(self, folder: Path, made: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -116,18 +122,19 @@ class Result:
 
 
 def label(name: str, count: int, kind: str = "samples", is_usual: bool = True) -> str:
-    """Return the usual name of a value by Inception, with the number of samples; the given name for all others.
+    """Return the usual name of a value, with the number of samples; the given name for other extractors than the usual.
 
     is_usual: measured with the default options; kind: reconstructions have names of their own.
     """
     metric, _, extractor = name.partition("[")
     is_deviation, metric = metric.endswith("_std"), metric.removesuffix("_std")
-    if extractor != "inception]" or metric not in _NAMES or not is_usual:
+    usual = USUAL_NAMES.get(metric)
+    if usual is None or extractor != f"{usual.extractor}]" or not is_usual:
         return f"{name}, {count:,} {kind}{'' if is_usual else ', other options than usual'}"
     is_reconstruction = kind == "reconstructions"
-    usual = (_RECONSTRUCTION_NAMES if is_reconstruction else _NAMES)[metric]
+    called = usual.of_reconstructions if is_reconstruction else usual.of_samples
     number = "-50k" if count == PUBLISHED_COUNT and not is_reconstruction else f" of {count:,} {kind}"
-    return f"{'deviation of ' if is_deviation else ''}{usual}{number}"
+    return f"{'deviation of ' if is_deviation else ''}{called}{number}"
 
 
 def _is_usual(name: str, metrics: Mapping[str, Any]) -> bool:
@@ -150,10 +157,13 @@ def evaluate_samples(
     provenance: of the weights. UserError for mistakes, before anything is drawn where that can be known.
     """
 
+    samples = replace(samples, scale=Guidance.of(samples.scale).ready(model))
+
     def draw(positions: range) -> tuple[Tensor, Mapping[str, Any]]:
         batch = samples.conditions(positions)
         seeds = [samples.seed + position for position in positions]
-        request = Request(seeds, samples.size, batch, samples.scale, samples.batch_size, samples.autocast)
+        how = (samples.scale, samples.batch_size, samples.autocast)
+        request = Request(seeds, samples.size, batch, *how, graphs=samples.graphs)
         drawn = list(generate(model, samples.sampler, request, on_step))
         return to_bytes(torch.cat(drawn)), batch
 
@@ -255,14 +265,27 @@ def _evaluate(
     of_parts = {"n": count, **settings, "metrics": metrics.image_settings()}
     settings["reference"] = None if reference is None else reference.provenance
     columns = ResumableMap(folder, count, part_size, of_parts).run(lambda part: _measure(make, metrics, part))
-    values = metrics.compare_sets(features_of(columns), reference) if metrics.sets else {}
+    of_sets = metrics.compare_sets(features_of(columns), reference) if metrics.sets else {}
+    values = dict(of_sets)
     for name in metrics.images:
         scores = columns[_PER_IMAGE + name].double()
         values |= {name: scores.mean().item(), f"{name}_std": scores.std(correction=0).item()}
+    spreads = partial(_spreads, metrics, of_sets, columns, reference)
     draw_seconds, look_seconds = columns[_SECONDS].sum(0).tolist()
     seconds = {"seconds": time.monotonic() - started, "draw_seconds": draw_seconds, "look_seconds": look_seconds}
     seconds = {name: round(value, 3) for name, value in seconds.items()}
-    return Result(values, count, settings, columns["images"], seconds)
+    return Result(values, count, settings, columns["images"], seconds, spreads)
+
+
+def _spreads(
+    metrics: MetricSuite, of_sets: Values, columns: Columns, reference: ReferenceSet | None
+) -> dict[str, Spread]:
+    """Return how far values are known, by name, where there are samples enough."""
+    found = metrics.spreads(of_sets, features_of(columns), reference) if metrics.sets else {}
+    for name in metrics.images:
+        spread = spread_of_scores(columns[_PER_IMAGE + name].numpy())
+        found |= {} if spread is None else {name: spread}
+    return found
 
 
 @torch.no_grad()

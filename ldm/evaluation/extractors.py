@@ -2,7 +2,8 @@
 
 An extractor takes bytes, uint8 (B, 3, H, W), so that what is measured is what a file would hold. Its name goes into
 the name of every value, its hash (of the weights) into every result. Only values of Inception, with torch-fidelity's
-weights and resizing, may be called FID, KID or IS. Nothing is downloaded.
+weights and resizing, may be called FID, KID or IS. Nothing is downloaded. Those that also have features of patches are
+teachers in trainings (`ldm.training.alignment`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.conditioning.clip import DEFAULT_CLIP, ClipEmbedder
+from ldm.bounds import Size
+from ldm.conditioning.clip import CLIP_MEAN, CLIP_STD, DEFAULT_CLIP, ClipEmbedder, normalised
 from ldm.errors import UserError
 from ldm.weights.load import read
 
@@ -27,8 +29,8 @@ _log = logging.getLogger(__name__)
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 DINO_SIZES = {"s": "dinov2-small", "b": "dinov2-base", "l": "dinov2-large", "g": "dinov2-giant"}
+_DINO_WIDTHS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
 _DINO_SIDE = 224
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
 class Features(NamedTuple):
@@ -103,10 +105,14 @@ class NetworkExtractor:
     def _checked(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise TypeError(f"{self.name}: needs images uint8 (B, 3, H, W), not {images.dtype} {images.ndim}-d")
+        return self._in_colour(images).to(self.device)
+
+    def _in_colour(self, images: Tensor) -> Tensor:
+        """Return images of 3 channels; grey ones are repeated. UserError for other numbers of channels."""
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         if images.shape[1] != 3:
             raise UserError(f"{self.name}: images of {images.shape[1]} channels; features are of 1 (grey) or 3")
-        return images.to(self.device)
+        return images
 
 
 class Inception(NetworkExtractor):
@@ -156,41 +162,80 @@ class Inception(NetworkExtractor):
         return Features(pooled.cpu(), logits.cpu(), spatial.cpu())
 
 
-class Dino(NetworkExtractor):
-    """Features of DINOv2 (its class token), from a local folder or the local Hugging Face cache."""
+class PatchTransformer(NetworkExtractor):
+    """An extractor that is a transformer of transformers: it has features of patches, on whatever grid is asked for.
+
+    width: their channels. Its class token leads; the embeddings of its positions are interpolated.
+    """
+
+    width: int
+    grid = None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @torch.no_grad()
+    def patches(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return features (B, width, h, w) on a grid (h, w) of patches of images (B, C, H, W) in [-1, 1].
+
+        The images are resized, bicubic as in the code of REPA (arXiv 2410.06940), to sides that have so many patches.
+        UserError if the weights have another width.
+        """
+        config = self.network.config
+        if config.hidden_size != self.width:
+            raise UserError(f"{self.name}: its features have {config.hidden_size} channels, not {self.width}")
+        x = normalised(self._in_colour(images), self.mean, self.std)
+        x = F.interpolate(x, [side * config.patch_size for side in grid], mode="bicubic", align_corners=False)
+        tokens = self._tokens(x)[:, 1:]
+        return rearrange(tokens, "b (h w) d -> b d h w", h=grid[0], w=grid[1]).float()
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Dino(PatchTransformer):
+    """Features of DINOv2 (its class token, or patches), from a local folder or the local Hugging Face cache."""
 
     resize = f"antialiased bicubic to {_DINO_SIDE}x{_DINO_SIDE}"
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
     def __init__(self, size: str = "l", version: str | None = None) -> None:
         super().__init__()
         if size not in DINO_SIZES:
             raise UserError(f"dino: size {size!r} is not one of {', '.join(DINO_SIZES)}")
-        self.name = f"dinov2-{size}"
-        self.version = version or f"facebook/{DINO_SIZES[size]}"
+        self.name, self.width = f"dinov2-{size}", _DINO_WIDTHS[size]
+        self.hub = f"facebook/{DINO_SIZES[size]}"
+        self.version = version or self.hub
 
     def _build(self) -> nn.Module:
         from ldm.conditioning.tokenizers import load_pretrained
 
-        return load_pretrained("Dinov2Model", self.version, "DINOv2")
+        network = load_pretrained("Dinov2Model", self.version, "DINOv2", hub=self.hub)
+        if getattr(network.config, "num_register_tokens", 0):
+            raise UserError(f"DINOv2 '{self.version}': has registers, which this network has not; use {self.hub}")
+        return network
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """Return features of images, uint8 (B, 3, H, W)."""
-        x = self._checked(images).float() / 255
+        x = self._checked(images).float() / 127.5 - 1
         x = F.interpolate(x, (_DINO_SIDE, _DINO_SIDE), mode="bicubic", antialias=True, align_corners=False)
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (_MEAN, _STD))
-        return Features(self.network(pixel_values=(x.clamp(0, 1) - mean) / std).pooler_output.float().cpu())
+        x = normalised(x.clamp(-1, 1), self.mean, self.std)
+        return Features(self.network(pixel_values=x).pooler_output.float().cpu())
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return self.network(pixel_values=x).last_hidden_state
 
 
-class Clip(NetworkExtractor):
-    """Embeddings of CLIP's image model, of norm 1; the same weights score texts."""
+class Clip(PatchTransformer):
+    """Embeddings of CLIP's image model, of norm 1; the same weights score texts. width: channels of its patches."""
 
     name = "clip"
     resize = "largest centre square, antialiased bicubic to CLIP's size"
+    mean, std = CLIP_MEAN, CLIP_STD
 
-    def __init__(self, version: str = DEFAULT_CLIP) -> None:
+    def __init__(self, version: str = DEFAULT_CLIP, width: Size = 1024) -> None:
         super().__init__()
-        self.embedder = ClipEmbedder(version)
+        self.embedder, self.width = ClipEmbedder(version), width
 
     def _build(self) -> nn.Module:
         return self.embedder.image_model
@@ -203,3 +248,6 @@ class Clip(NetworkExtractor):
     def __call__(self, images: Tensor) -> Features:
         """Return features of images, uint8 (B, 3, H, W)."""
         return Features(self.embedder.embed_images(list(self._checked(images).float() / 127.5 - 1)).cpu())
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return self.network(pixel_values=x, interpolate_pos_encoding=True).last_hidden_state

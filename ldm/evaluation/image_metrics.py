@@ -6,6 +6,7 @@ form may be named by a dotted target; `FunctionMetric` makes metrics of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from ldm.errors import UserError
 from ldm.evaluation.extractors import weights_hash
 from ldm.networks.perceptual import LPIPS, MIN_SIZE
 
+_log = logging.getLogger(__name__)
 MIN_SSIM_SIDE = 11  # of SSIM's window
 
 
@@ -78,6 +80,21 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     _, full = structural_similarity_index_measure(images.float().clamp(-1, 1), targets.float(), **options)
     margin = MIN_SSIM_SIDE // 2
     return full[..., margin:-margin, margin:-margin].mean((1, 2, 3))  # over positions and channels
+
+
+def available_metrics(device: torch.device) -> dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]]:
+    """Return the smallest side of each metric against targets, and the metric; LPIPS if its weights are here."""
+    metrics: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+        "psnr": (1, psnr),
+        "ssim": (MIN_SSIM_SIDE, ssim),
+    }
+    lpips, probe = LPIPS().to(device), torch.zeros(1, 3, MIN_SIZE, MIN_SIZE, device=device)
+    try:
+        lpips(probe, probe)
+    except UserError as error:
+        _log.warning("LPIPS is left out: %s", error)
+        return metrics
+    return {**metrics, "lpips": (MIN_SIZE, lpips)}
 
 
 def psnr_to_target(images: Tensor, batch: Batch) -> Tensor:

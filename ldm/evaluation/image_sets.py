@@ -25,6 +25,7 @@ from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
 
 ROUNDING = "uint8, (x + 1) * 127.5 rounded to nearest and clamped"
+SPLIT = "data.params."  # before the name of a split of a config's data
 _PART = 256  # images that are hashed together
 
 
@@ -142,7 +143,7 @@ def scaled_folder_images(
 def split_images(content: Mapping[str, Any], split: str, limit: int | None = None, replaces: bool = False) -> ImageSet:
     """Return the images of a split of the data that a config describes. UserError if it has no such split."""
     data = compat.translate_node({key: (content.get("data") or {}).get(key) for key in ("target", "params")}, "data")
-    place, node = f"data.params.{split}", (data.get("params") or {}).get(split)
+    place, node = f"{SPLIT}{split}", (data.get("params") or {}).get(split)
     if not isinstance(node, dict):
         raise UserError(f"{place}: the config has none; name a folder or an .npz file as reference")
     config.validate(node, place)

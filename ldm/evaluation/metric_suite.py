@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.evaluation.distribution_metrics import DistributionMetric, Values
+from ldm.evaluation.distributions import DistributionMetric, Values
 from ldm.evaluation.extractors import Extractor, Features
 from ldm.evaluation.image_metrics import ImageMetric
-from ldm.evaluation.image_sets import ROUNDING
+from ldm.evaluation.image_sets import ROUNDING, SPLIT
+from ldm.evaluation.intervals import Spread
 from ldm.evaluation.references import ReferenceSet, made_by
 
 _SIDE = 64  # of the black image that extractors are tried on
@@ -67,6 +68,12 @@ class MetricSuite:
             if count < metric.minimum:
                 raise UserError(f"{name}: needs {metric.minimum} samples or more, there are {count}")
 
+    def check_source(self, name: str) -> None:
+        """Raise UserError if a reference of this name is a split of the data, and not the one that a metric needs."""
+        if name.startswith(SPLIT) and name != f"{SPLIT}train":
+            for metric in filter(lambda metric: metric.needs_training, self.sets.values()):
+                raise UserError(f"{metric.name}: compares with the training images, not {name}; use train as reference")
+
     def check_reference(self, reference: ReferenceSet | None) -> None:
         """Raise UserError for a reference that is absent, has too few images, or lacks what a metric needs."""
         for name, metric in self.sets.items():
@@ -77,6 +84,8 @@ class MetricSuite:
             number = reference.statistics.count
             if number is not None and number < metric.minimum:
                 raise UserError(f"{name}: needs {metric.minimum} images of reference or more, there are {number}")
+        if reference is not None:
+            self.check_source(reference.provenance["source"])
         if reference is not None and self.extractor is not None:
             maker = reference.statistics.made_by
             if maker not in (None, made_by(self.extractor)):
@@ -103,6 +112,13 @@ class MetricSuite:
         statistics = None if reference is None else reference.statistics
         found = [metric(features, statistics) for metric in self.sets.values()]
         return {f"{name}[{self.extractor.name}]": value for values in found for name, value in values.items()}
+
+    def spreads(self, values: Values, features: Features, reference: ReferenceSet | None) -> dict[str, Spread]:
+        """Return how far the values of `compare_sets` are known, by the same names, where that can be said."""
+        statistics, ending = None if reference is None else reference.statistics, f"[{self.extractor.name}]"
+        own = {name.removesuffix(ending): value for name, value in values.items()}
+        found = [metric.spreads(own, features, statistics) for metric in self.sets.values()]
+        return {name + ending: spread for spreads in found for name, spread in spreads.items()}
 
     def settings(self) -> dict[str, Any]:
         """Return all of the suite that values depend on."""

@@ -19,7 +19,7 @@ import numpy as np
 from ldm import distributed
 from ldm.data.core.pixels import to_bytes
 from ldm.errors import UserError
-from ldm.evaluation.distribution_metrics import Moments, ReferenceStatistics
+from ldm.evaluation.distributions import Moments, ReferenceStatistics
 from ldm.evaluation.extractors import Extractor, Features, file_hash
 from ldm.evaluation.image_sets import ImageSet
 from ldm.evaluation.resumable import Columns, ResumableMap, wait_for_all

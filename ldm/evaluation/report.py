@@ -6,7 +6,7 @@ import html
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -27,17 +27,32 @@ img { max-width: 100%; image-rendering: pixelated; } code { background: #f3f3f3;
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of a report with its text, an optional table (first row = header) and images (PNG files)."""
+    """A heading of a report with text, lines, an optional table (first row = header) and images (PNG files)."""
 
     title: str
     text: str = ""
     table: Sequence[Sequence[str]] = ()
     images: Sequence[Path] = ()
+    lines: Sequence[str] = ()
+
+    def items(self) -> list[str]:
+        """Return the lines."""
+        return list(self.lines)
+
+    def plain(self) -> str:
+        """Return the section as a terminal shows it; of images it names the files."""
+        widths = [max(map(len, column)) for column in zip(*self.table, strict=True)]
+        rows = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in self.table]
+        paragraphs = [" ".join(paragraph.split()) for paragraph in self.text.split("\n\n") if paragraph]
+        inside = [*paragraphs, *self.items(), *rows, *(f"see {image}" for image in self.images)]
+        return "\n".join([self.title, *(f"  {line}" for line in inside)])
 
     def html(self) -> str:
         """Return the section as HTML; images are embedded."""
         parts = [f"<h2>{html.escape(self.title)}</h2>"]
         parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in self.text.split("\n\n") if paragraph]
+        if items := self.items():
+            parts.append("<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>")
         if self.table:
             parts.append("<table>" + "".join(map(_table_row, self.table, _cell_tags(len(self.table)))) + "</table>")
         parts += [f'<p><img src="data:image/png;base64,{_base64(image)}" alt=""></p>' for image in self.images]
@@ -63,15 +78,20 @@ def read_curve(metrics: Path, column: str) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Panel:
-    """Axes named x and y with a line for each label, through its points in the order given."""
+    """Axes named x and y with a line for each label, through its points in the order given.
+
+    bars: half the lengths of the intervals around these points, for the labels that have some.
+    """
 
     x: str
     y: str
     lines: Mapping[str, Points]
+    title: str = ""
+    bars: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def plot_panels(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
-    """Plot panels in rows; the same label has the same colour in all."""
+    """Plot panels in rows; the same label has the same colour in all, and what y names the same scale."""
     plt = pyplot()
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
@@ -81,11 +101,12 @@ def plot_panels(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
     for axis, panel in zip(axes.flat, panels, strict=False):  # the last row may have empty places
         for label, points in panel.lines.items():
             marker = "o" if len(points) < _MANY else None
-            axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label, color=colours[label])
-        axis.set(xlabel=panel.x, ylabel=panel.y)
-        values = [point for points in panel.lines.values() for point in points]
-        axis.set_xscale("log" if _is_wide([x for x, _ in values]) else "linear")
-        axis.set_yscale("log" if _is_wide([y for _, y in values]) else "linear")
+            style = {"marker": marker, "markersize": 4, "capsize": 2, "elinewidth": 1, "color": colours[label]}
+            axis.errorbar(*zip(*points, strict=True), yerr=panel.bars.get(label), label=label, **style)
+        axis.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
+        axis.set_xscale("log" if _is_wide([x for points in panel.lines.values() for x, _ in points]) else "linear")
+        heights = [y for one in panels if one.y == panel.y for points in one.lines.values() for _, y in points]
+        axis.set(yscale="log" if _is_wide(heights) else "linear", ylim=_limits(heights))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     for axis in axes.flat[len(panels) :]:
@@ -97,6 +118,17 @@ def plot_panels(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
 
 def _is_wide(values: Sequence[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) / min(values) >= _WIDE
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the ends of an axis around values, however long the bars of their intervals are."""
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    if _is_wide(values):
+        return low / 1.3, high * 1.3
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def image_sheet(images: Tensor, titles: Sequence[str], path: Path, columns: int) -> None:

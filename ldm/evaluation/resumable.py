@@ -60,7 +60,9 @@ class ResumableMap:
         wait_for_all()
         try:
             written = with_current_names(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+            if type(written.get("part_size")) is not int or written["part_size"] < 1:
+                raise ValueError("part_size is no number of samples")
+        except (ValueError, AttributeError, RecursionError, OSError) as error:
             raise UserError(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
         different = differences({**written, "part_size": 0}, {**settings, "part_size": 0})
         if different:

@@ -1,13 +1,16 @@
 """Evaluate a run, its first stage, or a folder of images: from files and options to a result in a folder.
 
-OUT/evaluation.json     values, and everything that they depend on
+OUT/evaluation.json     values, their 95% intervals over the samples, and everything that they depend on
 OUT/samples.png         the first images
 OUT/neighbours.png      samples, above their nearest training images by pixels and by features
 OUT/samples/            parts, from which an interrupted evaluation goes on; may be removed afterwards
+RUN/evaluations/        a copy of the result, if a run was evaluated
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,22 +22,27 @@ import torch
 from ldm import distributed
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.labels import ClassConditioner
+from ldm.config.files import CONFIGS, EVALUATIONS, config_of_run
 from ldm.config.overrides import apply_overrides
 from ldm.config.plain import resolve
 from ldm.environment import environment
 from ldm.errors import UserError
 from ldm.evaluation.build import make_metric_suite
 from ldm.evaluation.conditions import BalancedClasses, Conditions, DataConditions, Unconditional, UniformClasses
-from ldm.evaluation.evaluate import Result, Samples, evaluate_images, evaluate_reconstructions, evaluate_samples
+from ldm.evaluation.evaluate import RESULT, Result, Samples, evaluate_images, evaluate_reconstructions, evaluate_samples
 from ldm.evaluation.extractors import file_hash
 from ldm.evaluation.image_sets import ImageSet, folder_images, scaled_folder_images, split_images
 from ldm.evaluation.memorisation import nearest_neighbours
 from ldm.evaluation.metric_suite import MetricSuite
 from ldm.evaluation.references import ReferenceSet, data_reference, read_npz, write_npz
 from ldm.images import image_grid, to_pil
+from ldm.models.guidance import Guidance
 from ldm.models.loading import ModelSource, load_first_stage, load_model, read_config, train_option
+from ldm.networks.layers import store_in_half
 from ldm.sampling.base import Sampler
+from ldm.writing import write_text
 
+_log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 _FOR_SAMPLES = ("frechet", "spatial_frechet", "inception_score", "precision_recall")
 _FOR_FIRST_STAGES = ("frechet", "inception_score", "psnr", "ssim")
@@ -46,20 +54,23 @@ Progress = Callable[[int, str], AbstractContextManager[Any]]  # of a number of s
 class SampleOptions:
     """Which samples are drawn: how, of which size (None: as trained), from which seed, under which conditions.
 
-    conditions: data, balanced or uniform; neighbours: whether the training set is searched for them.
+    conditions: data, balanced or uniform; neighbours: whether the training set is searched for them; graphs: whether
+    calls of the network are recorded and replayed on CUDA.
     """
 
     sampler: Sampler
-    scale: float = 1.0
+    guidance: Guidance = Guidance()
     size: tuple[int | None, int | None] = (None, None)
     autocast: torch.dtype | None = None
     seed: int = 0
     conditions: str = "data"
     neighbours: bool = False
+    graphs: bool = True
 
     def of_conditions(self) -> dict[str, bool]:
         """Return whether options are given that only conditional models use."""
-        return {f"conditions {self.conditions}": self.conditions != "data", f"scale {self.scale:g}": self.scale != 1.0}
+        is_guided = self.guidance.is_on and self.guidance.guide is None
+        return {f"conditions {self.conditions}": self.conditions != "data", f"scale {self.guidance.scale:g}": is_guided}
 
 
 @dataclass(frozen=True)
@@ -141,9 +152,14 @@ def evaluate_model(options: EvaluationOptions, progress: Progress) -> dict[str, 
     loaded, count = load_model(options.source, options.device), options.count or 1000
     conditions = evaluation.conditions(list(loaded.model.conditioners()), count)
     if options.source.run is not None:  # published configs do not say it
-        loaded.warn_of_untrained_guidance(how.scale)
+        loaded.warn_of_untrained_guidance(how.guidance)
     size, batch_size = loaded.size(how.size), options.batch_size
-    samples = Samples(count, size, how.sampler, conditions, how.seed, how.scale, batch_size, how.autocast)
+    guidance = how.guidance.ready(loaded.model)
+    evaluations = guidance.evaluations(how.sampler, loaded.model.process)
+    _log.info("each image takes %d evaluations of a network", evaluations)
+    if how.autocast is not None:
+        store_in_half(loaded.model.model, how.autocast)
+    samples = Samples(count, size, how.sampler, conditions, how.seed, guidance, batch_size, how.autocast, how.graphs)
     reference, provenance = evaluation.reference(count, size), loaded.provenance()
     steps = len(how.sampler.times(loaded.model.process)) - 1
     with progress(count * steps, "sampling") as bar:
@@ -152,7 +168,7 @@ def evaluate_model(options: EvaluationOptions, progress: Progress) -> dict[str, 
             lambda step: bar.update(len(step.x)),
         )  # fmt: skip
     more = evaluation.neighbours(result) if how.neighbours else {}
-    return evaluation.write(result, provenance, **more)
+    return evaluation.write(result, provenance, evaluations_per_image=evaluations, **more)
 
 
 def refuse(given: Mapping[str, bool], what: str) -> None:
@@ -162,9 +178,9 @@ def refuse(given: Mapping[str, bool], what: str) -> None:
         raise UserError(f"{', '.join(unused)}: is not used for {what}; leave it out")
 
 
-def _weights(provenance: Mapping[str, str]) -> dict[str, str]:
-    """Return what values depend on: weights and config by content, and whether the weights are averaged."""
-    kept = {name: provenance[name] for name in ("weights", "checkpoint_sha256")}
+def _weights(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what values depend on: weights and config by content, adapters, and whether the weights are averaged."""
+    kept = {name: provenance[name] for name in ("weights", "checkpoint_sha256", "adapters") if name in provenance}
     return {**kept, "config_sha256": file_hash(Path(provenance["config"]))}
 
 
@@ -223,6 +239,7 @@ class _Evaluation:
         """Return the statistics of images, None if no metric needs them; export them where that is asked for."""
         if not self.metrics.needs_reference:
             return None
+        self.metrics.check_source(images.name)  # before they are read
         given = self.options.reference
         with self.progress(len(images), f"reference, {images.name}") as bar:
             reference = data_reference(images, self.metrics.extractor, given.cache, bar.update)
@@ -263,5 +280,29 @@ class _Evaluation:
     def write(self, result: Result, provenance: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
         """Write the result into OUT with machine and files; return its content."""
         files = {name: provenance[name] for name in ("config", "checkpoint")} if provenance else {}
-        made = {**environment(), "device": str(self.options.device), **files}
-        return result.write(self.options.out, made, **more)
+        place = {"folder": str(self.options.out.resolve())}
+        made = {**environment(), "device": str(self.options.device), **place, **files}
+        content = result.write(self.options.out, made, **more)
+        if provenance and self.options.source.run is not None and distributed.rank() == 0:
+            note_in_run(self.options.source.run, self.options.out)
+        return content
+
+
+def note_in_run(run: str | Path, out: Path) -> None:
+    """Copy the result in a folder OUT into the run folder that it is of: RUN/evaluations/<OUT>-<hash of the path>/.
+
+    There the run is known by its evaluations, whatever logged its training (see `ldm.training.loggers`). Models that
+    are in no run folder, and results that are in it already, are left as they are.
+    """
+    config = config_of_run(run)
+    if config is None or config.parent.name != CONFIGS:
+        return
+    folder, out = config.parent.parent, out.resolve()
+    place = folder / EVALUATIONS / f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
+    if out.is_relative_to(folder.resolve()) or place.parent.is_symlink() or place.is_symlink():
+        return
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        write_text(place / RESULT, (out / RESULT).read_text(encoding="utf-8"))
+    except OSError as error:
+        _log.warning("%s: the result is not noted in the run (%s)", place, error.strerror)

@@ -17,18 +17,33 @@ class Autoencoder(nn.Module):
     """Encoder, regulariser and decoder; latents have embed_dim channels."""
 
     def __init__(
-        self, architecture: Architecture, regularizer: Regularizer, embed_dim: Size, tanh_out: bool = False
+        self,
+        architecture: Architecture,
+        regularizer: Regularizer,
+        embed_dim: Size,
+        tanh_out: bool = False,
+        has_quant_convs: bool = True,
     ) -> None:
-        """Build both networks; tanh_out: end the decoder in tanh."""
+        """Build both networks.
+
+        tanh_out: end the decoder in tanh. has_quant_convs: map z_channels to embed_dim and back; UserError without it
+        unless these are equal.
+        """
         super().__init__()
+        if not has_quant_convs and embed_dim != architecture.z_channels:
+            raise UserError(
+                f"Autoencoder: embed_dim is {embed_dim} and z_channels {architecture.z_channels}; without quant_convs "
+                "they must be equal"
+            )
         stacked = 2 if regularizer.double_z else 1
         self.architecture = architecture
         self.latent_channels = embed_dim
         self.encoder = Encoder(architecture, double_z=regularizer.double_z)
         self.decoder = Decoder(architecture, tanh_out=tanh_out)
         self.quantize = regularizer
-        self.quant_conv = nn.Conv2d(stacked * architecture.z_channels, stacked * embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, architecture.z_channels, 1)
+        conv = nn.Conv2d if has_quant_convs else nn.Identity
+        self.quant_conv = conv(stacked * architecture.z_channels, stacked * embed_dim, 1)
+        self.post_quant_conv = conv(embed_dim, architecture.z_channels, 1)
 
     @property
     def in_channels(self) -> int:
@@ -87,7 +102,7 @@ class Autoencoder(nn.Module):
         """Return images (B, out_channels, f*h, f*w) for latents (B, C, h, w); quantize: z first (VQ)."""
         z = self.quantize.nearest_codes(z) if quantize else z
         # Samplers compute z in float32, even for weights in half precision.
-        return self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.weight.dtype)))
+        return self.decoder(self.post_quant_conv(z.to(self.last_layer.dtype)))
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor, Info]:
         """Return the reconstruction, the regulariser's loss (scalar) and its values to log."""

@@ -1,11 +1,13 @@
 """From a Conditioning to the inputs of a backbone (figure 3 of the paper: the switch before the denoising U-Net)."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning.base import Conditioner, Conditioning, Slot
+from ldm.conditioning.base import Conditioner, Conditioning, Slot, StackedConditioner
 from ldm.errors import UserError
 from ldm.networks.backbone import Backbone, as_backbone
 
@@ -17,16 +19,24 @@ class ConditionalNetwork(nn.Module):
         super().__init__()
         self.diffusion_model = diffusion_model
 
-    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, conditioning: Conditioning | None = None, hidden: list[Tensor] | None = None
+    ) -> Tensor:
         """Return the prediction (B, out_channels, H, W) for x (B, C, H, W) at times t (B,).
 
-        UserError if the image to concatenate is neither of the size of x nor 1 x 1.
+        hidden: of a backbone that `ShowsHidden`, gets the state behind each of its blocks. UserError if the image to
+        concatenate is neither of the size of x nor 1 x 1.
         """
+        shown = {} if hidden is None else {"hidden": hidden}
         if conditioning is None:
-            return self.diffusion_model(x, t)
+            return self.diffusion_model(x, t, **shown)
         if conditioning.concat is not None:
             x = torch.cat([x, _of_size(conditioning.concat, x).to(x.dtype)], dim=1)  # (B, C + C', H, W)
-        return self.diffusion_model(x, t, context=conditioning.context, y=conditioning.vector)
+        return self.diffusion_model(x, t, context=conditioning.context, y=conditioning.vector, **shown)
+
+    def wrapped(self, wrap: Callable[[nn.Module], Callable[..., Tensor]]) -> ConditionalNetwork:
+        """Return the same over what `wrap` makes of the backbone, a callable like it; it owns no weights then."""
+        return ConditionalNetwork(wrap(self.diffusion_model))
 
 
 def check_fit(network: nn.Module, latent_channels: int, conditioner: nn.Module | None = None) -> None:
@@ -40,13 +50,15 @@ def check_fit(network: nn.Module, latent_channels: int, conditioner: nn.Module |
     backbone = as_backbone(network)
     parts = [] if conditioner is None else [part for part in conditioner.modules() if isinstance(part, Conditioner)]
     _check_channels(backbone, latent_channels, [part for part in parts if part.slot == "concat"])
-    _check_slot(backbone, "context_dim", [part for part in parts if part.slot == "context"], "context")
-    _check_slot(backbone, "num_classes", [part for part in parts if part.slot == "vector"], "vector")
+    has_vectors = getattr(backbone, "vector_dim", None) is not None
+    is_stacked = isinstance(conditioner, StackedConditioner)
+    _check_slot(backbone, "context_dim", parts, "context", is_stacked)
+    _check_slot(backbone, "vector_dim" if has_vectors else "num_classes", parts, "vector", has_vectors)
 
 
 def _check_channels(backbone: Backbone, latent_channels: int, parts: Sequence[Conditioner]) -> None:
     name = type(backbone).__name__
-    if backbone.out_channels != latent_channels:
+    if backbone.out_channels not in (latent_channels, 2 * latent_channels):  # twice where the variance is learned
         raise UserError(
             f"{name}: out_channels is {backbone.out_channels}, but the autoencoder's latents have {latent_channels} "
             f"channels; set out_channels: {latent_channels}"
@@ -62,16 +74,24 @@ def _check_channels(backbone: Backbone, latent_channels: int, parts: Sequence[Co
         )
 
 
-def _check_slot(backbone: Backbone, attribute: str, parts: Sequence[Conditioner], slot: Slot) -> None:
+def _check_slot(backbone: Backbone, attribute: str, parts: Sequence[Conditioner], slot: Slot, summed: bool) -> None:
+    """Compare the width of each part that fills a slot, or their sum, with that of the backbone."""
     name, wanted = type(backbone).__name__, getattr(backbone, attribute)
-    if wanted is not None and not parts:
+    given = [(part, part.widths()[slot]) for part in parts if slot in part.widths()]
+    if wanted is not None and not given:
         raise UserError(
             f"{name}: {attribute} is {wanted}, but no conditioner fills slot {slot}; add one, or leave {attribute} out"
         )
-    for part in parts:
-        if part.width not in (None, wanted):
-            fills = f"{type(part).__name__} fills slot {slot} with width {part.width}"
-            raise UserError(f"{name}: {attribute} is {wanted}, but {fills}; set {attribute}: {part.width} or its width")
+    widths = [width for _, width in given]
+    if summed and wanted is not None and None not in widths:
+        if sum(widths) != wanted:
+            fills = f"the conditioners fill slot {slot} with {' + '.join(map(str, widths))} channels"
+            raise UserError(f"{name}: {attribute} is {wanted}, but {fills}; set {attribute}: {sum(widths)}")
+        return
+    for part, width in given:
+        if width not in (None, wanted):
+            fills = f"{type(part).__name__} fills slot {slot} with width {width}"
+            raise UserError(f"{name}: {attribute} is {wanted}, but {fills}; set {attribute}: {width} or its width")
 
 
 def _of_size(concat: Tensor, x: Tensor) -> Tensor:

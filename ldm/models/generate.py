@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
-from ldm.models.inpainting import InpaintingTarget, inpainting_constraint
+from ldm.models.graphs import graphed
+from ldm.models.guidance import Guidance
 from ldm.sampling.base import Sampler, SeededNoise, Step, identity, identity_constrain, times_like
 
 if TYPE_CHECKING:
+    from ldm.models.inpainting import InpaintingTarget
     from ldm.models.latent_diffusion import LatentDiffusion
 
 Conditions = Mapping[str, Sequence[Any] | Tensor]
@@ -34,23 +37,25 @@ class Request:
         seeds: One for each image.
         size: (height, width).
         conditions: Batch key -> one entry for each image, as the data set would give them (texts, labels, images).
-        guidance: Scale of classifier-free guidance; 1 is none.
+        guidance: Scale of classifier-free guidance (1 is none), or any `Guidance`.
         batch_size: Images drawn at a time.
         autocast: Half-precision dtype of the network, if any; decoding stays float32.
         target: Images to fill, for a model that was not trained to fill holes.
         images: (N, C, H, W) in [-1, 1] to start from instead of from noise, at the first time of the sampler.
         negative: Like `conditions`, to be guided away from.
+        graphs: Record and replay the calls of the network on devices that can (see `ldm.models.graphs`).
     """
 
     seeds: Sequence[int]
     size: tuple[int, int]
     conditions: Conditions = field(default_factory=dict)
-    guidance: float = 1.0
+    guidance: Guidance | float = 1.0
     batch_size: int = 4
     autocast: torch.dtype | None = None
     target: InpaintingTarget | None = None
     images: Tensor | None = None
     negative: Conditions | None = None
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -92,6 +97,7 @@ def generate(
     the autoencoder cannot make, for what the sampler or the conditioner refuses, and for samples that are not finite.
     """
     process, shape = model.process, model.first_stage_model.latent_shape(*request.size)
+    guidance = Guidance.of(request.guidance).ready(model, request.negative is not None)
     refine = clamp_to_pixels if isinstance(model.first_stage_model, IdentityAutoencoder) else identity
     for batch in request.batches():
         noise = SeededNoise(batch.seeds, model.device)
@@ -99,9 +105,11 @@ def generate(
         with nullcontext() if batch.autocast is None else torch.autocast(model.device.type, batch.autocast):
             constrain = identity_constrain
             if batch.target is not None:
+                from ldm.models.inpainting import inpainting_constraint  # of a task that few models have
+
                 constrain = inpainting_constraint(model, batch.target, noise)
-            negative = None if batch.negative is None else model.condition(batch.negative)
-            denoise = model.denoiser(model.condition(batch.conditions), batch.guidance, negative)
+            conditions = {**model.entries_for(request.size, len(batch.seeds)), **batch.conditions}
+            denoise = _denoiser(model, batch, conditions, guidance)
             for step in sampler(denoise, z, process, refine=refine, constrain=constrain, noise=noise):
                 on_step(step)
                 z = step.x
@@ -109,6 +117,18 @@ def generate(
         if not torch.isfinite(images).all():
             raise UserError("generate: the samples are not finite numbers; use precision 32, or check the weights")
         yield images
+
+
+def _denoiser(model: LatentDiffusion, batch: Request, conditions: Conditions, guidance: Guidance) -> Denoise:
+    """Return the denoiser of a batch; a negative condition is that of the guide, if there is one."""
+    network = graphed if batch.graphs else (lambda model: model.model)
+    negative = None if batch.negative is None else {**conditions, **batch.negative}
+    guide, away = guidance.denoiser_of_guide(negative or conditions, network), None
+    if guide is None and negative is not None:
+        away = model.condition(negative)
+    elif guide is None and guidance.is_on and model.cond_stage_model is not None:
+        away = model.cond_stage_model.unconditional(len(batch.seeds), conditions)
+    return model.denoiser(model.condition(conditions), guidance, away, guide, network(model))
 
 
 def _start(

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import nn
 
 from ldm import compat, config
+from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
 from ldm.config.check import check_value
 from ldm.config.files import CONFIGS_OF_RUNS, config_of_run
 from ldm.config.nodes import is_node, without_checkpoints
@@ -24,9 +26,13 @@ from ldm.config.targets import find_target
 from ldm.config.text import parse
 from ldm.data.core.decoding import Range, check_range
 from ldm.errors import ConfigError, UserError
+from ldm.models.adapting import merge
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.guidance import Guidance
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.networks import fused_norm
 from ldm.weights import load as checkpoint
+from ldm.weights.adapters import adapter_in, is_of_adapter
 
 _log = logging.getLogger(__name__)
 
@@ -35,18 +41,27 @@ _log = logging.getLogger(__name__)
 class ModelSource:
     """Where a model is: a run folder or file that has its config with it, or a config and a checkpoint.
 
-    weights: "ema" for the averaged weights where there are any, "raw" for the trained ones.
+    weights: "ema" for the averaged weights where there are any, "raw" for the trained ones, or the name of one of the
+        averages of `training.params.averages`.
+    adapters: what is merged into them, each `FILE` or `FILE:0.8`.
     """
 
     run: str | Path | None = None
     config: str | Path | None = None
     checkpoint: str | Path | None = None
-    weights: Literal["ema", "raw"] = "ema"
+    weights: str = "ema"
+    adapters: tuple[str, ...] = ()
 
     @staticmethod
     def of(source: ModelSource | str | Path) -> ModelSource:
         """Accept a path in place of the object."""
         return source if isinstance(source, ModelSource) else ModelSource(source)
+
+    def guide(self, text: str | None) -> ModelSource | None:
+        """Return what a guide is read from: another run or checkpoint, or (`ema:NAME`) another average of this one."""
+        if text is None:
+            return None
+        return replace(self, weights=text.removeprefix("ema:")) if text.startswith("ema:") else ModelSource(text)
 
     def files(self) -> tuple[Path, Path]:
         """Return the files of config and weights; one with its config inside is both.
@@ -69,14 +84,15 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Files from which a model was loaded; content is the config, in our dialect."""
+    """Files from which a model was loaded; content: the config, in our dialect; adapters: each with its hash."""
 
     config: Path
     checkpoint: Path
     weights: str
     content: dict[str, Any]
+    adapters: dict[str, str]
 
-    def provenance(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, Any]:
         """Return the names of the files, and the SHA-256 of the checkpoint (of all its files, in turn)."""
         whole = hashlib.sha256()
         for path in checkpoint.files_of(self.checkpoint):
@@ -84,7 +100,8 @@ class Loaded:
                 hashlib.file_digest(file, lambda: whole)
         digest = whole.hexdigest()
         paths = {"config": str(self.config), "checkpoint": str(self.checkpoint)}
-        return {**paths, "weights": self.weights, "checkpoint_sha256": digest}
+        more = {"adapters": self.adapters} if self.adapters else {}
+        return {**paths, "weights": self.weights, "checkpoint_sha256": digest, **more}
 
     @property
     def value_range(self) -> Range | None:
@@ -94,9 +111,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class LoadedModel(Loaded):
-    """A latent diffusion model in eval mode with where it came from."""
+    """A latent diffusion model in eval mode with where it came from; averages: what else its file holds weights of."""
 
     model: LatentDiffusion
+    averages: tuple[str, ...] = ()
 
     def trained_size(self) -> tuple[int, int]:
         """Return (height, width) of the training images. UserError if neither model nor config says it."""
@@ -107,16 +125,30 @@ class LoadedModel(Loaded):
     def size(self, asked: tuple[int | None, int | None]) -> tuple[int, int]:
         """Return (height, width) as asked for, the sides of the training images where None."""
         height, width = self.trained_size() if None in asked else asked
-        return asked[0] or height, asked[1] or width
+        return height if asked[0] is None else asked[0], width if asked[1] is None else asked[1]
 
-    def warn_of_untrained_guidance(self, guidance: float) -> None:
+    def trained_tile(self) -> int:
+        """Return the side of tiles that are as large as the training images, rounded up for the model."""
+        multiple = self.model.side_multiple
+        return -(-max(self.trained_size()) // multiple) * multiple
+
+    def text_keys(self) -> list[str]:
+        """Return the batch keys of the texts that the model is conditioned on, perhaps none."""
+        kinds = (TextConditioner, CLIPTextConditioner)
+        return list(dict.fromkeys(part.key for part in self.model.conditioners() if isinstance(part, kinds)))
+
+    @property
+    def drops_conditions(self) -> bool:
+        """Whether some condition is dropped in training, so that 'no condition' is known."""
+        parts = [self.model.cond_stage_model, *self.model.conditioners()]
+        return any(part.drop_rate for part in parts if part is not None)
+
+    def warn_of_untrained_guidance(self, guidance: Guidance) -> None:
         """Warn where conditions were never dropped in training, so that guidance has nothing to extrapolate from."""
-        stage = self.model.cond_stage_model
-        if guidance != 1.0 and stage is not None:
-            rates = [stage.drop_rate, *(conditioner.drop_rate for conditioner in self.model.conditioners())]
-            if not any(rates):
-                message = "guidance %g: may harm, as this model has drop_rate 0, so that 'no condition' is new to it"
-                _log.warning(message, guidance)
+        is_plain = guidance.is_on and guidance.guide is None and self.model.cond_stage_model is not None
+        if is_plain and not self.drops_conditions:
+            message = "guidance %g: may harm, as this model has drop_rate 0, so that 'no condition' is new to it"
+            _log.warning(message, guidance.scale)
 
 
 @dataclass(frozen=True)
@@ -135,7 +167,7 @@ def load_model(
     """
     source = ModelSource.of(source)
     config_path, checkpoint_path = source.files()
-    content = _read(config_path, overrides)
+    content = _read((config_path, checkpoint_path), overrides)
     try:
         section = content["model"]
         if find_target(section["target"], "model") is not LatentDiffusion:
@@ -144,20 +176,31 @@ def load_model(
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(config_path)) from error
     checkpoint_path, state = checkpoint.newest(checkpoint_path)
-    checkpoint.load_into(model, checkpoint.choose(state, source.weights), source=str(checkpoint_path))
+    averages = tuple(checkpoint.choices(state))
+    state = checkpoint.choose(state, source.weights)
+    checkpoint.load_into(model, state, source=str(checkpoint_path))
     model.config = section
+    adapters = _adapt(model, section, checkpoint_path, state, source.adapters)
     if (size := train_option(content, "size")) is not None and model.latent_size is None:
         check_value(size, int | tuple[int, int], "data.params.train.params.size")
         model.image_size = (size, size) if isinstance(size, int) else tuple(size)
-    model = model.eval().requires_grad_(False).to(device)
-    return LoadedModel(config_path, checkpoint_path, source.weights, content, model)
+    model = _placed(model, torch.device(device))
+    return LoadedModel(config_path, checkpoint_path, source.weights, content, adapters, model, averages)
+
+
+def _placed(module: nn.Module, device: torch.device) -> Any:
+    """Return a module on a device, for use alone; channels last in memory where our kernels normalise such images."""
+    module = module.eval().requires_grad_(False).to(device)
+    if device.type == "cuda" and fused_norm.is_available(device):
+        module.to(memory_format=torch.channels_last)
+    return module
 
 
 def load_first_stage(source: ModelSource | str | Path, device: torch.device | str = "cpu") -> LoadedFirstStage:
     """Load an autoencoder: a trained one, or that inside of a latent diffusion model."""
     source = ModelSource.of(source)
     config_path, checkpoint_path = source.files()
-    content = _read(config_path)
+    content = _read((config_path, checkpoint_path))
     try:
         node, prefix = _first_stage_node(content["model"])
         autoencoder = config.instantiate(_without_training(node), "model")
@@ -169,13 +212,23 @@ def load_first_stage(source: ModelSource | str | Path, device: torch.device | st
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     state = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
     checkpoint.load_into(autoencoder, state, source=str(checkpoint_path))
-    autoencoder = autoencoder.eval().requires_grad_(False).to(device)
-    return LoadedFirstStage(config_path, checkpoint_path, source.weights, content, autoencoder)
+    adapters = _adapt(autoencoder, node, checkpoint_path, state, source.adapters)
+    autoencoder = _placed(autoencoder, torch.device(device))
+    return LoadedFirstStage(config_path, checkpoint_path, source.weights, content, adapters, autoencoder)
+
+
+def _adapt(
+    model: nn.Module, section: dict[str, Any], file: Path, state: dict[str, torch.Tensor], given: Sequence[str]
+) -> dict[str, str]:
+    """Merge adapters into a loaded model, which knows those that are in its weights already; see `merge`."""
+    own = [adapter_in(state, str(file)).digest()] if any(map(is_of_adapter, state)) else []
+    model.adapters = [*own, *checkpoint.metadata(file).get("adapters", "").split()]
+    return merge(model, section, given)
 
 
 def read_config(source: ModelSource | str | Path) -> dict[str, Any]:
     """Read the config of a model, in our dialect; data that it was trained on need not be there."""
-    return _read(ModelSource.of(source).files()[0])
+    return _read(ModelSource.of(source).files())
 
 
 def is_first_stage(source: ModelSource | str | Path) -> bool:
@@ -227,12 +280,14 @@ def _inside(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def _read(files: tuple[Path, Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a config, from the file of the weights if that is both. Raises UserError."""
+    path = files[0]
     if wrong := [word for word in overrides if not word.startswith("model.")]:
         raise UserError(f"{wrong[0]}: has no effect on samples; override model.key=value")
     if checkpoint.is_index(path):
         content = apply_overrides({"model": compat.diffusers.read(path).section}, overrides)
-    elif path.suffix in (".safetensors", ".zip"):
+    elif path == files[1]:
         content = compat.translate(resolve(apply_overrides(_inside(path), overrides)))
     else:
         content = compat.translate(compat.read(path, overrides))

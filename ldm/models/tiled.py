@@ -8,7 +8,7 @@ Outputs of neighbouring tiles are blended at every step by `ldm.networks.tiling`
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -133,6 +133,12 @@ class TiledNetwork(nn.Module):
         """Return the backbone."""
         return self.network.diffusion_model
 
+    def wrapped(self, wrap: Callable[[nn.Module], Callable[..., Tensor]]) -> TiledNetwork:
+        """Return the same over what `wrap` makes of the backbone, which sees one tile after the other."""
+        copied = _shallow_copy(self)
+        copied.network = self.network.wrapped(wrap)
+        return copied
+
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
         """Run the network on x (B, C, H, W) and steps t (B,)."""
         concat = None if conditioning is None else conditioning.concat
@@ -166,6 +172,6 @@ class TiledConditioner(nn.Module):
         parts = [{key: entry[:, i] for key, entry in batch.items()} for i in range(self.num_tiles)]
         return Conditioning(context=torch.cat([self.conditioner(part, drop).context for part in parts], dim=1))
 
-    def unconditional(self, n: int) -> Conditioning:
+    def unconditional(self, n: int, batch: Mapping[str, Tensor] | None = None) -> Conditioning:
         """Return n samples without condition, in every tile."""
         return Conditioning(context=self.conditioner.unconditional(n).context.repeat(1, self.num_tiles, 1))

@@ -1,7 +1,7 @@
 """Attention softmax(Q K^T / sqrt(d)) V over image positions and conditioning tokens (section 3.3 of arXiv 2112.10752).
 
-Images become sequences of tokens, (B, C, H, W) -> (B, H*W, C), which costs nothing for channels_last tensors. Softmax
-attention is `scaled_dot_product_attention`, so that no (N, N) matrix is kept.
+Images become sequences of tokens, (B, C, H, W) -> (B, H*W, C), which costs nothing for channels_last tensors. `attend`
+says how softmax attention is computed.
 Legend: B batch, C channels, N and M numbers of tokens, h heads, d channels of a head.
 """
 
@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.networks.fused_gate import gated
 from ldm.networks.layers import NUM_GROUPS, GroupNorm32, LayerNorm32, group_norm, recompute, zeroed
 from ldm.networks.pointwise import PointwiseConv1d, PointwiseConv2d, from_tokens, to_tokens
 
@@ -20,6 +21,35 @@ QKVOrder: TypeAlias = Literal["legacy", "new"]
 # The order of queries, keys and values in the 3C channels of one projection ("legacy" splits the heads first), and the
 # axis that separates them. Separating them before the heads are moved saves a copy in the backward pass.
 _QKV_LAYOUTS = {"legacy": ("b n (h qkv d) -> b n h qkv d", 3), "new": ("b n (qkv h d) -> b n qkv h d", 2)}
+
+
+_WIDEST_FUSED = 256  # channels of a head that the fused kernels of CUDA take
+_LARGEST_PRODUCT = 2**30  # entries of (B, h, N, M) that are kept, in half precision and once more in float32
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(d) + bias) v for q (B, h, N, d), k and v (B, h, M, d), bias (B, 1, 1, M)."""
+    if _is_faster_by_products(q, k, bias):
+        return by_products(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)) v by two matrix products, with the softmax in float32."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, h, N, M)
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _is_faster_by_products(q: Tensor, k: Tensor, bias: Tensor | None) -> bool:
+    """Return whether two matrix products beat torch's kernels, which keep no (N, M) matrix.
+
+    On CUDA neither flash attention nor cuDNN takes a wide head, and the kernel that is left goes back 10 to 17 times as
+    slowly as forwards (H200, torch 2.11). Its forward pass alone is fast; in float32 the products would not be.
+    """
+    is_half = q.dtype in (torch.float16, torch.bfloat16)
+    needs_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    fits = q.shape[:-1].numel() * k.shape[-2] <= _LARGEST_PRODUCT
+    return q.is_cuda and is_half and bias is None and q.shape[-1] > _WIDEST_FUSED and needs_gradient and fits
 
 
 def split_qkv(qkv: Tensor, num_heads: int, order: QKVOrder) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,6 +96,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         context = x if context is None else context
+        if context.shape[1] == 1 and x.shape[1] > 1:
+            return self._of_one_token(x, context)
         split = {"pattern": "b n (h d) -> b h n d", "h": self.num_heads}
         q, k, v = (rearrange(y, **split) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         bias = None
@@ -73,8 +105,19 @@ class CrossAttention(nn.Module):
             # The lowest finite number instead of -inf: a fully masked row gives the mean, not NaN.
             mask = rearrange(mask, "b ... -> b 1 1 (...)")
             bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return self.to_out(rearrange(attend(q, k, v, bias), "b h n d -> b n (h d)"))
+
+    def _of_one_token(self, x: Tensor, context: Tensor) -> Tensor:
+        """Return what every query gets from one token: its value, as the softmax of one number is 1.
+
+        One query stands for all, so that queries and keys have gradients, of exactly 0.
+        """
+        projected = self.to_q(x[:, :1]), self.to_k(context), self.to_v(context)
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in projected)  # (B, 1, h, d)
+        weight = (q.float() * k.float()).sum(-1, keepdim=True).softmax(-1)  # (B, 1, h, 1), all 1
+        out = (weight.to(v.dtype) * v).flatten(2)
+        projection, dropout = self.to_out
+        return dropout(projection(out).expand(-1, x.shape[1], -1))
 
 
 class GEGLU(nn.Module):
@@ -85,8 +128,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim_in, 2 * dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return gated(self.proj(x), "gelu")
 
 
 class FeedForward(nn.Module):
@@ -143,6 +185,7 @@ class SpatialTransformer(nn.Module):
     """Transformer blocks over the positions of a feature map (appendix E.2.1), residual; begins as the identity.
 
     x (B, in_channels, H, W), context (B, M, context_dim) or None -> (B, in_channels, H, W), in the memory format of x.
+    linear: whether the projections around the blocks are stored as linear layers, the same mathematics.
     """
 
     def __init__(
@@ -154,21 +197,26 @@ class SpatialTransformer(nn.Module):
         dropout: float = 0.0,
         context_dim: int | None = None,
         checkpoint: bool = False,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         inner_dim = num_heads * head_channels
+        self.linear, projection = linear, nn.Linear if linear else PointwiseConv2d
         self.norm = GroupNorm32(in_channels, eps=1e-6)
-        self.proj_in = PointwiseConv2d(in_channels, inner_dim)
+        self.proj_in = projection(in_channels, inner_dim)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner_dim, num_heads, head_channels, dropout, context_dim, checkpoint=checkpoint)
             for _ in range(depth)
         )
-        self.proj_out = zeroed(PointwiseConv2d(inner_dim, in_channels))
+        self.proj_out = zeroed(projection(inner_dim, in_channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        tokens = to_tokens(self.proj_in(self.norm(x)))  # (B, H*W, h*d)
+        h = self.norm(x)
+        tokens = self.proj_in(to_tokens(h)) if self.linear else to_tokens(self.proj_in(h))  # (B, H*W, h*d)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
+        if self.linear:
+            return x + from_tokens(self.proj_out(tokens), x)
         return x + self.proj_out(from_tokens(tokens, x))  # (B, C, H, W)
 
 
@@ -208,7 +256,7 @@ class AttentionBlock(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).flatten(2)  # (B, C, N)
         q, k, v = split_qkv(to_tokens(self.qkv(h)), self.num_heads, self.qkv_order)  # (B, h, N, d) each
-        out = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        out = rearrange(attend(q, k, v), "b h n d -> b n (h d)")
         return x + self.proj_out(from_tokens(out, h)).unflatten(2, x.shape[2:])
 
 
@@ -242,7 +290,7 @@ class SpatialSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).contiguous(memory_format=torch.channels_last)  # one copy at most, not one a projection
         q, k, v = (rearrange(to_tokens(layer(h)), "b n c -> b 1 n c") for layer in (self.q, self.k, self.v))
-        out = rearrange(F.scaled_dot_product_attention(q, k, v), "b 1 n c -> b n c")
+        out = rearrange(attend(q, k, v), "b 1 n c -> b n c")
         return x + self.proj_out(from_tokens(out, x))
 
 
@@ -270,5 +318,5 @@ class AttentionPool2d(nn.Module):
         tokens = tokens + rearrange(self.positional_embedding, "c n -> n c").to(tokens.dtype)
         qkv = to_tokens(self.qkv_proj(rearrange(tokens, "b n c -> b c n")))
         q, k, v = split_qkv(qkv, self.num_heads, "new")
-        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # (B, h, 1, d): only the mean's row is used
+        pooled = attend(q[:, :, :1], k, v)  # (B, h, 1, d): only the mean's row is used
         return self.c_proj(rearrange(pooled, "b h 1 d -> b (h d) 1"))[..., 0]

@@ -29,7 +29,7 @@ from ldm.networks.encoder_decoder import (
     ResnetBlock,
     Upsample,
 )
-from ldm.networks.layers import GroupNorm32, conv, zeroed
+from ldm.networks.layers import GroupNorm32, activated, conv, zeroed
 from ldm.networks.unet import BlockFactory, UNetOptions, down_path, time_mlp
 
 Pool: TypeAlias = Literal["adaptive", "attention", "spatial", "spatial_v2"]
@@ -104,7 +104,7 @@ class DiffusionModel(nn.Module):
                 h = self.up[i].step(j, torch.cat([h, skips.pop()], dim=1), temb)
             if i > 0:
                 h = self.up[i].upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(activated(self.norm_out, h))
 
     def _embed(self, t: Tensor | None) -> Tensor | None:
         if not self.use_timestep:
@@ -141,7 +141,7 @@ class SimpleDecoder(nn.Module):
         """Map (B, in_channels, H, W) to (B, out_channels, 2H, 2W)."""
         for layer in self.model:
             x = layer(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(activated(self.norm_out, x))
 
 
 class UpsampleDecoder(nn.Module):
@@ -177,7 +177,7 @@ class UpsampleDecoder(nn.Module):
                 x = block(x)
             if i < len(self.upsample_blocks):
                 x = self.upsample_blocks[i](x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(activated(self.norm_out, x))
 
 
 class LatentRescaler(nn.Module):

@@ -18,7 +18,7 @@ from ldm.bounds import Depth, Fraction, Levels, Size
 from ldm.errors import UserError
 from ldm.networks.attention import LinearAttention
 from ldm.networks.attention import SpatialSelfAttention as AttnBlock
-from ldm.networks.layers import NUM_GROUPS, group_norm
+from ldm.networks.layers import NUM_GROUPS, activated, group_norm
 
 GROUP_NORM_EPS = 1e-6  # released first stages; the U-Net has 1e-5
 Attention = Literal["vanilla", "linear", "none"]
@@ -151,10 +151,10 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Return (B, out_channels, H, W); temb is (B, temb_channels), for blocks that were made with it."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(activated(self.norm1, x))
         if temb is not None:
             h = h + rearrange(self.temb_proj(F.silu(temb)), "b c -> b c 1 1")
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(activated(self.norm2, h)))
         shortcut = self.conv_shortcut if self.nin_shortcut is None else self.nin_shortcut
         return h + (x if shortcut is None else shortcut(x))
 
@@ -208,8 +208,14 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x, temb)), temb)
 
 
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    return [part for part in network.modules() if isinstance(part, (ResnetBlock, AttnBlock, LinAttnBlock))]
+
+
 class Encoder(nn.Module):
     """Map an image to the features from which the regulariser makes a latent."""
+
+    first_weight = "conv_in.weight"
 
     def __init__(self, arch: Architecture, double_z: bool = True) -> None:
         """double_z: 2 * z_channels output channels (mean and log variance) instead of z_channels."""
@@ -230,6 +236,11 @@ class Encoder(nn.Module):
         self.norm_out = group_norm(widths[-1], GROUP_NORM_EPS, arch.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], arch.z_channels * (2 if double_z else 1), 3, padding=1)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks and attention; none contains another."""
+        return _blocks(self)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out, H/f, W/f) for (B, in_channels, H, W), H and W multiples of f."""
         h = self.conv_in(x)
@@ -237,7 +248,7 @@ class Encoder(nn.Module):
             h = level(h)
             if i < len(self.down) - 1:
                 h = level.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(activated(self.norm_out, self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -265,6 +276,11 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0], GROUP_NORM_EPS, arch.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], arch.out_channels, 3, padding=1)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks and attention; none contains another."""
+        return _blocks(self)
+
     def forward(self, z: Tensor) -> Tensor:
         """Return (B, out_channels, f*h, f*w) for (B, z_channels, h, w), or the last features if give_pre_end."""
         h = self.mid(self.conv_in(z))
@@ -274,5 +290,5 @@ class Decoder(nn.Module):
                 h = self.up[i].upsample(h)
         if self.give_pre_end:
             return h
-        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(activated(self.norm_out, h))
         return torch.tanh(h) if self.tanh_out else h

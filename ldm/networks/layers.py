@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.errors import UserError
+from ldm.networks import fused_norm
 
 NUM_GROUPS = 32
 Module = TypeVar("Module", bound=nn.Module)
@@ -22,7 +23,8 @@ _AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 class GroupNorm32(nn.GroupNorm):
     """Normalise over groups of channels, with float32 statistics whatever the input's dtype.
 
-    (B, C, ...) -> (B, C, ...) in the dtype and memory format of the input. UserError unless num_groups divides C.
+    (B, C, ...) -> (B, C, ...) in the dtype and memory format of the input, through SiLU if `activate`. UserError unless
+    num_groups divides C.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, num_groups: int = NUM_GROUPS) -> None:
@@ -30,7 +32,13 @@ class GroupNorm32(nn.GroupNorm):
             raise UserError(f"{channels} channels cannot be normalised: use a multiple of {num_groups} at every level")
         super().__init__(num_groups, channels, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activate: bool = False) -> Tensor:
+        if fused_norm.takes(x):
+            return fused_norm.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, activate)
+        y = self._by_torch(x)
+        return F.silu(y) if activate else y
+
+    def _by_torch(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:
             return super().forward(x).to(x.dtype)
         # The kernels accumulate half inputs in float32 themselves; left to autocast they would copy x to float32.
@@ -38,9 +46,32 @@ class GroupNorm32(nn.GroupNorm):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
+def activated(norm: nn.Module, x: Tensor, silu: nn.Module | None = None) -> Tensor:
+    """Return SiLU of a normalised input, in one kernel where there is one and nothing hangs on the layers."""
+    if fused_norm.takes(x) and isinstance(norm, GroupNorm32) and not (is_watched(norm) or is_watched(silu)):
+        return norm(x, activate=True)
+    y = norm(x)
+    return F.silu(y) if silu is None else silu(y)
+
+
+def is_watched(layer: nn.Module | None) -> bool:
+    """Return whether hooks hang on a layer, which only a call of it runs."""
+    return layer is not None and bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def group_norm(channels: int, eps: float = 1e-5, num_groups: int | None = NUM_GROUPS) -> nn.Module:
     """Return a group norm; num_groups None: no normalisation."""
     return nn.Identity() if num_groups is None else GroupNorm32(channels, eps, num_groups)
+
+
+def store_in_half(network: nn.Module, dtype: torch.dtype) -> None:
+    """Store the weights that autocast casts to `dtype` at each call in it: the same numbers, half of the memory.
+
+    The network can then be called under that autocast alone.
+    """
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            layer.to(dtype)
 
 
 class LayerNorm32(nn.LayerNorm):

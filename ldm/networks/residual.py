@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.networks.layers import GroupNorm32, average_pool, conv, recompute, zeroed
+from ldm.networks.layers import GroupNorm32, activated, average_pool, conv, recompute, zeroed
 
 
 def _stride(dims: int) -> int | tuple[int, int, int]:
@@ -99,12 +99,13 @@ class ResBlock(nn.Module):
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, activation, convolution = self.in_layers
-        h = convolution(self.resample(activation(norm(x))))
+        h = convolution(self.resample(activated(norm, x, activation)))
         emb = self.emb_layers(emb).to(h.dtype)
         emb = emb.reshape(*emb.shape, *(1,) * (h.ndim - 2))  # (B, C', 1, 1)
+        norm, activation, dropout, convolution = self.out_layers
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.out_layers[0](h), 1 + scale)
+            h = activation(torch.addcmul(shift, norm(h), 1 + scale))
         else:
-            h = self.out_layers[0](h + emb)
-        return self.skip_connection(self.resample(x)) + self.out_layers[1:](h)
+            h = activated(norm, h + emb, activation)
+        return self.skip_connection(self.resample(x)) + convolution(dropout(h))

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,11 @@ def tiled(fn: Callable[..., Tensor], spec: TileSpec, up: int = 1, down: int = 1)
 
 def blend(tiles: FoldUnfold, outputs: Iterable[Tensor]) -> Tensor:
     """Blend the outputs (B, C, kh', kw') of all tiles in their order, one at a time: (B, C, H', W')."""
-    total, dtype = None, None
+    total, dtype, weights = None, None, tiles.weights
     for i, y in enumerate(outputs):
-        weighted = y * tiles.weights[..., i].to(y.device)  # float32 also for half-precision y
+        weights = sent(weights, y.device)  # once
+        weighted = y * weights[..., i]  # float32 also for half-precision y
         total = weighted.new_zeros(*y.shape[:2], *tiles.out_size) if total is None else total
         tiles.add(total, i, weighted)
         dtype = y.dtype
-    return (total / tiles.normalization.to(total.device)).to(dtype)
+    return (total / sent(tiles.normalization, total.device)).to(dtype)

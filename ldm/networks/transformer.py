@@ -7,13 +7,12 @@ Legend: B batch, L tokens, D = dim.
 """
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.bounds import Depth, Fraction, NonNegative, Size
 from ldm.errors import UserError
-from ldm.networks.attention import FeedForward
+from ldm.networks.attention import FeedForward, attend
 from ldm.networks.layers import LayerNorm32
 
 
@@ -32,7 +31,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         split = {"pattern": "b n (h d) -> b h n d", "h": self.num_heads}
         q, k, v = (rearrange(layer(x), **split) for layer in (self.to_q, self.to_k, self.to_v))
-        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        return self.to_out(rearrange(attend(q, k, v), "b h n d -> b n (h d)"))
 
 
 class PositionalEmbedding(nn.Module):
@@ -57,8 +56,9 @@ class TransformerLayers(nn.Module):
             self.layers.append(nn.ModuleList([LayerNorm32(dim), SelfAttention(dim, num_heads, head_channels)]))
             self.layers.append(nn.ModuleList([LayerNorm32(dim), FeedForward(dim)]))
 
+    @property
     def blocks(self) -> list[nn.Module]:
-        """Return attention and feed-forward layers in their order."""
+        """Attention and feed-forward layers in their order."""
         return [layer for _, layer in self.layers]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+from contextlib import suppress
 from typing import Any
 
 from ldm.errors import UserError
@@ -25,11 +26,30 @@ def sampler_class(name: str) -> type:
     return next(cls for cls in members if cls.__module__ == module.__name__)
 
 
+def sampler_options(name: str) -> dict[str, str]:
+    """Return the names of the options of a sampler with their types. UserError for an unknown name."""
+    return {field.name: str(field.type) for field in dataclasses.fields(sampler_class(name))}
+
+
 def make_sampler(name: str, **options: Any) -> Any:
-    """Make a sampler by its name. UserError for an option, other than None, that it does not have."""
-    cls = sampler_class(name)
+    """Make a sampler by its name, also `NAME:option=value,option=value`.
+
+    UserError for an option, other than None, that it does not have, and for one that is no number where one is due.
+    """
+    name, _, rest = name.partition(":")
+    types = sampler_options(name)
     given = {key: value for key, value in options.items() if value is not None}
-    fields = [field.name for field in dataclasses.fields(cls)]
-    if unknown := [key for key in given if key not in fields]:
-        raise UserError(f"sampler {name}: has no {unknown[0]}; it has {', '.join(fields)}")
-    return cls(**given)
+    given |= {key: text for key, _, text in (pair.partition("=") for pair in rest.split(",") if pair)}
+    if unknown := [key for key in given if key not in types]:
+        raise UserError(f"sampler {name}: has no {unknown[0]}; it has {', '.join(types)}")
+    return sampler_class(name)(**{key: _read(name, key, value, types[key]) for key, value in given.items()})
+
+
+def _read(name: str, key: str, value: Any, kind: str) -> Any:
+    """Return the number that a text stands for; other values, and names of grids, as they are."""
+    if not isinstance(value, str) or key == "grid":
+        return value
+    is_whole = kind.startswith(("int", "bool"))
+    with suppress(ValueError):
+        return int(value) if is_whole else float(value)
+    raise UserError(f"sampler {name}: {key}={value} is no {'whole ' if is_whole else ''}number")

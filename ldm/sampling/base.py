@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from ldm.aliases import Noise
-from ldm.diffusion.grids import Grid, resolve_grid
+from ldm.diffusion.grids import Grid, Logistic, resolve_grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process, float64_levels
 from ldm.errors import UserError
+from ldm.transfer import sent
 
+_LARGEST_ORDER = 3  # of multistep samplers
 Refine = Callable[[Tensor], Tensor]
 Constrain = Callable[[Tensor, Tensor], Tensor]
 
@@ -86,6 +88,11 @@ class Interval(NamedTuple):
         return self.next_sigma == 0
 
     @property
+    def h(self) -> float:
+        """Length of the step in log(alpha / sigma), infinite to clean data and from noise alone."""
+        return log_ratio(self.next_alpha, self.next_sigma) - log_ratio(self.alpha, self.sigma)
+
+    @property
     def added_variance(self) -> float:
         """Variance that the process adds from the end of the step to its start, sigma^2 - (alpha/alpha' sigma')^2."""
         return max(self.sigma**2 - (self.alpha / self.next_alpha * self.next_sigma) ** 2, 0.0)  # but for rounding
@@ -98,6 +105,29 @@ class Interval(NamedTuple):
     def move(self, x0: Tensor, eps: Tensor, std: float = 0.0) -> Tensor:
         """Return alpha' x0 + sigma' eps, with room for noise of standard deviation `std` that is added to it."""
         return self.next_alpha * x0 + math.sqrt(max(self.next_sigma**2 - std**2, 0.0)) * eps
+
+
+class History:
+    """Predicted data of earlier steps, the newest first, and the log(alpha / sigma) at which each was predicted."""
+
+    def __init__(self) -> None:
+        self.data: list[Tensor] = []  # (B, C, H, W) each
+        self.places: list[float] = []
+
+    def add(self, step: Interval, x0: Tensor) -> None:
+        """Add what was predicted at the start of a step; where the grid repeats a time, in place of the former."""
+        place = log_ratio(step.alpha, step.sigma)
+        kept = slice(1 if self.places[:1] == [place] else 0, _LARGEST_ORDER)
+        self.data, self.places = [x0, *self.data[kept]], [place, *self.places[kept]]
+
+    def distance(self, i: int, j: int) -> float:
+        """Return how far prediction j lies behind prediction i, in log(alpha / sigma)."""
+        return self.places[i] - self.places[j]
+
+    def order(self, h: float, wanted: int) -> int:
+        """Return the order, at most `wanted`, that a step of length h can have; 1 where lengths are infinite."""
+        usable = sum(map(math.isfinite, self.places)) if 0 < h < math.inf else 1
+        return max(1, min(wanted, usable))
 
 
 class GridSampler:
@@ -116,7 +146,7 @@ class GridSampler:
         grid = resolve_grid(self.grid or self.default_grid(process))
         return last_steps(grid(process, self.steps), self.start)
 
-    def default_grid(self, process: Process) -> str:
+    def default_grid(self, process: Process) -> Grid | str:
         """Return the name of the grid on which this sampler walks unless `grid` says so."""
         return process.grid
 
@@ -140,6 +170,26 @@ class GridSampler:
         raise NotImplementedError
 
 
+def log_ratio(alpha: float, sigma: float) -> float:
+    """Return log(alpha / sigma): infinite for clean data, minus infinite for noise alone."""
+    if sigma == 0:
+        return math.inf
+    return -math.inf if alpha == 0 else math.log(alpha / sigma)
+
+
+def check_order(name: str, order: int | None, steps: int) -> None:
+    """Raise UserError unless the order of a multistep sampler is 1 to 3 and not above its number of steps."""
+    largest = min(_LARGEST_ORDER, steps)
+    if order is not None and not 1 <= order <= largest:
+        why = f" for {steps} steps, or take more of them" if order <= _LARGEST_ORDER else ""
+        raise UserError(f"sampler {name}: order is {order}; use 1 to {largest}{why}")
+
+
+def grid_of_order(order: int | None) -> Logistic:
+    """Return the grid on which a multistep sampler of this order (None: 2) keeps it."""
+    return Logistic(width=2.0 * (order or 2))
+
+
 def last_steps(times: Tensor, count: int | None) -> Tensor:
     """Keep the times of the `count` least noisy steps (all if None). UserError unless 1 <= count <= S."""
     steps = len(times) - 1
@@ -157,8 +207,13 @@ def intervals_of(times: Tensor, process: Process) -> list[Interval]:
 
 
 def times_like(x: Tensor, t: float) -> Tensor:
-    """Repeat a time for every sample of x: float32, or float64 if x is, (B,) on the device of x."""
-    return torch.full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    """Repeat a time for every sample of x: float32, or float64 if x is, (B,) on the device of x.
+
+    It carries its value as `on_host` as well, for those who decide by it (see `ldm.diffusion.guidance.within`).
+    """
+    times = torch.full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    times.on_host = t
+    return times
 
 
 def gaussian_noise(like: Tensor, generator: torch.Generator | None = None) -> Noise:
@@ -183,18 +238,36 @@ class SeededNoise:
         self.device = device
         self.dtype = dtype
         self.generators = [torch.Generator().manual_seed(_in_32_bits(int(seed))) for seed in seeds]
+        self._skipped: list[tuple[int, ...]] = []
+
+    def skip(self, shape: tuple[int, ...]) -> None:
+        """Leave a draw out that nobody needs; later ones are what they would have been."""
+        self._skipped.append(shape)
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """Draw (B, ...) with B = number of seeds. UserError for another batch size."""
         if shape[0] != len(self.generators):
             raise UserError(f"SeededNoise: {len(self.generators)} seeds for a batch of {shape[0]}; give one per sample")
+        while self._skipped:
+            skipped = self._skipped.pop(0)
+            for generator in self.generators:
+                torch.randn(skipped[1:], generator=generator, dtype=self.dtype)
         draws = [torch.randn(shape[1:], generator=generator, dtype=self.dtype) for generator in self.generators]
-        return torch.stack(draws).to(self.device)
+        return sent(torch.stack(draws), self.device)
 
 
 def _in_32_bits(seed: int) -> int:
     """Mix a larger seed into the bits that torch takes on the CPU."""
     return seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def add_noise(x: Tensor, std: float | Tensor, noise: Noise) -> Tensor:
+    """Return x + std z with a draw z of its shape, also for std 0: the stream of random numbers is the same for all."""
+    if isinstance(std, float) and std == 0 and isinstance(noise, SeededNoise):
+        # No draw, and no copy to the device, which would be waited for.
+        noise.skip(tuple(x.shape))
+        return x
+    return x + std * noise(tuple(x.shape))
 
 
 def scaled_noise(noise: Noise, temperature: float) -> Noise:

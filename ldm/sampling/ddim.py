@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
-from ldm.sampling.base import GridSampler, Hooks, Interval, Step, times_like
+from ldm.sampling.base import GridSampler, Hooks, Interval, Step, add_noise, times_like
 
 
 @dataclass(frozen=True)
@@ -39,5 +39,5 @@ class DDIM(GridSampler):
             x0, eps = denoise(x, t)
             x0 = hooks.refine(x0)
             std = self.eta * step.posterior_std
-            x = step.move(x0, eps, std) + std * hooks.noise(tuple(x.shape))
+            x = add_noise(step.move(x0, eps, std), std, hooks.noise)
             yield Step(x, x0, step.t)

@@ -1,8 +1,9 @@
-"""DPM-Solver++(2M): second-order multistep in the log signal-to-noise ratio (Lu et al., algorithm 2).
+"""DPM-Solver++ of orders 1 to 3, multistep in the log signal-to-noise ratio (Lu et al., arXiv 2211.01095, algorithm 2).
 
-With lambda = log(alpha / sigma) and h the step in it: x' = sigma'/sigma x - alpha' (e^-h - 1) D, where D extrapolates
-x0 linearly from the previous step. The first and the last step are of first order; a last step to clean data, where
-lambda is infinite, returns x0.
+With lambda = log(alpha / sigma) and h the step in it, x' = sigma'/sigma x + alpha' (1 - e^-h) D, where D extrapolates
+x0 from the steps before. Where lambda is infinite, at clean data and from noise alone, D is x0, and the order rises
+from 1 at the start. The published third order takes half of the second derivative, which makes it one of order 2 with a
+smaller error; `exact` takes all of it.
 """
 
 from __future__ import annotations
@@ -16,47 +17,85 @@ from torch import Tensor
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
-from ldm.sampling.base import GridSampler, Hooks, Interval, Step, times_like
+from ldm.sampling.base import (
+    GridSampler,
+    History,
+    Hooks,
+    Interval,
+    Step,
+    add_noise,
+    check_order,
+    grid_of_order,
+    times_like,
+)
 
-
-def _lambda(alpha: float, sigma: float) -> float:
-    """Return log(alpha / sigma): infinite for clean data, minus infinite for noise alone."""
-    if sigma == 0:
-        return math.inf
-    return -math.inf if alpha == 0 else math.log(alpha / sigma)
+_FEW_STEPS = 15  # with fewer the order also falls at the end, as published
 
 
 @dataclass(frozen=True)
 class DPMSolver(GridSampler):
     """Walk `steps` steps of a grid, or only the `start` least noisy of them; draws no noise.
 
-    By default the steps are even in the log signal-to-noise ratio, where the method has its order.
+    By default the steps are those of the logistic grid, on which the method keeps its order. order: 1 to 3 and at
+    most the number of steps; None is 2, or 1 for a single step. exact: whether order 3 is that of Taylor's series.
     """
 
     steps: int = 20
     grid: Grid | str | None = None
     start: int | None = None
+    order: int | None = None
+    exact: bool = False
 
-    def default_grid(self, process: Process) -> str:
-        """Return the grid of even steps of the log signal-to-noise ratio."""
-        return "log_snr"
+    def times(self, process: Process) -> Tensor:
+        """Return the times of the walk, float64 (S + 1,). UserError also for an order that it cannot have."""
+        times = super().times(process)
+        check_order("dpm_solver", self.order, len(times) - 1)
+        return times
+
+    def default_grid(self, process: Process) -> Grid:
+        """Return the logistic grid whose last step keeps the order."""
+        return grid_of_order(self.order)
 
     def _walk(
         self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks
     ) -> Iterator[Step]:
-        earlier: Tensor | None = None
-        h_earlier = 0.0
-        for i, step in enumerate(intervals):
-            t = times_like(x, step.t)
-            x = hooks.constrain(x, t)
-            x0, _ = denoise(x, t)
-            x0 = hooks.refine(x0)
-            h = _lambda(step.next_alpha, step.next_sigma) - _lambda(step.alpha, step.sigma)
-            data = x0
-            if earlier is not None and i < len(intervals) - 1:
-                data = x0 + h / (2 * h_earlier) * (x0 - earlier)
-            decay = math.exp(-h)  # 0 at clean data, and from noise alone
-            x = step.next_sigma / step.sigma * x + step.next_alpha * (1 - decay) * data
-            if 0 < h < math.inf:  # a repeated step of a foreign grid, or one from noise alone, carries no slope
-                earlier, h_earlier = x0, h
-            yield Step(x, x0, step.t)
+        return multistep(denoise, x, intervals, hooks, self.order or 2, bend=1.0 if self.exact else 0.5)
+
+
+def multistep(
+    denoise: Denoise, x: Tensor, intervals: list[Interval], hooks: Hooks, order: int, bend: float, rate: int = 1
+) -> Iterator[Step]:
+    """Walk the probability flow (rate 1), or the stochastic differential equation with the same marginals (rate 2).
+
+    rate: at which x is forgotten, in lambda; bend: share of the second derivative of x0 that order 3 takes.
+    """
+    known = History()
+    for i, step in enumerate(intervals):
+        t = times_like(x, step.t)
+        x = hooks.constrain(x, t)
+        x0 = hooks.refine(denoise(x, t).x0)
+        known.add(step, x0)
+        left = len(intervals) - i if len(intervals) < _FEW_STEPS else order
+        data = _integral(known, step.h, rate, min(order, left), bend)
+        kept = math.exp(-step.h) if rate == 2 else 1.0
+        x = step.next_sigma / step.sigma * kept * x + step.next_alpha * data
+        if rate == 2:
+            x = add_noise(x, step.next_sigma * math.sqrt(-math.expm1(-2 * step.h)), hooks.noise)
+        yield Step(x, x0, step.t)
+
+
+def _integral(known: History, h: float, rate: int, order: int, bend: float) -> Tensor:
+    """Integrate rate e^(-rate (h - u)) x0(u) over u in [0, h], with x0 a polynomial through the newest known ones."""
+    order, newest = known.order(h, order), known.data[0]
+    total = rate * h
+    whole = -math.expm1(-total)
+    if order == 1:
+        return whole * newest
+    slope = (newest - known.data[1]) * (h / known.distance(0, 1))
+    if order == 2:
+        return whole * (newest + slope / 2)  # the midpoint rule, as published
+    earlier = (known.data[1] - known.data[2]) * (h / known.distance(1, 2))
+    half = (slope - earlier) * (h / known.distance(0, 2))  # of the second derivative
+    slope = slope + half * (known.distance(0, 1) / h)
+    curved = 2 * bend * ((whole - total) / total**2 + 1 / 2)
+    return whole * newest + (1 - whole / total) * slope + curved * half

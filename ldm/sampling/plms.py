@@ -44,7 +44,7 @@ def _amplification(step: Interval) -> float:
 class PLMS(GridSampler):
     """Walk `steps` steps of a grid, or only the `start` least noisy of them; draws no noise.
 
-    By default the steps are even in the log signal-to-noise ratio, where the method has its order.
+    By default the steps are those of the logistic grid, on which the method is of second order.
     """
 
     steps: int = 50
@@ -52,8 +52,8 @@ class PLMS(GridSampler):
     start: int | None = None
 
     def default_grid(self, process: Process) -> str:
-        """Return the grid of even steps of the log signal-to-noise ratio."""
-        return "log_snr"
+        """Return the logistic grid."""
+        return "logistic"
 
     def _walk(
         self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks

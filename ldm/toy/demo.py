@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm.evaluation.intervals import share_text
 from ldm.evaluation.report import Panel, Section, image_sheet, plot_panels, read_curve, write_page
 from ldm.toy.runs import CONFIGS, Progress, Sampling, load_run, sample_all
 from ldm.toy.scene_detector import Verdict, verdict
@@ -63,7 +64,7 @@ def run_demo(
     minutes = (time.monotonic() - start) / 60
     report = write_report(folder, (first, second), images, (captions, drawn, verdicts), minutes)
     right = sum(item.is_right for item in verdicts)
-    _log.info("%d of %d unseen captions drawn right; %.1f minutes; see %s", right, len(captions), minutes, report)
+    _log.info("%s unseen captions drawn right; %.1f minutes; see %s", share_text(right, len(captions)), minutes, report)
     return report
 
 
@@ -86,7 +87,7 @@ def write_report(
     table = [
         ("measure", "value"),
         ("validation PSNR of the autoencoder", f"{psnr:.2f} dB"),
-        ("unseen two-object captions drawn right", f"{right} of {len(captions)} ({right / len(captions):.1%})"),
+        ("unseen two-object captions drawn right", share_text(right, len(captions))),
         ("time, both trainings and all samples", f"{minutes:.1f} minutes"),
     ]
     reconstructions = sorted((runs[0] / "images").rglob("*reconstructions*.png"))[-1:]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ldm.bounds import Count, Fraction
+from ldm.bounds import Fraction, Sides
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import DecodedImage
 from ldm.errors import UserError
@@ -27,7 +26,7 @@ class Digits(ImageDataset):
 
     def __init__(
         self,
-        size: Count | Sequence[Count] = 32,
+        size: Sides = 32,
         split: str = "train",
         validation_share: Fraction = 0.1,
         crop: str = "none",

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.config import shipped
 from ldm.models.generate import Request, generate
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import LoadedModel, load_model
 from ldm.sampling import make_sampler
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
+CONFIGS = shipped.folder() / "demo"
 Progress = Callable[[int, str], AbstractContextManager[Any]]  # of a number of steps and a title; has `update()`
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.evaluation.extractors import Features, NetworkExtractor
-from ldm.toy.scene_network import SIDE, SceneNetwork
+from ldm.toy.scene_network import SCENE_MAP, SIDE, SceneFeatures, SceneNetwork
 from ldm.weights.load import load_into
 
 SCENE_WEIGHTS = Path(__file__).parent / "weights" / "scenenet.safetensors"
@@ -21,6 +21,7 @@ class SceneNet(NetworkExtractor):
     """Features of `ldm.toy.scene_network.SceneNetwork`: 64 pooled, 18 logits, 24x4x4 spatial."""
 
     name = "scenenet"
+    width, grid = SCENE_MAP[0], SCENE_MAP[1:]  # of its patches
     resize = f"antialiased bilinear to {SIDE}x{SIDE}"
 
     def __init__(self, weights: str | Path = SCENE_WEIGHTS) -> None:
@@ -37,12 +38,19 @@ class SceneNet(NetworkExtractor):
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """Return features of images, uint8 (B, 3, H, W)."""
-        x = self._checked(images).float() / 127.5 - 1
-        if x.shape[2:] != (SIDE, SIDE):
-            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-        found = self.network(x)
+        found = self._found(self._checked(images).float() / 127.5 - 1)
         coarse = F.avg_pool2d(found.map[:, :24], 2)  # (B, 24, 4, 4)
         return Features(found.features.cpu(), found.logits.cpu(), coarse.flatten(1).cpu())
+
+    @torch.no_grad()
+    def patches(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the map of features (B, 72, 8, 8) of images (B, C, H, W) in [-1, 1]."""
+        return self._found(self._in_colour(images)).map.float()
+
+    def _found(self, x: Tensor) -> SceneFeatures:
+        if x.shape[2:] != (SIDE, SIDE):
+            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        return self.network(x)
 
 
 def save_weights(network: SceneNetwork, path: Path) -> None:

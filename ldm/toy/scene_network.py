@@ -26,6 +26,7 @@ NUM_KINDS = len(SHAPES) * len(COLOURS)
 NUM_FEATURES = 64
 SIDE = 32
 _WIDTHS = (24, 48, 72, 96)
+SCENE_MAP = (_WIDTHS[-2], SIDE // 4, SIDE // 4)  # channels and sides of the map of features
 _PLACE = 4  # centre and extents of a thing's box
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ldm.bounds import Count, Natural
+from ldm.bounds import Count, Fraction, Natural, Size
 from ldm.errors import UserError
 from ldm.toy.captions import (
     COLOURS,
@@ -93,11 +93,11 @@ class Shapes(Dataset):
     def __init__(
         self,
         num_samples: Count,
-        size: Count = 32,
+        size: Size = 32,
         num_objects: tuple[Natural, Natural] = (1, 3),
         seed: int = 0,
         split: str = "train",
-        size_words: float = 0.25,
+        size_words: Fraction = 0.25,
         fields: Sequence[str] = FIELDS,
     ) -> None:
         fewest, most = num_objects
@@ -112,6 +112,8 @@ class Shapes(Dataset):
             raise UserError("Shapes: needs num_samples >= 0, size >= 8 and 0 <= size_words <= 1")
         self.num_samples, self.size, self.seed, self.split = num_samples, size, seed, split
         self.num_objects, self.size_words, self.fields = (fewest, most), size_words, tuple(fields)
+        has_labels = {"class_label", "box_labels"} & set(fields)
+        self.class_names = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS] if has_labels else []
 
     def __len__(self) -> int:
         return self.num_samples

@@ -141,9 +141,7 @@ def photo_tasks(factor: int = 4) -> dict[str, Task]:
 
     measures: dict[str, Measure] = {
         "PSNR, dB": psnr_to_target,
-        "consistency with the small image, dB": lambda x, b: psnr(
-            metrics.shrunk(x, factor), b["low_res"]
-        ),
+        "consistency with the small image, dB": lambda x, b: psnr(metrics.shrunk(x, factor), b["low_res"]),
         "sharpness, 1 is real": relative_sharpness,
     }
     return {

@@ -12,7 +12,7 @@ The state dict is flat as published: the autoencoder's own parts, loss.*, model_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,10 +31,12 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.training.codebook import CodebookUpkeep, CodeCounts
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.module import TrainingModule
-from ldm.training.optimization import Multiplier, scheduler, stepwise
+from ldm.training.optimization import MakeOptimizer, Multiplier, build_optimizer, scheduler, stepwise
 from ldm.training.randomness import Draws, seed_from
+from ldm.weights.adapters import LoRA
 
 _RESIZE_MULTIPLE = 16
+_BETAS = (0.5, 0.9)
 _COUNTED = ("train", "val", "val_ema", "test", "test_ema")
 _FULL_SIZE_STEPS = 5  # the first batches have the largest size, so that too little memory shows at once
 
@@ -45,7 +47,9 @@ class AutoencoderTraining(TrainingModule):
     `ema_decay` None keeps no average; `lr_schedule` multiplies both learning rates per step, `generator_lr_factor` that
     of the autoencoder only; `learn_logvar` also trains the output variance of the loss; `resize_range` (low, high)
     resizes each batch to a random square size between them; `codebook` moves the codes of a VectorQuantizer otherwise
-    than by gradients alone.
+    than by gradients alone; `optimizer` is another one in place of Adam, see `Optimization`. `train`, `learning_rates`
+    and `adapter` say what is trained of the autoencoder, and how fast, see `TrainingModule.choose`; a discriminator is
+    always trained.
     """
 
     root_parts = ("model",)
@@ -56,12 +60,16 @@ class AutoencoderTraining(TrainingModule):
         loss: nn.Module,
         ema_decay: Fraction | None = None,
         lr_schedule: Multiplier | None = None,
-        betas: tuple[NonNegative, NonNegative] = (0.5, 0.9),
+        betas: tuple[NonNegative, NonNegative] = _BETAS,
         generator_lr_factor: NonNegative = 1.0,
         learn_logvar: bool = False,
         resize_range: tuple[Count, Count] | None = None,
         image_key: str = "image",
         codebook: CodebookUpkeep | None = None,
+        optimizer: MakeOptimizer | None = None,
+        train: Sequence[str] | None = None,
+        learning_rates: Mapping[str, NonNegative] | None = None,
+        adapter: LoRA | None = None,
     ) -> None:
         super().__init__(learning_rate=4.5e-6)
         self.lr_schedule, self.betas, self.generator_lr_factor = lr_schedule, tuple(betas), generator_lr_factor
@@ -71,10 +79,20 @@ class AutoencoderTraining(TrainingModule):
         quantizer = model.quantize
         if codebook is not None and not isinstance(quantizer, VectorQuantizer):
             raise UserError(f"training.params.codebook: {type(quantizer).__name__} has no codebook; leave it out")
-        self.codebook = codebook
+        self.codebook, self.optimizer = codebook, optimizer
+        if optimizer is not None and self.betas != _BETAS:
+            raise UserError("betas: is Adam's; give it to the optimizer, and leave it out beside it")
         self._counts: dict[str, CodeCounts] = {}
         if isinstance(quantizer, VectorQuantizer):
             self._counts = {name: CodeCounts(quantizer.n_e) for name in _COUNTED}
+        self.choose(train, learning_rates, adapter)
+        if codebook is not None and not self._codes.requires_grad:
+            raise UserError("codebook: moves codes that train leaves out; add quantize.embedding.weight to it")
+        if self.discriminator_parameters() and not self.model.last_layer.requires_grad:
+            raise UserError(
+                "train: leaves out decoder.conv_out.weight, by whose gradient a discriminator is weighted; add it, or "
+                "set training.params.loss.params.discriminator=null"
+            )
         self.model_ema = None
         if ema_decay is not None:
             self.model_ema = ExponentialMovingAverage(self, ema_decay, root="model.")
@@ -88,7 +106,7 @@ class AutoencoderTraining(TrainingModule):
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """List what gradients train of the autoencoder, with the output variance if it is learned."""
-        parameters = list(self.model.parameters())
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if self.codebook is not None and self.codebook.replaces_gradient:
             parameters = [parameter for parameter in parameters if parameter is not self._codes]
         if self.learn_logvar:
@@ -116,13 +134,18 @@ class AutoencoderTraining(TrainingModule):
             parameter.requires_grad_(id(parameter) in trained)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Build Adam with one parameter group for the autoencoder and one for the discriminator."""
-        groups = [{"params": self.generator_parameters(), "lr": self.learning_rate * self.generator_lr_factor}]
-        discriminator = self.discriminator_parameters()
-        if discriminator:
-            groups.append({"params": discriminator, "lr": self.learning_rate})
-        optimizer = Adam(groups, lr=self.learning_rate, betas=self.betas, fused=self.may_fuse)
+        """Build Adam, or the other optimiser, with groups for the autoencoder and for the discriminator."""
+        groups = self.groups(self.generator_parameters(), self.learning_rate * self.generator_lr_factor)
+        groups += self.groups(self.discriminator_parameters(), self.learning_rate)
+        if self.optimizer is not None:
+            optimizer = build_optimizer(self.optimizer, groups, self.learning_rate)
+        else:
+            optimizer = Adam(groups, lr=self.learning_rate, betas=self.betas, fused=self.may_fuse)
         return stepwise(optimizer, scheduler(optimizer, self.lr_schedule))
+
+    def trained_parts(self) -> list[list[nn.Parameter]]:
+        """Return the autoencoder and the discriminator."""
+        return [part for part in (self.generator_parameters(), self.discriminator_parameters()) if part]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the codebook."""
@@ -132,7 +155,8 @@ class AutoencoderTraining(TrainingModule):
 
     def networks(self) -> list[nn.Module]:
         """List the parts worth compiling."""
-        return [self.model.encoder, self.model.decoder]
+        of_loss = [getattr(self.loss, name, None) for name in ("perceptual_loss", "discriminator")]
+        return [self.model.encoder, self.model.decoder, *(part for part in of_loss if part is not None)]
 
     # --- steps -----------------------------------------------------------------------------------------------------
 

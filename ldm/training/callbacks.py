@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from einops import rearrange
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
 from ldm.bounds import Count
 from ldm.errors import UserError
 from ldm.images import image_grid, to_pil, to_rgb_bytes
+from ldm.models.guidance import Guidance
 from ldm.sampling.base import Sampler
+from ldm.sampling.ddim import DDIM
 from ldm.training.latent_diffusion import DiffusionTraining
+from ldm.training.loggers import log_image
 from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
 from ldm.training.randomness import PREVIEW, Draws
 from ldm.training.strategies import whole_weights
 from ldm.writing import replacing, write_text
 
+_log = logging.getLogger(__name__)
 _GRID_COLUMNS = 4
+
+
+def chosen_guidance(name: str, scale: float | None, guidance: Guidance | None) -> Guidance | None:
+    """Return the guidance of a callback that takes a scale or a whole one. UserError if it is given both."""
+    if scale is not None and guidance is not None:
+        raise UserError(f"{name}: guidance_scale and guidance are both given; leave guidance_scale out")
+    return Guidance(scale) if guidance is None and scale is not None else guidance
 
 
 class ImageLogger(pl.Callback):
     """Write pictures of a training batch every `every_n_steps` optimiser steps and of the first validation batch.
 
     `early_steps` adds steps 1, 2, 4, ... below the interval, `first_step` the start. `sampler` (DDIM with 50 steps) and
-    `guidance_scale` (None: no guided samples) say how a diffusion model is sampled. Files are
+    `guidance_scale` (None: no guided samples), or a whole `guidance`, say how a diffusion model is sampled. Files are
     `directory`/{train,val}/{name}_gs-{step}_e-{epoch}_b-{batch}.png; captions of the batch go to a text beside them.
     """
 
@@ -44,12 +54,11 @@ class ImageLogger(pl.Callback):
         first_step: bool = False,
         sampler: Sampler | None = None,
         guidance_scale: float | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         self.directory = Path(directory)
         self.every_n_steps, self.max_images, self.first_step = every_n_steps, max_images, first_step
-        self.options = PreviewOptions(guidance_scale=guidance_scale)
-        if sampler is not None:
-            self.options = PreviewOptions(sampler, guidance_scale)
+        self.options = PreviewOptions(sampler or DDIM(), chosen_guidance("image_logger", guidance_scale, guidance))
         powers = (2**exponent for exponent in range(every_n_steps.bit_length()))
         self._early = {step for step in powers if step < every_n_steps} if early_steps else set()
         self._seen: dict[str, int] = {}
@@ -92,7 +101,10 @@ class ImageLogger(pl.Callback):
         self._seen[split] = trainer.global_step
         with whole_weights(trainer):
             if trainer.is_global_zero:
-                self._draw(trainer, module, batch, batch_idx, split)
+                try:
+                    self._draw(trainer, module, batch, batch_idx, split)
+                except OSError as error:  # as a checkpoint that cannot be written: the training is worth more
+                    _log.warning("images of step %d could not be written: %s", trainer.global_step, error)
 
     def _draw(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int, split: str
@@ -109,7 +121,7 @@ class ImageLogger(pl.Callback):
             with replacing(folder / f"{name}_{place}.png") as beside:
                 to_pil(shown).save(beside)
             for logger in trainer.loggers:
-                _show(logger, f"{split}/{name}", rearrange(shown, "c h w -> h w c").numpy(), trainer.global_step)
+                log_image(logger, f"{split}/{name}", rearrange(shown, "c h w -> h w c").numpy(), trainer.global_step)
         captions = [value for value in batch.values() if isinstance(value, list) and isinstance(value[0], str)]
         if captions:
             lines = [" | ".join(texts) for texts in zip(*captions, strict=True)]
@@ -137,10 +149,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for child, mode in modes.items():
             child.training = mode
-
-
-def _show(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
-    elif isinstance(logger, WandbLogger):
-        logger.log_image(name, [pixels], step=step)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ldm.errors import ConfigError, UserError
+from ldm.networks import fused_norm
 from ldm.training.launch import Launch
 
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -25,6 +29,32 @@ class Devices:
         """Return the number of devices of one node."""
         return len(self.devices) if isinstance(self.devices, list) else self.devices
 
+    def of_process(self) -> torch.device:
+        """Return the device of this process."""
+        if self.accelerator == "cpu":
+            return torch.device("cpu")
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        index = self.devices[rank] if isinstance(self.devices, list) else rank
+        return torch.device(torch.accelerator.current_accelerator().type, index)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Return whether these are devices of CUDA, and this machine has some."""
+        return self.accelerator in ("gpu", "cuda") and torch.cuda.is_available()
+
+    @property
+    def normalises_channels_last(self) -> bool:
+        """Return whether our kernels of group norm run on them; torch's would copy images that lie channels last."""
+        return self.is_cuda and fused_norm.is_available(self.of_process())
+
+    def check_precision(self, precision: str) -> None:
+        """Raise UserError for a precision (of Lightning's) in which they cannot compute."""
+        if precision.startswith("16") and self.accelerator == "cpu":
+            raise UserError(f"--precision {precision}: a CPU has no training in float16; use bf16-mixed or 32")
+        if precision.startswith("bf16") and self.is_cuda and not torch.cuda.is_bf16_supported(False):
+            name = torch.cuda.get_device_name(self.of_process())
+            raise UserError(f"--precision {precision}: {name} has no bfloat16; use 16-mixed or 32")
+
     def check(self) -> None:
         """Raise UserError for devices that this machine does not have."""
         if self.accelerator in ("cpu", "tpu"):
@@ -37,6 +67,23 @@ class Devices:
                 f"devices: GPU {asked} asked for, but this machine has {present or 'none'}; "
                 "choose other devices, or --accelerator cpu"
             )
+
+
+def autocast(precision: str, device_type: str) -> torch.autocast:
+    """Return the context in which steps of a precision (of Lightning's) compute on a kind of device."""
+    dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.removesuffix("-mixed"))
+    return torch.autocast(device_type, dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def matmul_precision(precision: str | None) -> Iterator[None]:
+    """Multiply float32 matrices inside a block in torch's precision highest, high (TF32) or medium; None leaves it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision or before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def choose(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ldm.errors import UserError
+from ldm.weights.post_hoc import Profile, gamma_of
 
 
 class ExponentialMovingAverage(nn.Module):
@@ -65,16 +66,18 @@ class ExponentialMovingAverage(nn.Module):
         Nothing moves where `skipped`, bool (), says that the optimiser made no step.
         """
         made = 1 if skipped is None else (~skipped).int()
+        share = self._share(made) * made
+        shadows, parameters = self._pairs(model)
+        for shadow, parameter in zip(shadows, parameters, strict=True):
+            shadow.lerp_(parameter.to(shadow.dtype), share)  # one pass over both; `share` stays on the device
+
+    def _share(self, made: Tensor | int) -> Tensor:
+        """Count `made` updates, and return how far the averages move towards the parameters."""
         decay = self.decay
         if self._warmup:
             self.num_updates += made
             decay = torch.minimum(decay, (1 + self.num_updates) / (10 + self.num_updates))
-        shadows, parameters = self._pairs(model)
-        if not shadows:
-            return
-        difference = torch._foreach_sub(shadows, parameters)
-        torch._foreach_mul_(difference, (1 - decay) * made)
-        torch._foreach_sub_(shadows, difference)
+        return 1 - decay
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -103,6 +106,33 @@ class ExponentialMovingAverage(nn.Module):
         count = state_dict.get(f"{prefix}num_updates")
         if count is not None:
             self._warmup = int(count) >= 0
+
+
+class PowerFunctionAverage(ExponentialMovingAverage):
+    """Keep averages whose length is a share of the training so far, instead of a number of steps.
+
+    d = (1 - 1/n)^(gamma + 1) at update n (Karras et al., arXiv 2312.02696, equation 127); sigma_rel: relative length,
+    between 0 and 0.28 (else UserError), from which gamma follows. `decay` is not used.
+    """
+
+    def __init__(self, model: nn.Module, sigma_rel: float) -> None:
+        self.sigma_rel, self._exponent = sigma_rel, gamma_of(sigma_rel) + 1
+        super().__init__(model, decay=1.0)
+
+    def _share(self, made: Tensor | int) -> Tensor:
+        """Count `made` updates, and return 1 - d without the loss of digits that a d near 1 would bring."""
+        self.num_updates += made
+        updates = self.num_updates.float().clamp(min=1)
+        return -torch.expm1(self._exponent * torch.log1p(-1 / updates))
+
+    @property
+    def profile(self) -> Profile:
+        """Which average of which steps this is; waits for the device."""
+        return Profile(int(self.num_updates), self.sigma_rel)
+
+    def named_averages(self) -> dict[str, Tensor]:
+        """Return the averages by the names of their parameters."""
+        return {name: self._buffers[shadow] for name, shadow in self._shadow_names.items()}
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,8 @@ class Extension:
 
     def _extra(self) -> dict[str, Path]:
         known = parameters_of(find_target(self.node["target"], self.place)).names
-        given = self.node.get("params") or {}
+        given = self.node.get("params")
+        given = given if isinstance(given, Mapping) else {}  # the check refuses what is none
         return {name: path for name, path in self.paths.items() if name in known and name not in given}
 
 
@@ -86,12 +88,17 @@ def callbacks(lightning: Mapping[str, Any], run: RunFolder) -> Iterator[Extensio
 
 def loggers(lightning: Mapping[str, Any], run: RunFolder) -> Iterator[Extension]:
     """Yield one configured logger, or several by name; by default they write below the run folder."""
+    stores = {"MLFlowLogger": run.path / "mlruns"}  # which wants a folder for itself
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 would rather have a database
     configured = lightning.get("logger") or {}
-    several = {"lightning.logger": configured} if is_node(configured) else {
-        f"lightning.logger.{name}": node for name, node in configured.items()
-    }
+    several = (
+        {"lightning.logger": configured}
+        if is_node(configured)
+        else {f"lightning.logger.{name}": node for name, node in configured.items()}
+    )
     for place, node in several.items():
         if node is not None and not is_node(node):
             raise ConfigError("needs a target", place)
         if node is not None:
-            yield Extension(node, place, Logger, {"save_dir": run.path})
+            name = str(node["target"]).rpartition(".")[2]
+            yield Extension(node, place, Logger, {"save_dir": stores.get(name, run.path)})

@@ -34,7 +34,7 @@ class RunningMean:
     def load_state_dict(self, state: dict[str, dict[str, Tensor]], device: torch.device) -> None:
         """Go on from a saved state."""
         self._sums, self._counts = (
-            {name: value.to(device) for name, value in state[part].items()} for part in ("sums", "counts")
+            {name: value.to(device).reshape(()) for name, value in state[part].items()} for part in ("sums", "counts")
         )
 
 

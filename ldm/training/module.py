@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,13 @@ from torch.optim import Optimizer
 
 from ldm.errors import UserError, some
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.finetuning import choose_trained, evaluate_frozen
 from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.meters import DatasetMean, RunningMean
-from ldm.training.optimization import clip_gradients
+from ldm.training.optimization import Group, clip_gradients, group_by_rate
 from ldm.training.randomness import TRAINING, VALIDATION, Draws, seed_device, seed_from
+from ldm.weights.adapters import MAGNITUDE, LoRA, is_of_adapter
+from ldm.weights.patterns import matched
 
 _SCALE_SEARCH = 24  # a gradient scaler begins at 2^16 and finds its scale by halving it at steps that it leaves out
 _OF_A_NAME = 60  # characters in a message
@@ -30,12 +33,13 @@ class DoesNotFit(UserError):
 class TrainingModule(pl.LightningModule):
     """Train with one optimiser, so that `global_step` counts optimiser steps and drives every schedule and interval.
 
-    `learning_rate`, `seed` and `guard` are attributes that whoever starts the training sets. A subclass sets
+    `learning_rate`, `seed` and `guard` are attributes that whoever starts the training sets. A subclass sets `model`,
     `model_ema` (or None), says in `averaged` which module it averages, and names in `root_parts` the children whose
     entries stand at the root of the state dict, as published; the model is the first. `seen` counts the training
-    samples of all ranks. `gradient_clip` bounds the norm of each group's gradients where the trainer does not say.
+    samples of all ranks. `gradient_clip` bounds the norm of each part's gradients where the trainer does not say.
     """
 
+    model: nn.Module
     model_ema: ExponentialMovingAverage | None
     gradient_clip: float | None = None
     root_parts: tuple[str, ...] = ()
@@ -46,6 +50,8 @@ class TrainingModule(pl.LightningModule):
         self.guard = StepGuard()
         self._train_means, self._logged_step = RunningMean(), 0
         self._evaluation_means, self._evaluated = DatasetMean(), 0
+        self._factors: dict[str, float] = {}  # of learning rates
+        self._has_frozen_parts = self._checks_adapter = False
 
     @property
     def averaged(self) -> nn.Module:
@@ -67,6 +73,10 @@ class TrainingModule(pl.LightningModule):
         """Count the processes that train together."""
         return 1 if self._trainer is None else self.trainer.world_size
 
+    def all_averages(self) -> list[ExponentialMovingAverage]:
+        """List the averages of the weights that are kept: `model_ema`, if there is one, and those beside it."""
+        return [] if self.model_ema is None else [self.model_ema]
+
     @contextmanager
     def ema_scope(self) -> Iterator[None]:
         """Run a block with the averaged weights, where there are any."""
@@ -79,6 +89,49 @@ class TrainingModule(pl.LightningModule):
     def networks(self) -> list[nn.Module]:
         """List the parts worth compiling."""
         raise NotImplementedError
+
+    # --- what is trained -------------------------------------------------------------------------------------------
+
+    def trained_parts(self) -> list[list[nn.Parameter]]:
+        """List what is trained, by networks: the gradients of each are clipped on their own."""
+        raise NotImplementedError
+
+    def choose(
+        self, train: Sequence[str] | None, learning_rates: Mapping[str, float] | None, adapter: LoRA | None
+    ) -> None:
+        """Freeze, add an adapter, and note factors of learning rates, once the parts are there but before the average.
+
+        Args:
+            train: Patterns of names in the state dict; None trains all, or the adapter alone.
+            learning_rates: Pattern -> factor; the last one that matches a name decides.
+            adapter: What is added to layers of the model, and trained.
+
+        UserError for a pattern that matches nothing.
+        """
+        choose_trained(self.model, train, adapter)
+        self._has_frozen_parts = train is not None or adapter is not None
+        self._checks_adapter = adapter is not None
+        self.train()
+        names = self.named(parameter for part in self.trained_parts() for parameter in part)
+        rates = learning_rates or {}
+        found = matched(rates, names, "learning_rates", "parameter that is trained")
+        self._factors = {name: rates[pattern] for name, pattern in found.items()}
+
+    def named(self, parameters: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Return parameters of this module by their names in the state dict, in the given order."""
+        names = {parameter: self.published_name(name) for name, parameter in self.named_parameters()}
+        return {names[parameter]: parameter for parameter in parameters}
+
+    def groups(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> list[Group]:
+        """Return groups of parameters for an optimiser, by the factors of their learning rates."""
+        return group_by_rate(self.named(parameters), self._factors, learning_rate)
+
+    def train(self, mode: bool = True) -> TrainingModule:
+        """Set the mode; what patterns froze stays in eval mode."""
+        super().train(mode)
+        if self._has_frozen_parts:
+            evaluate_frozen(self.model)
+        return self
 
     # --- the state dict, in the published layout -------------------------------------------------------------------
 
@@ -154,9 +207,22 @@ class TrainingModule(pl.LightningModule):
         """Compute gradients; a loss that is not finite makes all of them nan, which every rank then gets to know."""
         super().backward(loss * (loss.detach() * 0 + 1), *args, **kwargs)
 
+    def on_after_backward(self) -> None:
+        """Refuse, at the first step, an adapter of a layer that has no part in the loss."""
+        if self._checks_adapter:
+            self._checks_adapter = False
+            named = self.named(parameter for part in self.trained_parts() for parameter in part)
+            if idle := [name for name, value in named.items() if value.grad is None and is_of_adapter(name)]:
+                layers = sorted({name.partition(".lora_")[0] for name in idle})
+                raise UserError(f"adapter.modules: no gradient reaches {some(layers, 2, width=80)}; leave it out")
+            magnitudes = {name: value for name, value in named.items() if name.endswith(MAGNITUDE)}
+            if fixed := [name.removesuffix(MAGNITUDE) for name, value in magnitudes.items() if not value.all()]:
+                problem = "outputs whose weights are all 0 have no direction that DoRA could turn; use LoRA there"
+                raise UserError(f"adapter.modules: {some(fixed, 1, width=80)}: {problem}")
+
     def on_train_start(self) -> None:
         """Protect running statistics from what a bad batch does to them; schedules and averages change otherwise."""
-        parts = [part for part in self.modules() if part.training and part not in (self, self.model_ema)]
+        parts = [part for part in self.modules() if part.training and part not in (self, *self.all_averages())]
         self.guard.protect([buffer for part in parts for buffer in part.buffers(recurse=False)])
 
     def configure_gradient_clipping(
@@ -165,9 +231,9 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each group of parameters on its own, as the trainer says, else by the norm `gradient_clip`."""
+        """Clip the parts that are trained on their own, as the trainer says, else by the norm `gradient_clip`."""
         largest = self.gradient_clip if gradient_clip_val is None else gradient_clip_val
-        clip_gradients(optimizer, largest, gradient_clip_algorithm)
+        clip_gradients(self.trained_parts(), largest, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave the step out if its gradients are not finite."""
@@ -177,8 +243,8 @@ class TrainingModule(pl.LightningModule):
         """Step, then move the average: once per optimiser step, however many batches were accumulated."""
         super().optimizer_step(*args, **kwargs)
         skipped = self.guard.after_step()
-        if self.model_ema is not None:
-            self.model_ema.update(self.averaged, skipped)
+        for average in self.all_averages():
+            average.update(self.averaged, skipped)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save how far the run is, and the means that are not logged yet."""
@@ -187,12 +253,12 @@ class TrainingModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from there; checkpoints that do not say it begin anew."""
-        self.seen = checkpoint.get("samples_seen", 0)
+        self.seen = int(checkpoint.get("samples_seen", 0))
         if "step_guard" in checkpoint:
             self.guard.load_state_dict(checkpoint["step_guard"])
         if "train_means" in checkpoint:
             self._train_means.load_state_dict(checkpoint["train_means"]["means"], self.device)
-            self._logged_step = checkpoint["train_means"]["logged_step"]
+            self._logged_step = int(checkpoint["train_means"]["logged_step"])
 
     # --- the log ---------------------------------------------------------------------------------------------------
 

@@ -1,28 +1,28 @@
 """What will be trained, known before anything is built: resolved config, devices, global batch, learning rate.
 
-    model:      target, params, checkpoint, ignore_keys: what is trained
-    training:   target, params, checkpoint, ignore_keys: how it is trained
-                learning_rate: of a step, as it is; global_batch: the one that it was chosen for
-                base_learning_rate: per sample, in place of learning_rate (CompVis configs)
-                allow_untrained_first_stage: true lets a latent model start on a first stage without weights
-    data:       target, params
-    lightning:  trainer: arguments of Lightning's Trainer
-                callbacks: by name; image_logger, progress and diagnosis are there unless null
-                modelcheckpoint: params of ldm.training.lightning_fixes.checkpoints.Checkpoints, or another target
-                logger: one node, or several by name, in addition to metrics.csv
-                channels_last, compile: true or false; cache_latents: true, or {views, half}
-                max_skipped_steps: more steps in a row (10) without finite gradients end the run
+model:      target, params, checkpoint, ignore_keys: what is trained
+training:   target, params, checkpoint, ignore_keys: how it is trained
+            learning_rate: of a step, as it is; global_batch: the one that it was chosen for
+            base_learning_rate: per sample, in place of learning_rate (CompVis configs)
+            allow_untrained_first_stage: true lets a latent model start on a first stage without weights
+data:       target, params
+lightning:  trainer: arguments of Lightning's Trainer
+            callbacks: by name; image_logger, progress and diagnosis are there unless null
+            modelcheckpoint: params of ldm.training.lightning_fixes.checkpoints.Checkpoints, or another target
+            logger: one node, or several by name, in addition to metrics.csv
+            channels_last: true or false (default: on CUDA, where Triton normalises such images)
+            compile: true, or {mode, dynamic} of torch.compile; cache_latents: true, or {views, half, folder, rows}
+            float32_matmul_precision: highest, high (TF32) or medium
+            max_skipped_steps: more steps in a row (10) without finite gradients end the run
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
@@ -32,23 +32,27 @@ from ldm.config.nodes import is_node
 from ldm.config.parameters import parameters_of
 from ldm.config.plain import plain, with_references
 from ldm.config.targets import did_you_mean, find_target
-from ldm.config.types import hints_of, mismatch
+from ldm.config.types import fits, hints_of, mismatch
+from ldm.data.core.latents import CacheSettings
 from ldm.errors import ConfigError
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.training.cached_latents import CacheSettings
+from ldm.training.compilation import Compilation
 from ldm.training.devices import Devices, choose
 from ldm.training.extensions import check_extensions
 from ldm.training.launch import Launch, check_by_hand, detect
+from ldm.training.learning_rate import GlobalBatch, learning_rate
 from ldm.training.run_folder import RunFolder
 from ldm.training.strategies import STRATEGIES
 
-_log = logging.getLogger(__name__)
+Settings = TypeVar("Settings")
 _LIGHTNING_KEYS = (
     "trainer", "logger", "modelcheckpoint", "callbacks", "channels_last", "compile", "cache_latents",
+    "float32_matmul_precision",
     "max_skipped_steps",
 )  # fmt: skip
 _KINDS = dict.fromkeys(("trainer", "callbacks", "modelcheckpoint", "logger"), dict | None) | {
-    "channels_last": bool | None, "compile": bool | None, "max_skipped_steps": Count | None,
+    "channels_last": bool | None, "compile": bool | dict | None, "max_skipped_steps": Count | None,
+    "float32_matmul_precision": Literal["highest", "high", "medium"] | None,
 }  # fmt: skip
 _MADE_HERE = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_model_summary")
 _COUNTS = (
@@ -60,7 +64,6 @@ _SHARES = (
     "overfit_batches",
 )  # fmt: skip
 _ENDLESS = ("max_steps", "max_epochs")  # -1: without limit
-_LARGE_LEARNING_RATE = 1e-3
 _ONE_SAMPLE = {"params": {"batch_size": 1}}
 MISSING = "missing; a config has the sections model, training, data and lightning"
 _WITHOUT_WEIGHTS = "IdentityAutoencoder"
@@ -73,7 +76,7 @@ class RunOptions:
     Args:
         gpus, devices, accelerator: which devices, see `ldm.training.devices.choose`.
         num_nodes, strategy, precision, max_steps: arguments of Lightning's Trainer.
-        scale_lr: whether the learning rate is scaled with the global batch, see `learning_rate`.
+        scale_lr: whether the learning rate is scaled with the global batch, see `ldm.training.learning_rate`.
     """
 
     gpus: str | None = None
@@ -92,32 +95,6 @@ class RunOptions:
 
 
 AS_CONFIGURED = RunOptions()
-
-
-@dataclass(frozen=True)
-class GlobalBatch:
-    """Samples of one optimiser step."""
-
-    per_device: int
-    devices: int
-    nodes: int
-    accumulate: int
-
-    @property
-    def processes(self) -> int:
-        """Return the number of processes, one a device."""
-        return self.devices * self.nodes
-
-    @property
-    def total(self) -> int:
-        """Return the product."""
-        return self.per_device * self.processes * self.accumulate
-
-    def __str__(self) -> str:
-        return (
-            f"{self.total} = {self.per_device} per device x {self.devices} devices x {self.nodes} nodes "
-            f"x {self.accumulate} accumulated"
-        )
 
 
 @dataclass(frozen=True)
@@ -141,9 +118,22 @@ class Plan:
         """Return the strategy: as configured (a name, or a node that builds one), else ddp for several processes."""
         return self.lightning["trainer"].get("strategy") or ("ddp" if self.batch.processes > 1 else "auto")
 
+    @property
+    def channels_last(self) -> bool:
+        """Return whether images lie channels last in memory: as configured, else where that is faster."""
+        given = self.lightning.get("channels_last")
+        return self.devices.normalises_channels_last and not self.shards_weights if given is None else given
+
+    @property
+    def shards_weights(self) -> bool:
+        """Return whether the strategy is fsdp."""
+        name = self.strategy.get("target") if isinstance(self.strategy, dict) else self.strategy
+        return str(name).endswith(("fsdp", "FullySharded"))
+
     def check_machine(self) -> None:
-        """Raise UserError if devices are absent on this machine, or the address of the first host is unknown."""
+        """Raise UserError if this machine lacks devices or their precision, or the first host's address is unknown."""
         self.devices.check()
+        self.devices.check_precision(str(self.lightning["trainer"].get("precision", 32)))
         if self.launch is None:
             check_by_hand(os.environ, self.batch.nodes)
 
@@ -181,8 +171,8 @@ def make_plan(
 
     Raises UserError.
     """
-    given, seed = OmegaConf.create(config), run.seed(seed)
-    config = plain(given)
+    given = config if isinstance(config, DictConfig) else OmegaConf.create(config)
+    config, seed = plain(given), run.seed(seed)
     if not 0 <= seed < 2**64:
         raise ConfigError(f"{seed} is no whole number from 0 to 2^64 - 1", "--seed")
     for section in ("model", "training", "data"):
@@ -191,7 +181,8 @@ def make_plan(
     _check_kinds(config.get("lightning"))
     lightning = config.get("lightning") or {}
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
-    CacheSettings.of(lightning.get("cache_latents"))
+    cache_settings(lightning)
+    compilation(lightning)
     trainer = (lightning.get("trainer") or {}) | options.of_trainer()
     launch = detect(os.environ)
     devices = choose(options.gpus, options.devices, options.accelerator, trainer, launch)
@@ -206,16 +197,22 @@ def make_plan(
     rate = learning_rate(config["training"], batch.total, options.scale_lr)
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
-    strategy = trainer.get("strategy")
-    name = strategy.get("target") if isinstance(strategy, dict) else strategy
-    if lightning.get("channels_last") and str(name).endswith(("fsdp", "FullySharded")):
-        problem = "fsdp shards contiguous weights only; set it to false, or use ddp or zero1"
-        raise ConfigError(problem, "lightning.channels_last")
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
     check_extensions(lightning, run)
     resolved = {"model": config["model"], "training": training, **data, "lightning": lightning}
-    written = OmegaConf.to_container(with_references(resolved, OmegaConf.to_container(given)))
-    return Plan(resolved, written, run, devices, batch, rate, seed, launch)
+    written = with_references(resolved, OmegaConf.to_container(given))
+    plan = Plan(resolved, written, run, devices, batch, rate, seed, launch)
+    if plan.channels_last and plan.shards_weights:
+        problem = "fsdp shards contiguous weights only; set it to false, or use ddp or zero1"
+        raise ConfigError(problem, "lightning.channels_last")
+    return plan
+
+
+def lightning_hints() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keys of the section `lightning` and of `lightning.trainer`, with their annotations or None."""
+    trainer = hints_of(pl.Trainer)
+    names = [name for name in inspect.signature(pl.Trainer.__init__).parameters if name not in ("self", *_MADE_HERE)]
+    return {name: _KINDS.get(name) for name in _LIGHTNING_KEYS}, {name: trainer.get(name) for name in names}
 
 
 def _check_kinds(section: Any) -> None:
@@ -227,6 +224,28 @@ def _check_kinds(section: Any) -> None:
             raise ConfigError(problem, f"lightning.{key}")
 
 
+def cache_settings(lightning: Mapping[str, Any]) -> CacheSettings | None:
+    """Return how the training set is cached, None if it is not. Raises ConfigError."""
+    value = lightning.get("cache_latents")
+    if not value:
+        return None
+    return _settings(CacheSettings, value, "lightning.cache_latents", "{views: 4, half: true, folder: PATH, rows: 99}")
+
+
+def compilation(lightning: Mapping[str, Any]) -> Compilation | None:
+    """Return how networks are compiled, None if they are not. Raises ConfigError."""
+    value = lightning.get("compile")
+    return _settings(Compilation, value, "lightning.compile", "{mode: max-autotune, dynamic: false}") if value else None
+
+
+def _settings(cls: type[Settings], value: Any, path: str, example: str) -> Settings:
+    """Return settings of `true` or of a mapping of fields. Raises ConfigError."""
+    given, hints = {} if value is True else value, hints_of(cls)
+    if not isinstance(given, Mapping) or not all(name in hints and fits(given[name], hints[name]) for name in given):
+        raise ConfigError(f"{value!r} is not understood; write true, or {example}", path)
+    return cls(**given)
+
+
 def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:
     for key in section:
         if key not in known:
@@ -236,12 +255,11 @@ def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
     """Check names and types of the trainer's arguments, and what Lightning would only find out much later."""
-    names = inspect.signature(pl.Trainer.__init__).parameters
-    _check_keys(trainer, tuple(name for name in names if name not in ("self", *_MADE_HERE)), "lightning.trainer")
-    hints = hints_of(pl.Trainer)
+    _, hints = lightning_hints()
+    _check_keys(trainer, tuple(hints), "lightning.trainer")
     for name, value in trainer.items():
         place = f"lightning.trainer.{name}"
-        if not is_node(value) and value != -1 and (problem := mismatch(value, hints.get(name, object))):
+        if not is_node(value) and value != -1 and (problem := mismatch(value, hints[name] or object)):
             raise ConfigError(problem, place)
         if name in _COUNTS and value is not None and value < (-1 if name in _ENDLESS else 1):
             raise ConfigError(f"{value} is less than 1", place)
@@ -251,6 +269,8 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     if isinstance(strategy, str) and strategy not in ("auto", *STRATEGIES):
         hint = did_you_mean(strategy, STRATEGIES) or f"; known are auto, {', '.join(STRATEGIES)}"
         raise ConfigError(f"{strategy!r} is unknown{hint}", "lightning.trainer.strategy")
+    if precision.startswith("transformer-engine"):
+        raise ConfigError(f"{precision} needs layers that the networks do not have; use bf16-mixed", "--precision")
     if strategy == "fsdp" and precision.startswith("16"):
         raise ConfigError("16-mixed needs a gradient scaler, which fsdp has not; use bf16-mixed", "--precision")
 
@@ -270,56 +290,6 @@ def _global_batch(data: Mapping[str, Any], trainer: Mapping[str, Any], devices: 
     return GlobalBatch(
         per_device, devices.count, trainer.get("num_nodes", 1), trainer.get("accumulate_grad_batches", 1)
     )
-
-
-def learning_rate(training: Mapping[str, Any], global_batch: int, scale: bool | None) -> float:
-    """Return the learning rate of a step over `global_batch` samples.
-
-    `training.learning_rate` is absolute; `training.global_batch` names the batch that it was chosen for, and `scale`
-    True scales it in proportion. `training.base_learning_rate` (CompVis configs) is per sample unless `scale` is False.
-    """
-    absolute, base = training.get("learning_rate"), training.get("base_learning_rate")
-    if (absolute is None) == (base is None):
-        given = "neither is" if base is None else "both are"
-        raise ConfigError(f"{given} given; write one of learning_rate (absolute) and base_learning_rate", "training")
-    value = absolute if base is None else base
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        name = "learning_rate" if base is None else "base_learning_rate"
-        hint = "(YAML reads 1e-4 as text; write 1.0e-4)"
-        raise ConfigError(f"{value!r} is no positive number {hint}", f"training.{name}")
-    if base is not None:
-        return _per_sample(float(base), global_batch, scale)
-    chosen_for = training.get("global_batch")
-    if chosen_for is not None and (type(chosen_for) is not int or chosen_for < 1):
-        raise ConfigError(f"{chosen_for!r} is no whole number, 1 or more", "training.global_batch")
-    if chosen_for is None or chosen_for == global_batch:
-        return float(absolute)
-    if scale:
-        return float(absolute) * global_batch / chosen_for
-    _log.warning(
-        "the learning rate %g was chosen for a global batch of %d, this run has %d; it is kept "
-        "(--scale_lr scales it in proportion)",
-        absolute,
-        chosen_for,
-        global_batch,
-    )
-    return float(absolute)
-
-
-def _per_sample(base: float, global_batch: int, scale: bool | None) -> float:
-    if scale is False:
-        return base
-    scaled = base * global_batch
-    if scaled > _LARGE_LEARNING_RATE:
-        _log.warning(
-            "the learning rate is %g = base_learning_rate %g x global batch %d, which is unusually large; if the "
-            "config means %g for a step (as the published one for churches does), give --scale_lr false",
-            scaled,
-            base,
-            global_batch,
-            base,
-        )
-    return scaled
 
 
 def untrained_first_stage(plan: Plan) -> bool:

@@ -15,9 +15,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.conditioning.base import Conditioning
+from ldm.conditioning.base import EMBEDDED, Conditioning
+from ldm.diffusion.prediction import Denoise
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.generate import clamp_to_pixels
+from ldm.models.guidance import Guidance
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.sampling.base import Sampler, identity
 from ldm.sampling.ddim import DDIM
@@ -34,7 +36,7 @@ class PreviewOptions:
     """Say how a diffusion model is sampled, with which guidance (None: none), and how many rows are shown."""
 
     sampler: Sampler = field(default_factory=DDIM)
-    guidance_scale: float | None = None
+    guidance: Guidance | None = None
     rows: int = 2
 
 
@@ -61,15 +63,21 @@ def _(module: DiffusionTraining, batch: Mapping[str, Any], draws: Draws, options
     pictures = {"inputs": batch.get(model.image_key, model.decode(z))}
     if not isinstance(model.first_stage_model, IdentityAutoencoder):
         pictures["reconstructions"] = model.decode(z)
-    pictures |= {key: value for key, value in batch.items() if key != model.image_key and _is_picture(value)}
+    pictures |= {key: value for key, value in batch.items() if key != model.image_key and _is_picture(key, value)}
     pictures["diffusion_row"] = _diffusion_row(model, z[: options.rows], draws)
     conditioning = model.condition(batch)
     with module.ema_scope():
-        pictures |= _samples(model, z.shape, conditioning, draws, options)
+        guided = None
+        if options.guidance is not None and (conditioning is not None or options.guidance.guide is not None):
+            guidance = options.guidance.ready(model)
+            guided = model.denoiser(conditioning, guidance, guide=guidance.denoiser_of_guide(batch))
+        pictures |= _samples(model, z.shape, conditioning, guided, draws, options)
     return pictures
 
 
-def _is_picture(value: Any) -> bool:
+def _is_picture(key: str, value: Any) -> bool:
+    if key == "moments" or key.startswith(EMBEDDED):
+        return False
     return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point() and value.shape[1] in (1, 3)
 
 
@@ -91,18 +99,16 @@ def _samples(
     model: LatentDiffusion,
     shape: tuple[int, ...],
     conditioning: Conditioning | None,
+    guided: Denoise | None,
     draws: Draws,
     options: PreviewOptions,
 ) -> Pictures:
     process = model.process
     x_T = process.prior_std * draws.normal(shape)
     refine = clamp_to_pixels if isinstance(model.first_stage_model, IdentityAutoencoder) else identity
-    scales = {"samples": 1.0}
-    if conditioning is not None and options.guidance_scale is not None:
-        scales["samples_guided"] = options.guidance_scale
+    denoisers = {"samples": model.denoiser(conditioning)} | ({} if guided is None else {"samples_guided": guided})
     pictures: Pictures = {}
-    for name, scale in scales.items():
-        denoise = model.denoiser(conditioning, scale)
+    for name, denoise in denoisers.items():
         steps = list(options.sampler(denoise, x_T, process, refine=refine, noise=draws.normal))
         pictures[name] = model.decode(steps[-1].x)
         if name == "samples":

@@ -7,6 +7,7 @@ accumulation draws the same for each sample.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from functools import lru_cache
@@ -15,7 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.transfer import sent
+
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's: 2^64 times the golden ratio
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # SplitMix64's
+_LOW_HALF = 0xFFFFFFFF
 TRAINING = 0  # these mark the keys of draws, so that those of one kind never meet those of another
 VALIDATION = 1
 PREVIEW = 2
@@ -62,12 +67,20 @@ class Draws:
         """Draw for the samples of these numbers, one of the batch each; key: non-negative integers."""
         return cls(device, numbers, key)
 
+    @property
+    def numbers(self) -> Tensor:
+        """The numbers of the samples, int64 (B,)."""
+        return torch.from_numpy(self._numbers.astype(np.int64))
+
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Draw float32 standard normals (B, ...)."""
+        seeds = self._seeds(shape[0])
+        if self.device.type == "cuda":
+            return normals(sent(torch.from_numpy(seeds.view(np.int64)), self.device), math.prod(shape[1:])).view(shape)
         drawn = torch.empty(shape, device=self.device)
         generator = _generator(self.device)
         # On the CPU torch takes 32 bits of a seed: of N samples about N^2 / 2^33 pairs share their noise.
-        for row, seed in zip(drawn.view(len(drawn), -1).unbind(), self._seeds(len(drawn)).tolist(), strict=True):
+        for row, seed in zip(drawn.view(len(drawn), -1).unbind(), seeds.tolist(), strict=True):
             row.normal_(generator=generator.manual_seed(seed))
         return drawn
 
@@ -87,6 +100,25 @@ class Draws:
         return _scrambled(base + numbers * _GAMMA)
 
 
+def normals(seeds: Tensor, count: int) -> Tensor:
+    """Draw float32 standard normals (B, count), a row from each seed, int64 (B,), by the transform of Box and Muller.
+
+    A few kernels for a whole batch, where generators need one a sample. Devices differ in rounding alone.
+    """
+    entries = torch.arange((count + 1) // 2, device=seeds.device)
+    bits = seeds[:, None] + entries * _signed(_GAMMA)  # int64 wraps around, as uint64 does in `_scrambled`
+    for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1]), (31, np.uint64(1))):
+        bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * _signed(factor)
+    length = (-2 * (((bits >> 32 & _LOW_HALF) + 0.5) * 2**-32).log()).sqrt()
+    angle = (bits & _LOW_HALF) * (2 * math.pi * 2**-32)
+    return torch.cat([length * angle.cos(), length * angle.sin()], 1)[:, :count]
+
+
+def _signed(value: np.uint64) -> int:
+    """Return the int64 of the same bits."""
+    return int(value.view(np.int64))
+
+
 @lru_cache
 def _generator(device: torch.device) -> torch.Generator:
     """Keep one generator a device, which is seeded anew before each use: making one costs more than a draw."""
@@ -95,6 +127,6 @@ def _generator(device: torch.device) -> torch.Generator:
 
 def _scrambled(bits: np.ndarray) -> np.ndarray:
     """Scramble uint64 by the bijection of SplitMix64 (Steele, Lea and Flood 2014)."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits = (bits ^ (bits >> np.uint64(30))) * _FACTORS[0]
+    bits = (bits ^ (bits >> np.uint64(27))) * _FACTORS[1]
     return bits ^ (bits >> np.uint64(31))

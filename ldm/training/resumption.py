@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.data.core.base import Contents, ImageReader
@@ -18,6 +20,7 @@ from ldm.data.core.derived import source_of
 from ldm.data.core.module import DataModule
 from ldm.errors import UserError, some
 from ldm.evaluation.resumable import differences
+from ldm.training.loggers import log_plan
 from ldm.training.module import DoesNotFit, TrainingModule
 from ldm.training.plan import Plan
 from ldm.training.vocabulary import save_tokenizers
@@ -40,17 +43,24 @@ class Resumption(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the settings of the config into the optimiser and the schedule that are about to be restored."""
+        """Put the settings of the config into the optimiser and the schedule that are about to be restored.
+
+        The state belongs to parameters by name: other factors of learning rates, and so other groups, are settings too.
+        """
         made = checkpoint["global_step"]
         if 0 <= trainer.max_steps < made:
             raise UserError(f"max_steps: {trainer.max_steps} asked for, but the run has made {made} steps; give more")
+        _check_counts(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops")
         configured = pl_module.configure_optimizers()
         optimizer, steps = configured["optimizer"], configured.get("lr_scheduler", {}).get("scheduler")
         (state,) = checkpoint["optimizer_states"]
+        if "trained" in checkpoint:
+            _regroup(state, checkpoint["trained"], _trained(pl_module, optimizer))
         groups = (state["param_groups"], optimizer.param_groups)
         saved, asked = ([len(group["params"]) for group in side] for side in groups)
         if saved != asked:
             raise DoesNotFit(f"{type(pl_module).__name__}: the optimiser has groups of {saved} tensors, not of {asked}")
+        _check_moments(state["state"], optimizer)
         earlier = checkpoint["lr_schedulers"][:1]
         made = earlier[0]["last_epoch"] if earlier else made
         checkpoint["lr_schedulers"] = [] if steps is None else [_schedule(steps, made)]
@@ -59,10 +69,15 @@ class Resumption(pl.Callback):
         for number, rate in enumerate(_rates(checkpoint["lr_schedulers"])):
             state["param_groups"][number]["lr"] = rate
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: TrainingModule, checkpoint: dict[str, Any]) -> None:
+        """Note what the state of the optimiser belongs to."""
+        checkpoint["trained"] = _trained(pl_module, trainer.optimizers[0])
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
-        """Write the record; tell what is no longer as it was."""
+        """Write the record, also to the loggers; tell what is no longer as it was."""
         if trainer.is_global_zero:
             self._record(pl_module)
+            log_plan(trainer.loggers, self._plan)
 
     def _record(self, module: TrainingModule) -> None:
         plan, run = self._plan, self._plan.run
@@ -90,6 +105,47 @@ def tell_edits(plan: Plan, plan_anew: Callable[[], Plan]) -> None:
         edits = str(error)
     if edits:
         _log.warning("--resume auto: the run keeps its own settings, --base says otherwise (run, --base): %s", edits)
+
+
+def _check_counts(found: Any, expected: Any, place: str) -> None:
+    """Raise TypeError where the progress of a run is no number: Lightning takes it as it is, and fails at some step."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in found.keys() & expected.keys():
+            _check_counts(found[key], expected[key], f"{place}.{key}")
+    elif isinstance(expected, (int, dict)) and type(found) is not type(expected):
+        raise TypeError(f"{place} is a {type(found).__name__}")
+
+
+def _check_moments(states: Mapping[int, Any], optimizer: Optimizer) -> None:
+    """Raise an error where the state of Adam is none of its parameters, which it would find out at the first step."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, state in states.items() if isinstance(optimizer, Adam) else ():
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            shape = () if name == "step" else parameters[number].shape
+            if torch.as_tensor(state[name]).shape != shape:
+                raise ValueError(f"{name} of tensor {number} has another shape than {list(shape)}")
+
+
+def _trained(module: TrainingModule, optimizer: Optimizer) -> dict[str, Any]:
+    """Return the class of an optimiser, and the names of its parameters by groups."""
+    kind = type(getattr(optimizer, "optim", optimizer)).__name__  # within zero1's
+    return {"by": kind, "names": [list(module.named(group["params"])) for group in optimizer.param_groups]}
+
+
+def _regroup(state: dict[str, Any], saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Number the state of an optimiser as its parameters are grouped now. DoesNotFit for other parameters."""
+    if saved["by"] != asked["by"]:
+        problem = f"the run was trained by {saved['by']}, whose state {asked['by']} cannot use"
+        raise DoesNotFit(f"training.params: {problem}; start a new run from it: training.checkpoint=RUN")
+    before, now = ([name for group in side["names"] for name in group] for side in (saved, asked))
+    if other := sorted({*before} ^ {*now}):
+        raise DoesNotFit(f"training.params: the run trains other parameters; one alone has {some(other, 2, width=80)}")
+    places = {name: number for number, name in enumerate(before)}
+    values = {number: state["state"][places[name]] for number, name in enumerate(now) if places[name] in state["state"]}
+    numbers = iter(range(len(now)))
+    groups = [{"params": [next(numbers) for _ in names]} for names in asked["names"]]
+    kept = state["param_groups"] if saved["names"] == asked["names"] else groups
+    state |= {"state": values, "param_groups": kept}
 
 
 def _schedule(steps: LambdaLR, made: int) -> dict[str, Any]:

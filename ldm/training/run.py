@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,24 +18,36 @@ from torch import nn
 
 from ldm.config import instantiate
 from ldm.config.nodes import without_checkpoints
+from ldm.data.core.latents import CacheSettings
 from ldm.data.core.module import DataModule
 from ldm.distributed import is_first_process
 from ldm.doctor.data_fit import check_data_fits_model, size_problems
-from ldm.errors import ConfigError, UserError
+from ldm.errors import ConfigError, UserError, lack_of_memory, refused_by_the_system
 from ldm.models.loading import train_option
-from ldm.training.cached_latents import CacheSettings, cached
 from ldm.training.callbacks import check_previews
+from ldm.training.cost import cost_lines
+from ldm.training.devices import matmul_precision
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.extensions import callbacks
+from ldm.training.latent_cache import LatentCache
 from ldm.training.lightning_fixes.checkpoints import LAST, resuming
 from ldm.training.lightning_fixes.deaths import Deaths
 from ldm.training.lightning_fixes.guard import StepGuard
 from ldm.training.lightning_fixes.signals import Interrupted, Stopped, leave_signals_to_us, stoppable
 from ldm.training.module import DoesNotFit, TrainingModule
-from ldm.training.plan import AS_CONFIGURED, Plan, RunOptions, make_plan, untrained_first_stage
+from ldm.training.plan import (
+    AS_CONFIGURED,
+    Plan,
+    RunOptions,
+    cache_settings,
+    compilation,
+    make_plan,
+    untrained_first_stage,
+)
 from ldm.training.randomness import seed_everything
 from ldm.training.resumption import Resumption, data_record, settings_changed
 from ldm.training.run_folder import RunFolder
+from ldm.training.shares import Sharing
 from ldm.training.step_timer import StepTimer
 from ldm.training.trainer import build_trainer
 from ldm.training.vocabulary import fit_tokenizers
@@ -92,23 +105,49 @@ def train_plan(plan: Plan, test: bool = True) -> RunResult:
     plan.check_machine()
     if problem := first_stage_problem(plan):
         raise UserError(problem)
-    with stoppable(), plan.run.claimed() as run, _told(replace(plan, run=run)) as plan:
+    precision = matmul_precision(plan.lightning.get("float32_matmul_precision"))
+    with stoppable(), precision, plan.run.claimed() as run, _told(replace(plan, run=run)) as plan:
         seed_everything(plan.seed)
         data = build_data(plan)
         model = build_model(plan, data)
         check_data_fits_model(model, data)
         resumption = Resumption(plan, data_record(data))
-        if (settings := CacheSettings.of(plan.lightning.get("cache_latents"))) is not None:
-            data = cached(data, model, settings, plan.devices)
         content = data.shape_summary()
         trainer, timer = build_trainer(plan), StepTimer()
         check_previews(trainer.callbacks, model)
         trainer.callbacks += [resumption, timer]
+        if (settings := cache_settings(plan.lightning)) is not None:
+            cache = LatentCache(plan, model, data, settings)
+            data = cache.cached_data
+            trainer.callbacks.append(cache)
         with run.announced(), _also_written_to(run.log):
             for line in [*describe(plan, model), *content]:
                 _log.info(line)
             step, metrics = _fit(trainer, model, data, plan, test)
         return RunResult(run.path, run.checkpoints / LAST, step, timer.seconds_per_step, metrics)
+
+
+def encode_plan(plan: Plan) -> Path:
+    """Cache the training set of a plan; the processes that torchrun started each write their part. Return the folder.
+
+    Raises UserError, as `train` does.
+    """
+    plan.check_machine()
+    if problem := first_stage_problem(plan):
+        raise UserError(problem)
+    rank, world = int(os.environ.get("RANK", "0")), plan.batch.processes
+    if world > 1 and "RANK" not in os.environ:
+        raise UserError(f"--devices: start as many processes, torchrun --nproc_per_node {world} scripts/encode.py ...")
+    seed_everything(plan.seed)
+    data = build_data(plan)
+    cache = LatentCache(plan, build_model(plan, data), data, cache_settings(plan.lightning) or CacheSettings())
+    if world > 1:
+        torch.distributed.init_process_group("gloo")  # files are exchanged, not tensors
+    cache.encode(plan.devices.of_process(), rank, world)
+    if world > 1:
+        torch.distributed.barrier()
+    cache.finish(rank == 0)
+    return cache.files.folder
 
 
 def _fit(
@@ -146,6 +185,8 @@ def _told(plan: Plan) -> Iterator[Plan]:
     except Exception as error:
         if (death := deaths.explain(error)) is not None:
             raise (UserError(f"{death}; {run.how_to_go_on}") if death else SystemExit(1)) from error
+        if line := lack_of_memory(error) or refused_by_the_system(error):
+            raise UserError(f"{line}; {run.how_to_go_on}") from error
         if run.log.exists() and not isinstance(error, UserError):  # it trained, or was about to
             with _also_written_to(run.log):
                 _log.exception("training ended by an error")
@@ -190,6 +231,18 @@ def describe(plan: Plan, model: TrainingModule) -> list[str]:
     ]
 
 
+def cost_of(plan: Plan, model: TrainingModule, card: float) -> list[str]:
+    """Return lines on what a step costs, and the largest batch for a card of so many GiB; uses the model up."""
+    return cost_lines(model, *step_settings(plan), card, Sharing.of(plan.strategy, plan.batch.processes))
+
+
+def step_settings(plan: Plan) -> tuple[int, tuple[int, int] | None, str]:
+    """Return what a step costs by: samples of a device, size of the images if it is known, and precision."""
+    size = train_option(plan.config, "size")
+    sides = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    return plan.batch.per_device, sides, str(plan.lightning["trainer"].get("precision", 32))
+
+
 def build_data(plan: Plan) -> DataModule:
     """Build the data, its order by the seed of the run unless the config sets another."""
     return instantiate(plan.config["data"], "data")
@@ -204,11 +257,10 @@ def build_model(plan: Plan, data: DataModule) -> TrainingModule:
         model.guard = StepGuard(limit)
     if plan.run.is_new:
         fit_tokenizers(model, data)
-    if plan.lightning.get("channels_last"):
+    if plan.channels_last:
         model.to(memory_format=torch.channels_last)
-    if plan.lightning.get("compile"):
-        for network in model.networks():
-            network.compile()
+    if (settings := compilation(plan.lightning)) is not None:
+        settings.apply(model.networks())
     return model
 
 

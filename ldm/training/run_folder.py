@@ -4,6 +4,7 @@ logs/<time>_<name><postfix>/
   checkpoints/  last.ckpt, previous.ckpt, step=000010000.ckpt, best.ckpt, frozen-<hash>.safetensors
   configs/      config.yaml (resolved), environment.json (seed, data, versions, command; which start this was)
   images/       {train,val}/
+  evaluations/  the result of each `ldm evaluate` of the run
   metrics.csv   train.log   lock (held by the process that trains)
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from ldm.config.files import read_yaml
+from ldm.config.files import EVALUATIONS, read_yaml
 from ldm.distributed import is_first_process
 from ldm.environment import environment
 from ldm.errors import UserError
@@ -38,6 +39,7 @@ _TIME = "%Y-%m-%dT%H-%M-%S"
 _TIME_PATTERN = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d"
 _CONFIG, _ENVIRONMENT = "config.yaml", "environment.json"
 AUTO, _SEED = "auto", 23
+_LONGEST_ENVIRONMENT = 1 << 20  # bytes
 _FOLDER_OF_THE_FIRST_RANK = "LDM_RUN_FOLDER"  # processes that the first rank starts write, if ever, where it does
 _log = logging.getLogger(__name__)
 
@@ -75,6 +77,11 @@ class RunFolder:
     def images(self) -> Path:
         """Return the folder of images."""
         return self.path / "images"
+
+    @property
+    def evaluations(self) -> Path:
+        """Return the folder in which evaluations of the run are noted."""
+        return self.path / EVALUATIONS
 
     @property
     def metrics(self) -> Path:
@@ -126,16 +133,18 @@ class RunFolder:
         if given is not None or self.is_new:
             return _SEED if given is None else given
         seed = self.environment().get("seed")
-        if type(seed) is not int:
+        if type(seed) is not int or not 0 <= seed < 1 << 64:
             file = self.configs / _ENVIRONMENT
             raise UserError(f"--resume: {file} is missing or damaged; give the run's seed, by default --seed {_SEED}")
         return seed
 
     def environment(self) -> dict[str, Any]:
         """Return what is known of the circumstances of the run; nothing where the file is absent or damaged."""
+        file = self.configs / _ENVIRONMENT
         try:
-            content = json.loads((self.configs / _ENVIRONMENT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            is_ours = file.is_file() and file.stat().st_size <= _LONGEST_ENVIRONMENT
+            content = json.loads(file.read_text(encoding="utf-8-sig")) if is_ours else None
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -196,6 +205,9 @@ class RunFolder:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock, which the system frees when this process ends, however that is; forks do not hold it."""
+        for file in (self.path / "lock", self.log, self.metrics):  # the folder may come from a stranger
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                raise UserError(f"{file}: is a link, a pipe or a folder, and a run writes there; remove it")
         try:
             import fcntl
         except ImportError:  # Windows
@@ -287,7 +299,8 @@ def resume_run(given: Path) -> RunFolder:
 def _start_of(run: RunFolder) -> dict[str, Any] | None:
     """Return number, name and postfix of a start as recorded; None for a new run and for those of earlier versions."""
     start = run.environment().get("start")
-    return start if isinstance(start, dict) and isinstance(start.get("number"), int) else None
+    number = start.get("number") if isinstance(start, dict) else None
+    return start if isinstance(number, int) and 0 <= number < 1 << 63 else None
 
 
 def _last_number(logdir: Path) -> int:

@@ -23,12 +23,13 @@ from ldm.errors import UserError
 from ldm.evaluation import MetricSuite, Samples, evaluate_samples
 from ldm.evaluation.build import make_metric_suite
 from ldm.evaluation.conditions import Conditions, DataConditions, Unconditional
-from ldm.evaluation.distribution_metrics import Values
+from ldm.evaluation.distributions import Values
 from ldm.evaluation.image_sets import ImageSet
 from ldm.evaluation.references import data_reference
 from ldm.evaluation.resumable import wait_for_all
+from ldm.models.guidance import Guidance
 from ldm.sampling.ddim import DDIM
-from ldm.training.callbacks import evaluating
+from ldm.training.callbacks import chosen_guidance, evaluating
 from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.strategies import whole_weights
 
@@ -49,15 +50,17 @@ class SampleMetrics(pl.Callback):
         metrics: Sequence[str] = ("frechet",),
         extractor: str = "scenenet",
         steps: int = 20,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         batch_size: int = 50,
+        guidance: Guidance | None = None,
     ) -> None:
         if every_n_steps < 1 or count < 1:
             raise UserError(f"sample_metrics: every_n_steps {every_n_steps} and count {count} must be positive")
         self.directory = Path(directory).parent / "sample_metrics"
         self.every_n_steps, self.count = every_n_steps, count
         self.metrics, self.extractor = tuple(metrics), extractor
-        self.sampler, self.guidance_scale, self.batch_size = DDIM(steps), guidance_scale, batch_size
+        self.guidance = chosen_guidance("sample_metrics", guidance_scale, guidance) or Guidance()
+        self.sampler, self.batch_size = DDIM(steps), batch_size
         self._last_step = 0
         self._metrics: MetricSuite | None = None
 
@@ -72,6 +75,7 @@ class SampleMetrics(pl.Callback):
         self._metrics = make_metric_suite(self.metrics, self.extractor, pl_module.device, keep=0)
         self._metrics.check(self.count)
         images = self._validation_images(trainer)
+        self._metrics.check_source(images.name)
         for name, metric in self._metrics.sets.items():
             if metric.needs_reference and len(images) < metric.minimum:
                 found = f"there are {len(images)} of the {self.count} that `count` asks for"
@@ -103,11 +107,10 @@ class SampleMetrics(pl.Callback):
             reference = data_reference(images, metrics.extractor, self.directory / "references")
             metrics.check_reference(reference)
         conditions, size = _conditions(module, images), images.shape[1:]
-        samples = Samples(
-            self.count, size, self.sampler, conditions, scale=self.guidance_scale, batch_size=self.batch_size
-        )
+        samples = Samples(self.count, size, self.sampler, conditions, scale=self.guidance, batch_size=self.batch_size)
         folder = self.directory / f"step={step:09}"
         result = evaluate_samples(module.model, samples, metrics, reference, folder, {"step": step})
+        module.model.graphs.clear()  # their memory is the training's
         wait_for_all()
         _remove(folder)
         return result.values

@@ -76,8 +76,7 @@ class FullySharded(ModelParallelStrategy):
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Bring the model to the device, make it equal on all ranks, shard it, and then build the optimiser."""
-        if not isinstance(self.model, DiffusionTraining):
-            raise UserError(f"--strategy fsdp: {type(self.model).__name__} cannot be sharded; use ddp or zero1")
+        check_shardable(self.model)
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         self.model_to_device()
@@ -95,19 +94,21 @@ class FullySharded(ModelParallelStrategy):
         if self._is_whole:
             yield
             return
-        average, modules = self.lightning_module.model_ema, _sharded_modules(self.lightning_module)
-        shards = {} if average is None else dict(average.named_buffers())
+        averages, modules = self.lightning_module.all_averages(), _sharded_modules(self.lightning_module)
+        shards = [(average, dict(average.named_buffers())) for average in averages]
         self._is_whole = True
         try:
             for module in modules:
                 module.set_reshard_after_forward(False, recurse=False)
                 module.unshard()
-            for name, shadow in shards.items():
-                setattr(average, name, _whole(shadow))
+            for average, shadows in shards:
+                for name, shadow in shadows.items():
+                    setattr(average, name, _whole(shadow))
             yield
         finally:
-            for name, shadow in shards.items():
-                setattr(average, name, shadow)
+            for average, shadows in shards:
+                for name, shadow in shadows.items():
+                    setattr(average, name, shadow)
             for module in modules:
                 module.set_reshard_after_forward(True, recurse=False)
                 module.reshard()
@@ -173,8 +174,7 @@ class FullySharded(ModelParallelStrategy):
 def shard(module: DiffusionTraining, mesh: Any) -> None:
     """Shard the trained parameters of a model over a mesh, block by block, and its averages in the same way."""
     frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
-    model = module.model
-    blocks = [*_blocks(model.cond_stage_model or nn.Identity()), *_blocks(model.model)]  # in order of use
+    blocks = sharded_blocks(module)
     for part in (*blocks, module):
         fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
     # By itself FSDP prefetches what ran before in this process; after an evaluation that is not the same on all ranks.
@@ -182,13 +182,24 @@ def shard(module: DiffusionTraining, mesh: Any) -> None:
         part.set_modules_to_backward_prefetch([before])
     for name in _STEPS:
         register_fsdp_forward_method(module, name)
-    if module.model_ema is not None:
-        module.model_ema.shard_like(module.averaged)
+    for average in module.all_averages():
+        average.shard_like(module.averaged)
+
+
+def check_shardable(module: nn.Module) -> None:
+    """Raise UserError for the training of anything but a latent diffusion model."""
+    if not isinstance(module, DiffusionTraining):
+        raise UserError(f"--strategy fsdp: {type(module).__name__} cannot be sharded; use ddp or zero1")
+
+
+def sharded_blocks(module: DiffusionTraining) -> list[nn.Module]:
+    """Return the blocks that are gathered on their own, in their order of use."""
+    return [*_blocks(module.model.cond_stage_model or nn.Identity()), *_blocks(module.model.model)]
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     for part in module.modules():
-        blocks = part.blocks() if isinstance(part, (Backbone, TransformerLayers)) else ()
+        blocks = part.blocks if isinstance(part, (Backbone, TransformerLayers)) else ()
         yield from (block for block in blocks if any(p.requires_grad for p in block.parameters()))
 
 

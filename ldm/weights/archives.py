@@ -19,6 +19,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError)  
 _CHECKPOINTS, _CONFIG = (".ckpt", ".safetensors"), "config.yaml"
 _LONGEST_DIRECTORY, _LONGEST_CONFIG = 1 << 23, 1 << 20  # bytes
 _MOST_EXPANSION, _SPARE = 20, 1 << 26  # times, and bytes beside: weights hardly compress
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # a header of LZMA alone may ask for gigabytes
 
 
 class _Bounded(io.FileIO):
@@ -77,7 +78,7 @@ def config_in(path: Path) -> str | None:
         if not found:
             return None
         try:
-            with archive.open(found[0]) as file:
+            with archive.open(_readable(found[0], path)) as file:
                 text = file.read(_LONGEST_CONFIG + 1)
             if len(text) > _LONGEST_CONFIG:
                 raise ValueError(f"more than {_LONGEST_CONFIG:,} bytes")
@@ -98,4 +99,11 @@ def _find(path: Path) -> zipfile.ZipInfo | None:
     if len(found) > 1:
         names = ", ".join(shown(info.filename) for info in found[:3])
         raise UserError(f"{path}: holds {names}{' and more' if found[3:] else ''}; unpack it and name one")
-    return found[0] if found else None
+    return _readable(found[0], path) if found else None
+
+
+def _readable(info: zipfile.ZipInfo, path: Path) -> zipfile.ZipInfo:
+    """Return the part of a zip file. UserError if it is compressed as few programs do."""
+    if info.compress_type not in _METHODS:
+        raise UserError(f"{path}: {shown(info.filename)} is compressed by a rare method; unpack it")
+    return info

@@ -10,6 +10,8 @@ import mmap
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,9 +42,28 @@ def read_torch(path: Path, resumed: bool = False, checksums: bool = True) -> Any
         resumed: Refuse other classes by name instead of ignoring them, and copy the tensors into memory.
         checksums: Compare the CRC-32 of every part of an archive (the old format has none), which reads all values.
     """
+    with _in_one_line(path), path.open("rb") as file:
+        return _read(file, resumed, checksums)
+
+
+def check_complete(path: Path) -> None:
+    """Check that a file of torch.save is there to its end, and its structure as it was written. UserError if not.
+
+    Neither values nor what the structure means are looked at, so that it takes no time; the old format, which ends
+    without a directory, has to be read.
+    """
+    with _in_one_line(path), path.open("rb") as file:
+        memory, is_legacy = _mapped(file)
+        if is_legacy:
+            _read_legacy(memory, resumed=False)
+        else:
+            _parts(file, memory, checksums=False)
+
+
+@contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            return _read(file, resumed, checksums)
+        yield
     except Unsafe as error:
         raise UserError(f"{path}: refused, this file does more than hold tensors ({error})") from error
     except UserError as error:
@@ -53,16 +74,21 @@ def read_torch(path: Path, resumed: bool = False, checksums: bool = True) -> Any
 
 
 def _read(file: BinaryIO, resumed: bool, checksums: bool) -> Any:
+    memory, is_legacy = _mapped(file)
+    content = _read_legacy(memory, resumed) if is_legacy else _read_zip(file, memory, resumed, checksums)
+    check_extent(content, len(memory))
+    return content
+
+
+def _mapped(file: BinaryIO) -> tuple[mmap.mmap, bool]:
+    """Map a file into memory; whether it is of the old format. UserError for any other than the two."""
     start = file.read(32)
     is_legacy = start.startswith(b"\x80") and _LEGACY_MAGIC in start
     if not start:
         raise UserError("is empty")
     if not is_legacy and not start.startswith(ZIP_MAGIC):
         raise UserError(f"is not a checkpoint: it {format_of(start)}")
-    memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    content = _read_legacy(memory, resumed) if is_legacy else _read_zip(file, memory, resumed, checksums)
-    check_extent(content, len(memory))
-    return content
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), is_legacy
 
 
 def check_extent(content: Any, size: int) -> None:
@@ -84,7 +110,8 @@ def check_extent(content: Any, size: int) -> None:
 # ------------------------------------------------------------------------------------------------------------ formats
 
 
-def _read_zip(file: BinaryIO, memory: mmap.mmap, resumed: bool, checksums: bool) -> Any:
+def _parts(file: BinaryIO, memory: mmap.mmap, checksums: bool) -> tuple[str, dict[str, slice]]:
+    """Return the folder in an archive and the places of its parts by name, the structure compared with its CRC-32."""
     entries = directory(file)
     names = [entry.filename for entry in entries]
     folder = next((name.removesuffix("data.pkl") for name in names if name.partition("/")[2] == "data.pkl"), None)
@@ -103,6 +130,12 @@ def _read_zip(file: BinaryIO, memory: mmap.mmap, resumed: bool, checksums: bool)
         if checksums or entry.filename == f"{folder}data.pkl":
             if zlib.crc32(bytes_of[spans[entry.filename]]) != entry.CRC:
                 raise ValueError(f"{shown(entry.filename)}: wrong CRC-32")
+    return folder, spans
+
+
+def _read_zip(file: BinaryIO, memory: mmap.mmap, resumed: bool, checksums: bool) -> Any:
+    folder, spans = _parts(file, memory, checksums)
+    bytes_of = memoryview(memory)
     if bytes_of[spans.get(f"{folder}byteorder", slice(0))] == b"big":
         raise UserError("was written on a big-endian machine; save it again on another one")
     whole = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
@@ -155,7 +188,7 @@ def _read_legacy(memory: mmap.mmap, resumed: bool) -> Any:
     system, content, keys = parts[2:]
     if not system.get("little_endian", True):
         raise UserError("was written on a big-endian machine; save it again on another one")
-    if sorted(map(str, keys)) != sorted(found):
+    if not all(isinstance(key, (str, int)) for key in keys) or sorted(map(str, keys)) != sorted(found):
         raise ValueError("the list of its storages does not fit its content")
     whole = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
     for part in (found[str(key)] for key in keys):

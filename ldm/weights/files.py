@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ldm import distributed
 from ldm.errors import UserError, shown
-from ldm.weights.audit import check_extent, read_torch
+from ldm.weights.audit import check_complete, check_extent, read_torch
 from ldm.weights.pickles import Unsafe
 
 Content = TypeVar("Content")
@@ -50,7 +50,7 @@ def inspect(path: Path) -> None:
     if is_safetensors(path):
         safetensors_metadata(path)
     else:
-        read_torch(path, checksums=False)
+        check_complete(path)
 
 
 def read_file(path: Path, resumed: bool = False) -> Any:
@@ -96,7 +96,7 @@ def first_good(candidates: Iterable[Path], read: Callable[[Path], Content]) -> t
         except UserError as error:
             problems.append(str(error))
         except OSError as error:
-            problems.append(f"{candidate}: cannot be read: {error.strerror}")
+            problems.append(f"{candidate}: cannot be read: {error.strerror or error}")
         else:
             if problems and distributed.rank() == 0:
                 _log.warning("%s; using %s, which was saved before it", problems[0], candidate.name)
@@ -266,6 +266,7 @@ def _store(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         for name, tensor in tensors.items()
     }
     temporary = folder / "frozen.tmp"
+    temporary.unlink(missing_ok=True)  # it may be a link
     kept = {name: tensors[name].detach().cpu().clone().contiguous() for name in dict.fromkeys(names.values())}
     try:
         save_file(kept, temporary)

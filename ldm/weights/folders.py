@@ -27,11 +27,12 @@ def to_ours(state: Mapping[str, Tensor], renames: Iterable[Rename]) -> State:
     ours: State = {}
     joined: dict[str, tuple[Rename, dict[int, Tensor]]] = {}
     for name, tensor in state.items():
-        found, rest = _longest(name, table)
+        found, rest = longest(name, table)
         if found is None:
             ours[name] = tensor
             continue
         rename, place = found
+        tensor = tensor.T if rename.transposed else tensor
         tensor = tensor.reshape(*tensor.shape, *[1] * rename.axes) if tensor.ndim == 2 else tensor
         if len(rename.theirs) == 1:
             ours[rename.ours + rest] = tensor
@@ -43,21 +44,25 @@ def to_ours(state: Mapping[str, Tensor], renames: Iterable[Rename]) -> State:
     return ours
 
 
-def to_theirs(state: Mapping[str, Tensor], renames: Iterable[Rename]) -> State:
-    """Return tensors of ours under their names. KeyError for a name that no rename knows."""
+def to_theirs(state: Mapping[str, Tensor], renames: Iterable[Rename], strict: bool = True) -> State:
+    """Return tensors of ours under their names. KeyError, if strict, for a name that no rename knows."""
     table = {rename.ours: rename for rename in renames}
     theirs: State = {}
     for name, tensor in state.items():
-        rename, rest = _longest(name, table)
+        rename, rest = longest(name, table)
         if rename is None:
-            raise KeyError(name)
-        parts = [tensor] if len(rename.theirs) == 1 else _split(tensor, rename.groups)
+            if strict:
+                raise KeyError(name)
+            theirs[name] = tensor
+            continue
+        tensor = tensor.T if rename.transposed else tensor
+        parts = split(tensor, rename.groups) if len(rename.theirs) == 3 else [tensor][: len(rename.theirs)]
         for new, part in zip(rename.theirs, parts, strict=True):
             theirs[new + rest] = part if part.ndim < 2 or not rename.axes else part.flatten(part.ndim - rename.axes - 1)
     return theirs
 
 
-def _longest(name: str, table: Mapping[str, object]) -> tuple[object, str]:
+def longest(name: str, table: Mapping[str, object]) -> tuple[object, str]:
     """Return the entry of the longest beginning of a dotted name, and the rest of the name."""
     head = name
     while head:
@@ -71,7 +76,8 @@ def _join(thirds: Sequence[Tensor], groups: int) -> Tensor:
     return torch.stack([third.unflatten(0, (groups, -1)) for third in thirds], dim=1).flatten(0, 2)
 
 
-def _split(tensor: Tensor, groups: int) -> list[Tensor]:
+def split(tensor: Tensor, groups: int) -> list[Tensor]:
+    """Return queries, keys and values of a projection, `groups` times one after the other in its first axis."""
     return [third.flatten(0, 1) for third in tensor.unflatten(0, (groups, 3, -1)).unbind(1)]
 
 

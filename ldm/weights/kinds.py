@@ -17,16 +17,18 @@ class Kind:
 
 
 _FOLDER = "give the folder that it lay in, with its config.json"
-_BASE = "give the weights of its base"
+_BASE = "give the weights of its base, and this file by --adapter"
 # The first that matches: a file for a part of a model also has names of the model.
 KINDS = (
     Kind(r"lora_(unet|te)|.*\.(lora_(A|B|up|down)|hada_w1|lokr_w1)\b", "an adapter (LoRA)", _BASE),
-    Kind(r"control_model\.|controlnet_", "a ControlNet", _BASE),
+    Kind(r"control_model\.|controlnet_", "a ControlNet", "it is not supported"),
     Kind(r"down_blocks\.", "a diffusers file (U-Net)", _FOLDER),
     Kind(r"encoder\.down_blocks\.", "a diffusers file (autoencoder)", _FOLDER),
     Kind(r"transformer_blocks\.", "a diffusers file (transformer)", "only its U-Nets and autoencoders are read"),
     Kind(r"text_model\.", "a CLIP text model of transformers", "name its folder as the conditioner's version"),
-    Kind(r"conditioner\.embedders\.", "a checkpoint of sgm (Stable Diffusion XL)", "this model has other parts"),
+    Kind(r"conditioner\.embedders\.1\.model\.", "Stable Diffusion XL", "use it with configs/stability/sdxl_base.yaml"),
+    Kind(r"conditioner\.embedders\.", "a checkpoint of sgm (Stable Diffusion XL, ...)", "use it with its own config"),
+    Kind(r"cond_stage_model\.model\.", "Stable Diffusion 2", "use it with configs/stability/sd2.yaml or sd2_v.yaml"),
     Kind(r"visual\.|transformer\.resblocks\.", "an OpenCLIP model", "it is no diffusion model"),
     Kind(r"x_embedder\.|blocks\.\d+\.adaLN", "a DiT or SiT", "this model has another network"),
     Kind(r"features\.\d+\.|layer1\.\d", "a torchvision network", "it is no diffusion model"),

@@ -10,15 +10,17 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ldm.compat import single_files
 from ldm.compat.diffusers import index_of
 from ldm.errors import LONGEST, UserError, shown, some
 from ldm.weights import files as storage
 from ldm.weights import folders
+from ldm.weights.adapters import folded, is_of_adapter, started
+from ldm.weights.additions import AVERAGES, EMA, averages_from_raw, begun_anew, widened
 from ldm.weights.archives import config_in, unpacked
 from ldm.weights.kinds import kind_of
 
@@ -27,10 +29,12 @@ log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 IN_A_RUN = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "model.ckpt", "last.ckpt")
-EMA = "model_ema."
 PARTS = ("first_stage_model.", "model.diffusion_model.", "cond_stage_model.")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_EMA_COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
+_EMA_COUNTERS = ("decay", "num_updates")
+# What of CLIP's loss files of Stable Diffusion may hold.
+_OF_CLIP = re.compile(r"cond_stage_model\..*\b(text_projection(\.weight)?|logit_scale)")
+_NUMBERS = re.compile(r"torch\.(bool|u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|complex(64|128))")
 _EXAMPLES = 3
 _WIDTH, _OF_A_NAME = 60, 160  # characters of a name, of one and its shapes
 
@@ -96,9 +100,14 @@ def _candidates(path: str | Path) -> list[Path]:
     return found
 
 
+def is_hub_name(name: str) -> bool:
+    """Return whether a name is one on the hub, OWNER/NAME, rather than a path."""
+    return _HUB_NAME.fullmatch(name) is not None and not Path(name).parent.exists()
+
+
 def _cached(name: str) -> Path | None:
     """Return the folder of a name on the hub in the local cache; None for a path. UserError if it is not there."""
-    if not _HUB_NAME.fullmatch(name) or Path(name).parent.exists():
+    if not is_hub_name(name):
         return None
     from huggingface_hub import snapshot_download  # slow to import, seldom used
 
@@ -122,13 +131,18 @@ def _read(path: Path) -> State:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds no state dict")
-    tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name: value for name, value in state.items() if isinstance(name, str) and _has_numbers(value)}
     others = [str(name) for name in state if name not in tensors]
     if not tensors:
         raise UserError(f"{path}: holds no state dict{'; it has ' + some(others, width=_WIDTH) if others else ''}")
     if others:
-        log.warning("%s: skipped what is not a tensor: %s", path, some(others, width=_WIDTH))
+        log.warning("%s: skipped what is not a tensor of plain numbers: %s", path, some(others, width=_WIDTH))
     return tensors
+
+
+def _has_numbers(value: object) -> bool:
+    """Return whether a value is a tensor that can be copied: no packed or quantised one."""
+    return isinstance(value, Tensor) and _NUMBERS.fullmatch(str(value.dtype)) is not None
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -141,20 +155,27 @@ def metadata(path: Path) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------- raw or averaged
 
 
-def choose(state: Mapping[str, Tensor], which: Literal["raw", "ema"]) -> State:
-    """Return raw or averaged weights, both under the raw names.
+def choose(state: Mapping[str, Tensor], which: str) -> State:
+    """Return raw or averaged weights, both under the raw names. UserError for an average that is not there.
 
-    Without an average in the state dict "ema" returns the raw weights: in published files these are averages already.
+    which: "raw", "ema", or the name of an average beside it. Without an average in the state dict "ema" returns the raw
+    weights: in published files these are averages already.
     """
-    if which not in ("raw", "ema"):
-        raise UserError(f"weights: {which!r} is unknown; choose raw or ema")
-    chosen = {name: value for name, value in state.items() if not name.startswith(EMA)}
+    chosen = {name: value for name, value in state.items() if not name.startswith((EMA, AVERAGES))}
     if which == "raw":
         return chosen
-    if not any(name.startswith(EMA) for name in state):
+    prefix = EMA if which == "ema" else f"{AVERAGES}{which}."
+    if not any(name.startswith(prefix) for name in state):
+        if which != "ema":
+            raise UserError(f"weights: {shown(which)} is unknown; choose {' or '.join(choices(state))}")
         log.info("the checkpoint holds no average; its only weights are used")
         return chosen
-    return {name: state.get(_shadow(name, state), value) for name, value in chosen.items()}
+    return {name: state.get(_shadow(name, state, prefix), value) for name, value in chosen.items()}
+
+
+def choices(state: Mapping[str, Tensor]) -> list[str]:
+    """Return what `choose` can be asked for: "raw", "ema", and the names of the averages beside it."""
+    return ["raw", "ema", *sorted({name.split(".")[1] for name in state if name.startswith(AVERAGES)})]
 
 
 def _shadow_prefix(prefix: str) -> str:
@@ -162,18 +183,10 @@ def _shadow_prefix(prefix: str) -> str:
     return EMA + prefix.removeprefix("model.").replace(".", "")
 
 
-def _shadow(name: str, state: Mapping[str, Tensor]) -> str:
+def _shadow(name: str, state: Mapping[str, Tensor], prefix: str = EMA) -> str:
     """Return the name of a weight's average, relative to the diffusion model if only that was averaged."""
-    relative = _shadow_prefix(name)
-    return relative if name.startswith("model.") and relative in state else EMA + name.replace(".", "")
-
-
-def _averages_from_raw(expected: Iterable[str], state: Mapping[str, Tensor]) -> State:
-    """Return raw weights as the averages of a checkpoint without averages."""
-    raw = {name.removeprefix("model.").replace(".", ""): value for name, value in state.items()}
-    raw |= {name.replace(".", ""): value for name, value in state.items()}
-    names = [name for name in expected if name.startswith(EMA)]
-    return {name: raw[name.removeprefix(EMA)] for name in names if name.removeprefix(EMA) in raw}
+    relative = prefix + name.removeprefix("model.").replace(".", "")
+    return relative if name.startswith("model.") and relative in state else prefix + name.replace(".", "")
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
@@ -219,12 +232,15 @@ def load_into(
     ignore: Iterable[str] = (),
     strict: bool = True,
     source: str = "state dict",
+    widen: bool = False,
 ) -> LoadReport:
     """Copy weights into a module by name. Return a report; if `strict`, UserError before any change unless all fit.
 
-    A part, such as an autoencoder, takes its weights also from a latent diffusion model. Tolerated are a training loss
-    (`loss.*`, `logvar`) or an average that the module does not have, an average that the file does not have (it starts
-    at the raw weights), tables that the file does not have (they follow from the config), and CLIP's `position_ids`.
+    A part, such as an autoencoder, takes its weights also from a latent diffusion model. Tolerated are what a training
+    loss learns (`loss.*`, `logvar`, `uncertainty.*`, `alignment.*`) or an average that the module does not have, an
+    average that the file does not have (it starts at the raw weights), a loss or an adapter that the file has nothing
+    of (it starts anew), tables that the file does not have (they follow from the config), and CLIP's `position_ids`. An
+    adapter that the module does not have becomes part of its weights.
 
     Args:
         module: with the names of the published checkpoints.
@@ -232,20 +248,26 @@ def load_into(
         ignore: prefixes of names that are neither loaded nor missing.
         strict: refuse missing and unexpected names and other shapes.
         source: where a state dict comes from, for messages.
+        widen: let a first convolution have more input channels than in the file; they start at zero.
     """
     if isinstance(state, (str, Path)):
         file, state = newest(state)
         source = str(file)
     own = module.state_dict(keep_vars=True)
+    given, state = state, folders.to_theirs(state, single_files.renames(state, own), strict=False)
+    state = state if any(map(is_of_adapter, own)) else folded(state, source)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     ignore += tuple(map(_shadow_prefix, ignore))
     wanted = {name: tensor for name, tensor in own.items() if not name.startswith(ignore)}
     offered = {name: tensor for name, tensor in _for_names(own, state).items() if not name.startswith(ignore)}
-    if not any(name.startswith(EMA) for name in offered):
-        offered |= _averages_from_raw(wanted, offered)
-    report = _compare(wanted, offered, _tables(module, own, offered))
+    if widen:
+        offered |= widened(module, own, offered, source)
+    anew = begun_anew(wanted, offered, source)
+    offered |= started(wanted, offered)
+    offered |= averages_from_raw(wanted, offered)
+    report = _compare(wanted, offered, _tables(module, own, offered) | anew)
     if strict and not report.fits:
-        raise UserError(_misfit(source, type(module).__name__, report, own, state))
+        raise UserError(_misfit(source, type(module).__name__, report, own, given))
     module.load_state_dict({name: offered[name] for name in report.loaded}, strict=False)
     level = logging.INFO if report.fits else logging.WARNING
     extra = f"; tolerated: {some(report.tolerated, width=_WIDTH)}" if report.tolerated else ""
@@ -281,8 +303,8 @@ def _misfit(source: str, target: str, report: LoadReport, own: Iterable[str], st
 
 def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], tables: Container[str]) -> LoadReport:
     common = [name for name in wanted if name in offered]
-    loaded = [name for name in common if wanted[name].shape == offered[name].shape]
-    mismatched = [name for name in common if wanted[name].shape != offered[name].shape]
+    loaded = [name for name in common if _form(wanted[name]) == _form(offered[name])]
+    mismatched = [name for name in common if _form(wanted[name]) != _form(offered[name])]
     filled = {id(wanted[name]) for name in loaded}  # one tensor may have two names
     absent = [name for name in wanted if name not in offered and id(wanted[name]) not in filled]
     missing = [name for name in absent if not (_may_be_absent(name) or name in tables)]
@@ -294,12 +316,15 @@ def _compare(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], tables
 
 
 def _may_be_absent(name: str) -> bool:
-    return name in _EMA_COUNTERS or name.endswith("position_ids")
+    is_counter = name.startswith((EMA, AVERAGES)) and name.rpartition(".")[2] in _EMA_COUNTERS
+    return is_counter or name.endswith("position_ids")
 
 
 def _may_be_surplus(name: str) -> bool:
     inner = name.removeprefix("first_stage_model.").removeprefix("cond_stage_model.")
-    return inner.startswith(("loss.", EMA)) or inner in ("colorize", "logvar") or name.endswith("position_ids")
+    of_training = ("loss.", "uncertainty.", "alignment.", EMA, AVERAGES, "denoiser.")
+    is_beside = inner.startswith(of_training) or inner in ("colorize", "logvar")
+    return is_beside or name.endswith("position_ids") or bool(_OF_CLIP.fullmatch(name))
 
 
 def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
@@ -311,5 +336,9 @@ def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
     return parts
 
 
+def _form(tensor: Tensor) -> tuple[torch.Size, bool]:
+    return tensor.shape, tensor.is_complex()  # of a complex number only a half would be copied
+
+
 def _shape(tensor: Tensor) -> str:
-    return "(" + ", ".join(map(str, tensor.shape)) + ")"
+    return "(" + ", ".join(map(str, tensor.shape)) + ")" + (" of complex numbers" if tensor.is_complex() else "")

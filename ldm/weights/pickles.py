@@ -9,6 +9,7 @@ checkpoint to resume from it is refused. Operations and calls are counted, and n
 from __future__ import annotations
 
 import math
+import pickle
 import pickletools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ MOST_OPERATIONS = 1 << 21  # a tensor of a state dict takes about 80
 LONGEST_PROGRAM = 1 << 25  # bytes
 _OF_A_CALL = 15  # operations that the time and memory of a call amount to
 _MOST_SIDES = 64  # of a tensor
+_LONGEST_NAME = 1000
 
 
 class Unsafe(Exception):
@@ -84,6 +86,8 @@ def _size(numbers: Sequence[int] = ()) -> torch.Size:
 
 
 def _ordered(pairs: Sequence[tuple[Any, Any]] = ()) -> dict[Any, Any]:
+    if not isinstance(pairs, (list, tuple)):  # whose length was counted
+        raise Unsafe(f"it holds an OrderedDict of a {type(pairs).__name__}")
     target: dict[Any, Any] = {}
     _fill(target, pairs)
     return target
@@ -146,18 +150,20 @@ class Interpreter:
         """Return what a program makes, and its length. Unsafe, or any error that malformed values lead to."""
         self._memo.clear()
         file = BytesIO(program)
-        for opcode, value, _ in pickletools.genops(file):
+        while code := file.read(1):
             self._count(1)
-            operation = _OPERATIONS.get(opcode.name)
+            name, argument, operation = _OPCODES[code]
             if operation is None:
-                raise Unsafe(f"it uses {opcode.name}")
-            operation(self, value)
-        return self._stack.pop(), file.tell()
+                raise Unsafe(f"it uses {name}")
+            operation(self, argument(file) if argument else None)
+            if code == pickle.STOP:
+                return self._stack.pop(), file.tell()
+        raise EOFError("its structure breaks off")
 
     def _count(self, operations: int) -> None:
         self._operations += operations
         if self._operations > MOST_OPERATIONS:
-            raise Unsafe(f"its structure takes more than {MOST_OPERATIONS:,} operations")
+            raise Unsafe(f"its structure takes more than {MOST_OPERATIONS:,} operations; give safetensors")
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
@@ -192,6 +198,11 @@ class Interpreter:
         self._pop(1)
         if isinstance(self._stack[-1], FunctionType):
             raise Unsafe("it tries to change a function")
+
+    def _composed_name(self, module: str, name: str) -> None:
+        if len(module) + len(name) > _LONGEST_NAME:  # to compose it takes longer than an operation
+            raise Unsafe(f"it uses {shown(module)}.{shown(name)}")
+        self._name(f"{module} {name}")
 
     def _name(self, name: str) -> None:
         if name not in _KNOWN and (self._refuse_foreign or name.rpartition(" ")[2] in _REFUSED):
@@ -252,10 +263,15 @@ _OPERATIONS: dict[str, Callable[[Interpreter, Any], None]] = {
     "SETITEM": lambda machine, _: machine._fill(machine._pop(2)),
     "SETITEMS": lambda machine, _: machine._fill(machine._pop()),
     "GLOBAL": Interpreter._name,
-    "STACK_GLOBAL": lambda machine, _: machine._name(" ".join(machine._pop(2))),
+    "STACK_GLOBAL": lambda machine, _: machine._composed_name(*machine._pop(2)),
     "REDUCE": lambda machine, _: machine._call(*machine._pop(2)),
     "NEWOBJ": lambda machine, _: machine._call(*machine._pop(2)),
     "NEWOBJ_EX": lambda machine, _: machine._call(*machine._pop(3)[:2]),
     "BUILD": lambda machine, _: machine._build(),
     "BINPERSID": lambda machine, _: machine._find(*machine._pop(1)),
+}
+# By their byte: name, what reads the argument (None: there is none), and what to do (None: no tensor needs it).
+_OPCODES = {
+    opcode.code.encode("latin-1"): (opcode.name, opcode.arg and opcode.arg.reader, _OPERATIONS.get(opcode.name))
+    for opcode in pickletools.opcodes
 }

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -238,8 +239,14 @@ def is_right(config: dict[str, Any], kind: str, place: Place, plan: Plan, new: d
     if kind == "negative":
         return place[-1] in NEGATIVE_IS_FINE
     if kind == "misspelt":
-        return path_of(place[:-1]) in FREE_NAMES
+        return path_of(place[:-1]) in FREE_NAMES or is_same_pattern(config, place, new)
     return False
+
+
+def is_same_pattern(config: dict[str, Any], place: Place, new: dict[str, Any]) -> bool:
+    """Return whether a key is a pattern of parameters' names that, misspelt, still takes those that it took."""
+    (changed,) = at(new, place[:-1]).keys() - at(config, place[:-1]).keys()
+    return place[-2] == "learning_rates" and fnmatch(place[-1].replace("*", "any.name"), changed)
 
 
 def data_problem(data: dict[str, Any]) -> str:

@@ -121,6 +121,35 @@ def test_other_seeds_and_another_study_have_a_report_of_their_own(study, tmp_pat
     assert len({report_folder(one, Workspace(tmp_path)) for one in studies}) == 3
 
 
+def test_trials_that_differ_in_sampling_alone_have_figures_of_their_own(tmp_path):
+    study = read(STUDY.with_name("guidance.yaml"))
+    trials, workspace = resolve(study), Workspace(tmp_path)
+    workspace.create()
+    for number, trial in enumerate(trials):
+        finish(trial.name, workspace, {"steps": 3200, "seconds_per_step": 1.0})
+        for evaluation in sample_evaluations(study, trial):
+            evaluated(evaluation.name, workspace, {"frechet[scenenet]": 10.0 + number})
+    page = write_report(study, trials, workspace)
+    assert [float(row["frechet[scenenet]"]) for row in rows(page.parent / "trials.csv")] == [10, 11, 12, 13, 14, 15]
+
+
+def test_many_trials_are_shown_in_panels_and_compared_with_what_papers_say(tmp_path):
+    study = replace(read(STUDY.with_name("objectives.yaml")), seeds=(1, 2))
+    trials, workspace = resolve(study), Workspace(tmp_path)
+    workspace.create()
+    for trial in trials:
+        finish(trial.name, workspace, {"steps": 320, "seconds_per_step": 1.0})
+        value = 5.0 if trial.trial.labels["weighting"] == "min-SNR" else 9.0
+        for evaluation in sample_evaluations(study, trial):
+            evaluated(evaluation.name, workspace, {"frechet[scenenet]": value + trial.trial.seed})
+    page = write_report(study, trials, workspace)
+    with Image.open(page.parent / "throughput.png") as image:
+        assert image.size == (2 * 400, 2 * 288)  # a panel for each weighting and density, not one of twelve lines
+    seen = {row["claim"]: row["here"] for row in rows(page.parent / "claims.csv")}
+    assert [here for says, here in seen.items() if "min-SNR" in says] == ["shown"]
+    assert list(seen.values()).count("not shown at this size") == 2
+
+
 def test_a_training_has_the_length_of_its_budget_and_keeps_a_checkpoint_of_each_part(study, trials):
     steps = steps_of_a_part(study, trials[0].content, SECONDS_OF_A_STEP)
     assert steps == STEPS_OF_A_TRAINING // 4

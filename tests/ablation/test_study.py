@@ -22,6 +22,8 @@ STUDY = {
     "evaluation": {"metrics": ["frechet"], "extractor": "scenenet", "num_samples": 4},
 }
 
+CLAIM = {"says": "pixels are slow", "metric": "frechet", "better": {"f": 4}, "worse": {"f": 1}}
+
 
 def written(folder: Path, **changes) -> Path:
     for name in ("first.yaml", "latent.yaml"):
@@ -37,6 +39,7 @@ def test_every_combination_of_axes_and_seeds_is_a_trial(tmp_path):
     expected = [(f, scale, seed) for seed in (1, 2) for f in (1, 4) for scale in (1.0, 3.0)]
     assert [(trial.labels["f"], trial.labels["scale"], trial.seed) for trial in trials] == expected
     assert str(trials[0]) == "f=1, scale=1.0"
+    assert read(written(tmp_path, claims=[CLAIM])).claims[0].better == {"f": 4}
 
 
 def test_an_axis_is_laid_over_the_study_and_the_command_line_over_both(tmp_path):
@@ -68,7 +71,7 @@ def test_values_of_an_axis_may_be_lists_and_mappings(tmp_path):
         ({"axes": {"f": {"key": "model.x", "values": [1]}}}, "f.key.model.x: unknown; begin with first_stage.model"),
         ({"axes": {"f": {"key": "latent.data.x", "values": [1, 1]}}}, "axes.f.values: .*different"),
         ({"axes": {"f": {4: {"latents.data.x": 1}}}}, "axes.f.4.latents.data.x: unknown; did you mean latent.data"),
-        ({"set": {"latent.checkpoint": "x.ckpt"}}, "set.latent.checkpoint: unknown"),
+        ({"set": {"latent.weights": "x.ckpt"}}, "set.latent.weights: unknown"),
         ({"set": {"latent.modle.x": 1}}, "modle.x: unknown; did you mean latent.model"),
         ({"set": ["latent.data.x"]}, "set: .*latent.data.x.* is not a dict"),
         ({"latent": "none"}, "latent: there is no none"),
@@ -88,6 +91,11 @@ def test_values_of_an_axis_may_be_lists_and_mappings(tmp_path):
         ({"evaluation": {**STUDY["evaluation"], "steps": [0]}}, r"evaluation.steps: \[0\] .*1 or more"),
         ({"evaluation": {**STUDY["evaluation"], "steps": []}}, "evaluation.steps: name at least one"),
         ({"workers": 0}, "workers: 0 is not a whole number, 1 or more"),
+        ({"claims": {}}, "claims: .* is not a list"),
+        ({"claims": [{**CLAIM, "say": "x"}]}, "claims.0.say: unknown; did you mean says"),
+        ({"claims": [{**CLAIM, "better": {"g": 1}}]}, "claims.0.better.g: unknown; known are f, scale"),
+        ({"claims": [{**CLAIM, "worse": {"f": 2}}]}, "claims.0.worse.f: the axis has no value 2; it has 1, 4"),
+        ({"claims": [{**CLAIM, "steps": 7}]}, "claims.0.steps: 7 is none of evaluation.steps"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_with_their_place(tmp_path, changes, message):

@@ -158,9 +158,11 @@ def write_table(found: Rows, path: Path, rng: np.random.Generator) -> Path:
         text = "\n".join(json.dumps(row, ensure_ascii=bool(rng.integers(2))) for row in found.rows)
     else:
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, ["file", "caption", "label"], delimiter="," if path.suffix == ".csv" else "\t")
+        delimiter = chosen(rng, (",", ";")) if path.suffix == ".csv" else "\t"
+        writer = csv.DictWriter(buffer, ["caption", "label", "file"], delimiter=delimiter)
         writer.writeheader()
-        writer.writerows(found.rows)
+        way = chosen(rng, ("{}", " {}", ".\\{}", "./{} "))
+        writer.writerows([row | {"file": row["file"] and way.format(row["file"])} for row in found.rows])
         text = buffer.getvalue()
     path.write_bytes(text.encode(chosen(rng, ("utf-8", "utf-8-sig", "utf-16"))))
     return path

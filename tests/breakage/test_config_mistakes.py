@@ -224,7 +224,8 @@ def wrongly_trained(count: int, folder: Path, seed: int) -> list[str]:
         content["lightning"]["trainer"] |= {"max_steps": 2, "limit_val_batches": 1, "enable_progress_bar": False}
         content["lightning"]["callbacks"] |= {"progress": None}
         kind, place, new = mutate(content, rng)
-        new["lightning"].setdefault("trainer", {})
+        if isinstance(new.get("lightning"), dict):
+            new["lightning"].setdefault("trainer", {})
         what = f"{number}: {kind} {place}"
         try:
             check_sections(resolve(new))

@@ -15,7 +15,7 @@ import yaml
 from breakage.configs import PLACES, PLACES_OF_TRAINING, hostile_nodes, hostile_texts, placed
 from prove_configs import at, places
 
-from ldm.cli import check_data, evaluate, reconstruct, sample, train
+from ldm.cli import doctor, evaluate, reconstruct, sample, train
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.saving import export_run
 
@@ -81,7 +81,8 @@ DOORS: dict[str, Callable[[Path], Any]] = {
 DOORS_OF_TRAINING: dict[str, Callable[[Path], Any]] = {
     "resume": lambda run: train.main(["-t", "-r", str(run), *ON_CPU]),
     "dry run": DOORS["dry run"],
-    "check-data": lambda run: check_data.main(["--base", config_file(run), "--outdir", str(run / "out")]),
+    "doctor data": lambda run: doctor.main(["data", "--base", config_file(run), "--outdir", str(run / "out")]),
+    "doctor config": lambda run: doctor.main(["config", str(run)]),
 }
 
 
@@ -137,7 +138,7 @@ def test_all_nodes_at_all_places_by_turns_at_all_doors(world: Path, capsys: pyte
         turns = itertools.cycle(doors)
         for place, node in itertools.product(spots, nodes(world)):
             name = next(turns)
-            if HELPER in node["target"] and name in ("dry run", "check-data"):
+            if HELPER in node["target"] and name in ("dry run", "doctor data"):
                 continue  # there the module of the working folder may be named
             Path(config_file(world)).write_text(yaml.safe_dump(placed(config(), place, node)))
             refusal(doors[name], world, capsys)
@@ -157,9 +158,7 @@ def test_metrics_of_a_config_are_targets_too(spec: str, world: Path) -> None:
 
 
 @pytest.mark.parametrize("name", hostile_texts())
-def test_a_hostile_text_is_one_line_at_every_door(
-    name: str, world: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hostile_text_is_one_line_at_every_door(name: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path(config_file(world)).write_text(hostile_texts()[name], encoding="utf-8")
     for door in ("dry run", "sample", "a file with its config"):
         if not (door == "a file with its config" and "base" in name):

@@ -81,10 +81,19 @@ def test_every_reader_of_a_table_takes_the_same_rows(tmp_path: Path, seeds: int 
         ]
         table = pa.table({"image": images, **{name: list(map(str, values)) for name, values in content.items()}})
         pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+        with pa.ipc.new_stream(str(tmp_path / "t.arrow"), table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
         tables = [generated.write_table(found, tmp_path / f"t.{kind}", rng) for kind in ("csv", "tsv", "jsonl")]
         readers = [CaptionedFolder(tmp_path, SIDE, path, columns) for path in tables]
-        if all(row["file"] for row in found.rows):  # a file of no name has bytes in Parquet
-            readers.append(Parquet(tmp_path / "t.parquet", SIDE, columns))
+        for kind in ("csv", "jsonl"):
+            folder = tmp_path / f"{seed} {kind}"
+            folder.mkdir()
+            for i in range(8):
+                (folder / f"{i}.png").symlink_to(tmp_path / f"{i}.png")
+            generated.write_table(found, folder / f"metadata.{kind}", rng)
+            readers.append(CaptionedFolder(folder, SIDE, columns={"class_label": "label"}))
+        if all(row["file"] for row in found.rows):  # a file of no name has bytes in Parquet and Arrow
+            readers += [Parquet(tmp_path / f"t.{kind}", SIDE, columns) for kind in ("parquet", "arrow")]
         first = [(item["caption"], item["class_label"]) for item in readers[0]]
         assert [caption for caption, _ in first] == [row["caption"].strip() for row in found.kept]
         for reader in readers:

@@ -337,6 +337,25 @@ def keys_that_hash_slowly_or_alike(dice: Dice) -> bytes:
 
 
 @kind
+def names_composed_of_megabytes(dice: Dice) -> bytes:
+    part = text(dice.choice(["a", "\x01", "é"]) * dice.many(7_000_000)) + b"q\x010"
+    return archive(beside(part + b"](" + b"h\x01h\x01\x93" * dice.many(1_000, 200_000) + b"e"))
+
+
+@kind
+def a_name_of_megabytes(dice: Dice) -> bytes:
+    name = dice.choice(["a", "\x01", "\u202e", "a "]) * dice.many(9_000_000)
+    return archive(beside(dice.choice([f"cos\n{name}\n".encode(), text("os") + text(name) + b"\x93"])))
+
+
+@kind
+def copies_of_a_dict(dice: Dice) -> bytes:
+    entries = b"".join(text(f"{chr(256 + i)}{chr(256 + i // 97)}") + b"N" for i in range(20_000))
+    return archive(beside(b"}(" + entries + b"uq\x010" + b"](" + call("collections", "OrderedDict", b"h\x01")
+                          * dice.many(1_000, 100_000) + b"e"))  # fmt: skip
+
+
+@kind
 def structures_that_refer_to_themselves(dice: Dice) -> bytes:
     return archive(
         beside(
@@ -365,7 +384,8 @@ def a_compressed_archive(dice: Dice) -> bytes:
 @kind
 def a_published_zip_that_grows(dice: Dice) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+    method = dice.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    with zipfile.ZipFile(buffer, "w", method) as file:
         inner = bytes(dice.many(1 << 27)) if dice.random() < 0.5 else GOOD
         file.writestr(dice.choice(["model.ckpt", "../../model.ckpt", "/model.ckpt", f"{ESCAPES}.ckpt"]), inner)
         file.writestr(
@@ -544,6 +564,30 @@ def the_old_format_damaged(dice: Dice) -> bytes:
 
 
 # --- other formats ----------------------------------------------------------------------------------------------------
+
+
+@kind
+def keys_in_the_old_format_that_are_none(dice: Dice) -> bytes:
+    laughs = b"\x80\x02N\x85" + b"q\x010h\x01h\x01\x86" * dice.choice([25, 64, 1000]) + b"\x85."
+    others = (b"}", b"N", b"](NN]}e", b"]" + number(1 << 2000) + b"a")
+    keys = dice.choice([laughs, *(b"\x80\x02" + other + b"." for other in others)])
+    parts = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})]
+    return b"".join([*parts, keys])
+
+
+@kind
+def numbers_of_rare_types(dice: Dice) -> bytes:
+    types = ["uint1", "uint7", "int3", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn_x2", "complex64",
+             "complex32", "bits8", "quint8", "uint64", "bool", "float64"]  # fmt: skip
+    kind = named("torch", dice.choice(types))
+
+    def rebuilt(*size: int) -> bytes:
+        sides = b"(" + b"".join(map(number, size)) + b"t", b"(" + b"".join(map(number, (2, 1)[-len(size) :])) + b"t"
+        part = storage(count=24, type_name="ByteStorage")
+        return call("torch._utils", "_rebuild_tensor_v3", part, number(0), *sides, b"\x89", b"}", kind)
+
+    entries = text("model.weight") + rebuilt(3, 2) + text("model.bias") + rebuilt(3)
+    return archive(b"\x80\x02}" + text("state_dict") + b"}(" + entries + b"us.", {"data/0": bytes(48)})
 
 
 @kind

@@ -7,6 +7,8 @@ from ldm.cli.entry import main_guard
 from ldm.cli.options import Defaults, SamplingParser, choose_device
 from ldm.diffusion.grids import grid_names
 from ldm.errors import UserError
+from ldm.models.guidance import Guidance
+from ldm.models.loading import ModelSource
 from ldm.sampling import sampler_class, sampler_names
 from ldm.sampling.ddim import DDIM
 from ldm.sampling.ddpm import DDPM
@@ -61,8 +63,28 @@ def test_shared_arguments_become_values():
     given, options = parsed(*words.split())
     assert (given.n_samples, given.overrides) == (5, ["model.params.x=1"])
     assert (options.model.source.run, options.model.source.weights, options.model.tile) == ("logs/a", "raw", 0)
-    assert (options.guidance, options.size, options.seed, options.outdir) == (3.0, (64, None), 42, "out")
+    assert (options.guidance, options.size, options.seed) == (Guidance(3.0), (64, None), 42)
+    assert options.outdir == "out"
     assert options.has_grid and options.batch_size is None and options.model.device == torch.device("cpu")
+
+
+def test_guidance_becomes_one_value():
+    words = "--run logs/a --scale 3 --guidance interval=0.2:0.8 apg_eta=0 --guide logs/b/checkpoints/early.ckpt"
+    found = parsed(*words.split())[1].guidance
+    assert found == Guidance(3.0, (0.2, 0.8), apg_eta=0.0, guide=ModelSource("logs/b/checkpoints/early.ckpt"))
+    found = parsed(*"--run logs/a --raw --scale 2 --guide ema:slow".split())[1].guidance
+    assert found.guide == ModelSource("logs/a", weights="slow")
+    with pytest.raises(UserError, match="interval.*START:STOP"):
+        parsed("--scale", "3", "--guidance", "interval=0.9:0.2")
+
+
+def test_options_of_a_sampler_follow_its_name():
+    assert chosen("--sampler", "dpm_solver:order=3") == DPMSolver(7, order=3)
+    assert chosen("--sampler", "ddpm:steps=9") == DDPM(9)
+    with pytest.raises(UserError, match="sampler 'dpm' is unknown; use one of .*dpm_solver"):
+        chosen("--sampler", "dpm")
+    with pytest.raises(UserError, match="heun.*no churn.*s_churn"):
+        chosen("--sampler", "heun:churn=3")
 
 
 def test_devices():

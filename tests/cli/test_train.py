@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from foreign_nodes import latent_diffusion
 from PIL import Image
 from tiny import (
     autoencoder_config,
@@ -41,6 +42,14 @@ class Failing(pl.Callback):
 
     def on_train_batch_start(self, *args: Any) -> None:
         raise ZeroDivisionError
+
+
+class Hungry(pl.Callback):
+    """Asks for more memory than any machine has, at the fourth step."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == 3:
+            torch.empty(2**50)
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +163,37 @@ def test_a_training_is_a_function_of_a_config(latent_config: str, first_stage: P
 
 def test_cached_latents_give_the_same_training(latent_config: str, first_stage: Path, tmp_path: Path) -> None:
     words = ["-b", latent_config, "-t", f"model.params.autoencoder.checkpoint={first_stage}"]
-    states = []
-    for name, extra in (("plain", []), ("cached", ["lightning.cache_latents.views=1"])):
-        assert main([*words, *extra, "-l", str(tmp_path / name)]) == 0
-        states.append(content(next((tmp_path / name).iterdir()))["state_dict"])
-    for name, value in states[0].items():
-        torch.testing.assert_close(value, states[1][name], msg=name)
+    cached = "lightning.cache_latents.views=1"
+    runs = {"plain": [[]], "cached": [[cached]], "resumed": [[cached, "--max_steps", "2"], ["--max_steps", "4"]]}
+    states = {}
+    for name, (first, *later) in runs.items():
+        assert main([*words, *first, "-l", str(tmp_path / name)]) == 0
+        (run,) = (tmp_path / name).glob("*_text")  # beside it lies the cache
+        for more in later:  # the latents of the run that goes on are those of its first stage, not of a new one
+            assert main(["-r", str(run), "-t", *more]) == 0
+        states[name] = content(run)["state_dict"]
+    for name, value in states["plain"].items():
+        torch.testing.assert_close(value, states["cached"][name], msg=name)
+        assert torch.equal(states["cached"][name], states["resumed"][name]), name
+
+
+@pytest.mark.parametrize("dialect", ["ours", "theirs"])
+def test_dry_run_of_a_model_alone(dialect: str, latent_config: str, tmp_path: Path, capsys: Any) -> None:
+    """As published configs for inference are, which have no section but `model`."""
+    content = yaml.safe_load(Path(latent_config).read_text())
+    content = {"model": content["model"], "training": content["training"]}
+    if dialect == "theirs":
+        content = {"model": {"base_learning_rate": 1e-6, **latent_diffusion()}}
+    alone = tmp_path / "v1-inference.yaml"
+    alone.write_text(yaml.safe_dump(content))
+    words = ["-b", str(alone), "-l", str(tmp_path / "logs"), "--accelerator", "cpu", "--devices", "1"]
+    words += ["lightning.callbacks.image_logger=null"]  # whose 50 steps the few of this process do not have
+    assert main([*words, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "data" not in yaml.safe_load(printed) and "# global batch: 1 = " in printed
+    assert "# training would stop here: " in printed
+    assert "data: missing" in refusal([*words, "-t"], capsys)
+    assert not (tmp_path / "logs").exists()
 
 
 def test_dry_run_needs_neither_data_nor_weights(latent_config: str, tmp_path: Path, capsys: Any) -> None:
@@ -198,6 +232,19 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 def test_nothing_is_trained_without_being_asked(latent_config: str, capsys: Any) -> None:
     assert "add -t to train" in refusal(["-b", latent_config], capsys)
+
+
+def test_a_lack_of_memory_is_one_line_with_what_was_asked_for_and_how_to_go_on(
+    latent_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [UNTRAINED, f"lightning.callbacks.hungry.target={__name__}.Hungry"]
+    with pytest.raises(SystemExit) as caught:
+        main(["-b", latent_config, "-t", "-l", str(tmp_path / "logs"), *words])
+    (run,) = (tmp_path / "logs").iterdir()
+    said = capsys.readouterr().err
+    assert caught.value.code == 1 and "Traceback" not in said
+    assert str(2**52) in said.splitlines()[-1] and f"-t -r {run}" in said.splitlines()[-1]
+    assert storage.load(run / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
 def test_errors_of_the_program_keep_their_type_and_are_logged(latent_config: str, tmp_path: Path) -> None:

@@ -60,6 +60,17 @@ def test_options() -> None:
     assert params["options"] == {"target": "ldm.networks.unet.UNetOptions", "params": want}
 
 
+def test_options_at_values_that_change_nothing() -> None:
+    idle = {
+        "num_res_blocks": [1, 1], "disable_self_attentions": [False, False], "num_attention_blocks": [1, 1],
+        "disable_middle_self_attn": False, "transformer_depth_middle": None, "adm_in_channels": None, "use_fp16": True,
+        "spatial_transformer_attn_type": "softmax-xformers", "use_linear_in_transformer": False,
+    }  # fmt: skip
+    plain, full = unet_params(num_heads=1), unet_params(num_heads=1, **idle)
+    assert full.pop("options")["params"] == {"linear_projections": False}
+    assert full == plain
+
+
 @pytest.mark.parametrize(
     ("node", "says"),
     [
@@ -68,7 +79,13 @@ def test_options() -> None:
         (unet(num_heads=1, modelchannels=3), "m.params.modelchannels: unknown; did you mean model_channels?"),
         (unet(num_heads=1, context_dim=3), "m.params.context_dim: goes with use_spatial_transformer"),
         (unet(num_heads=1, use_spatial_transformer=True), "m.params.context_dim: goes with use_spatial_transformer"),
-        (unet(num_heads=1, use_fp16=True), "m.params.use_fp16: True is not supported"),
+        (unet(num_heads=1, num_res_blocks=[1, 2]), "m.params.num_res_blocks: [1, 2] differ between levels"),
+        (unet(num_heads=1, disable_self_attentions=[False, True]), "m.params.disable_self_attentions: [False, True]"),
+        (unet(num_heads=1, num_attention_blocks=[1, 0]), "m.params.num_attention_blocks: [1, 0] is not supported"),
+        (unet(num_heads=1, transformer_depth_middle=3), "m.params.transformer_depth_middle: 3 is not supported"),
+        (unet(num_heads=1, num_classes="continuous"), "m.params.num_classes: 'continuous' is not supported"),
+        (unet(num_heads=1, num_classes="sequential"), "m.params.adm_in_channels: missing"),
+        (unet(num_heads=1, spatial_transformer_attn_type="linear"), "m.params.spatial_transformer_attn_type: 'linear'"),
         ({"target": UNET, "params": {"in_channels": 3}}, "m.params: out_channels, model_channels, num_res_blocks"),
         ({"target": UNET + "l"}, f"m.target: {UNET}l is unknown; did you mean {UNET}?"),
         ({"target": "main.Nothing"}, "m.target: main.Nothing is unknown"),
@@ -232,3 +249,23 @@ def test_adversarial_losses() -> None:
 @pytest.mark.parametrize("target", sorted(set(compat.TABLE) - {"torch.nn.Identity"}))
 def test_every_translation_reports_what_it_does_not_know(target: str) -> None:
     assert problem({"target": target, "params": {"no_such_parameter": 1}}).startswith("m.")
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "key"),
+    [
+        ({"image_logger": {"target": "main.ImageLogger", "params": {"batch_frequenzy": 5}}}, "batch_frequenzy"),
+        ({"x": {"target": "main.ImageLogger", "params": {"max_pictures": 5}}}, "max_pictures"),
+        ({"image_logger": {"target": "main.ImageLogger", "params": [1]}}, "params"),
+        ({"metrics_over_trainsteps_checkpoint": {"params": {"every_n_train_stepz": 5}}}, "every_n_train_stepz"),
+        ({"metrics_over_trainsteps_checkpoint": {"params": 3}}, "params"),
+    ],
+)
+def test_no_key_of_a_foreign_callback_is_dropped_in_silence(callbacks: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"lightning.callbacks\..*{key}"):
+        compat.translate({"lightning": {"callbacks": callbacks}})
+
+
+@pytest.mark.parametrize("name", ["adm_model_channels", "use_linear_transformer", "out_mult", "context_dims_of"])
+def test_a_hint_in_a_foreign_config_needs_a_slip(name: str) -> None:
+    assert "did you mean" not in problem(unet(num_heads=1, **{name: 3}))

@@ -1,11 +1,13 @@
 """The CompVis dialect: whole diffusion models, and how their conditioning is wired."""
 
+import itertools
+
 import pytest
 from foreign_nodes import bert, kl, latent_diffusion, problem, unet
 
 from ldm import compat
 from ldm.compat import instantiate
-from ldm.config import validate
+from ldm.config import ConfigError, validate
 
 
 def training_params(**params: object) -> dict:
@@ -165,3 +167,34 @@ def test_ours_inside_theirs() -> None:
     assert ldm_params(first_stage_config=autoencoder)["autoencoder"] == autoencoder
     theirs = {"target": "ldm.models.autoencoder.IdentityFirstStage", "params": {"vq_interface": True}}
     assert ldm_params(first_stage_config=theirs, channels=4)["autoencoder"] == autoencoder
+
+
+def test_first_stage_of_pixels_takes_a_mask_where_the_network_has_a_channel_for_it() -> None:
+    pixels = {"first_stage_config": {"target": "ldm.models.autoencoder.IdentityFirstStage"}}
+    given = {"cond_stage_config": "__is_first_stage__", "conditioning_key": "concat", **pixels}
+    for channels, extra in itertools.product((1, 3, 4), (0, 1)):
+        network = unet(num_heads=1, in_channels=2 * channels + extra, out_channels=channels)
+        node = conditioner(unet_config=network, channels=channels, **given)
+        assert node["params"] == {"key": "c", **({"mask_key": "mask"} if extra else {})}
+
+
+def test_the_prediction_of_velocities_is_translated_and_built() -> None:
+    node = ldm_params(parameterization="v")["prediction"]
+    assert node["target"] == "ldm.diffusion.prediction.Velocity" and instantiate(node)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"unet_config": unet(num_heads=1, use_linear_in_transformer=True)}, "use_linear_in_transformer"),
+        ({"cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"}}, "OpenCLIP"),
+        ({"cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder"}}, "OpenCLIP"),
+        ({"unet_config": unet(num_heads=1, adm_in_channels=2816)}, "adm_in_channels"),
+    ],
+)
+def test_what_later_models_have_is_translated_or_named_without_a_false_hint(given: dict, named: str) -> None:
+    node = latent_diffusion(**given)
+    try:
+        validate(compat.translate_node(node))
+    except ConfigError as error:
+        assert named in str(error) and "did you mean" not in str(error)

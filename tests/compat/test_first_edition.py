@@ -1,5 +1,6 @@
 """Configs and run folders of the first edition, as they were written, are read by this one."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_classes_with_another_name_exist(target: str) -> None:
     assert callable(find_target(target))
 
 
-@pytest.mark.parametrize("module", sorted(set(first_edition._MODULES.values())))
+@pytest.mark.parametrize("module", sorted(set(first_edition.MODULES.values())))
 def test_modules_that_moved_exist(module: str) -> None:
     __import__(module)
 
@@ -85,3 +86,16 @@ def test_a_training_of_the_first_edition_is_not_resumed(tmp_path: Path) -> None:
         _ = RunFolder(tmp_path, tmp_path / "checkpoints" / "last.ckpt").saved_config
     message = str(caught.value)
     assert f"training.checkpoint={tmp_path}" in message and "\n" not in message
+
+
+def test_ones_own_code_may_import_modules_by_their_former_names(tmp_path: Path, monkeypatch, caplog) -> None:
+    import ldm.data.readers.folders
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "of_the_first_edition.py").write_text("from ldm.data.folders import ImageFolder\n")
+    own = importlib.import_module("of_the_first_edition")
+    assert own.ImageFolder is ldm.data.readers.folders.ImageFolder
+    assert "ldm.data.folders is ldm.data.readers.folders now" in caplog.text
+    for name in ("ldm.data.nowhere", "ldm.nowhere"):
+        with pytest.raises(ModuleNotFoundError, match=name):
+            importlib.import_module(name)

@@ -96,9 +96,18 @@ def _saved(tokenizer, folder):
 
 
 def test_vocabulary_never_exceeds_its_table():
-    tokenizer = TrainedTokenizer(vocab_size=40)
+    tokenizer = TrainedTokenizer(vocab_size=104)
     tokenizer.fit("".join(chr(97 + (i * k) % 26) for k in range(9)) for i in range(200))
-    assert len(tokenizer.tokens()) <= 40 and tokenizer(["abc"]).max() < 40
+    assert len(tokenizer.tokens()) <= 104 and tokenizer(["abc"]).max() < 104
+
+
+def test_a_vocabulary_in_which_words_are_unknown_is_refused_with_the_size_that_is_enough():
+    captions = ["a red triangle above a black square", "a yellow circle below a green circle"]
+    with pytest.raises(UserError, match=r"vocab_size 32 .*\(.*red.*\); ([0-9]+) is enough") as error:
+        TrainedTokenizer(vocab_size=32).fit(captions)
+    enough = TrainedTokenizer(vocab_size=int(str(error.value).rpartition("; ")[2].split()[0]))
+    enough.fit(captions)
+    assert not (enough(captions) == enough.tokens().index("[UNK]")).any()
 
 
 def test_bert_frames_pads_and_cuts_as_published(bert_folder, caplog):

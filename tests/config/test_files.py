@@ -7,8 +7,9 @@ import yaml
 
 from ldm import compat
 from ldm.config import ConfigError, load, read
+from ldm.config.files import read_with_bases
 from ldm.config.merge import merge
-from ldm.config.overrides import apply_overrides, split_overrides
+from ldm.config.overrides import apply_overrides, parse_override, split_overrides
 
 OURS = "ldm.models.autoencoder.Autoencoder"
 
@@ -238,3 +239,29 @@ def test_an_override_of_what_cannot_be_set(override: str) -> None:
     with pytest.raises(ConfigError, match="cannot be set") as caught:
         apply_overrides(model(part=node("a.A", x=1), parts=[{"a": 1}, 2]), [override])
     assert caught.value.path == override.partition("=")[0]
+
+
+@pytest.mark.parametrize("value", ["/data/set #2", "a  #b", "1 # one"])
+def test_a_comment_in_an_override_is_refused_rather_than_left_out(value: str) -> None:
+    with pytest.raises(ConfigError, match="data.params.root: from # on it is a comment.*quote"):
+        parse_override(f"data.params.root={value}")
+    assert parse_override(f'data.params.root="{value}"')[1] == value
+    assert parse_override("data.params.root=a#b")[1] == "a#b"
+
+
+TAGS = ("!!bool x", "!!set {a}", "!!int x", "!!float []", "!!binary '#'", "!!timestamp x", "!!omap 3")
+
+
+@pytest.mark.parametrize("value", TAGS)
+def test_a_value_under_a_wrong_tag_is_one_line(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        parse_override(f"a.b={value}")
+    (tmp_path / "a.yaml").write_text(f"model: {value}\n")
+    with pytest.raises(ConfigError, match="a.yaml"):
+        read_with_bases(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_config_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("model: {größe: 3}\r\n".encode(encoding))
+    assert read_with_bases(tmp_path / "a.yaml").content == {"model": {"größe": 3}}

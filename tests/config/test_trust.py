@@ -14,7 +14,7 @@ from ldm.cli.arguments import parse
 from ldm.cli.entry import main_guard
 from ldm.cli.train import plan_of
 from ldm.conditioning.tokenizers import HuggingFaceTokenizer
-from ldm.config import allow, trust
+from ldm.config import allow
 from ldm.config.targets import find_target, is_slip
 from ldm.errors import UserError
 
@@ -96,7 +96,7 @@ def test_a_run_is_not_trusted_unless_the_command_line_says_so(module: str, tmp_p
 
 
 def test_the_environment_says_so_too(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(trust.VARIABLE, f"another, {module}")
+    monkeypatch.setenv("LDM_ALLOW", f"another, {module}")
     assert planned("-r", run_folder(tmp_path, f"{module}.Items")) == ""
 
 
@@ -110,6 +110,12 @@ def test_nor_is_what_a_node_takes_from_a_run(module: str, tmp_path: Path) -> Non
     content["data"]["params"]["train"] = {"base": "run/configs/config.yaml"}
     base.write_text(yaml.safe_dump(content))
     assert "--allow" not in planned("--base", str(base))
+
+
+def test_what_writes_where_a_run_says_is_for_no_config() -> None:
+    with pytest.raises(UserError, match="not trusted"):
+        find_target("ldm.training.lightning_fixes.metrics_csv.MetricsCsv")
+    assert find_target("ldm.training.lightning_fixes.checkpoints.Checkpoints")
 
 
 def test_what_a_program_allows_ends_with_it(module: str) -> None:

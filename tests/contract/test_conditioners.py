@@ -11,9 +11,10 @@ import torch
 import ldm.conditioning
 from ldm.autoencoder.regularizers import KL
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
-from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
+from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, InpaintingConditioner, SpatialRescaler
 from ldm.conditioning.labels import ClassConditioner
 from ldm.conditioning.layout import LayoutConditioner
+from ldm.conditioning.sizes import SizeConditioner
 from ldm.conditioning.text import (
     CLIPTextConditioner,
     EmbeddingConditioner,
@@ -31,13 +32,13 @@ CAPTIONS = ["a red circle", "a blue square", "two green triangles"]
 
 
 def trained_tokenizer():
-    tokenizer = TrainedTokenizer(max_length=8, vocab_size=64)
+    tokenizer = TrainedTokenizer(max_length=8, vocab_size=128)
     tokenizer.fit(CAPTIONS)
     return tokenizer
 
 
-def first_stage(**options):
-    conditioner = FirstStageConditioner("masked", **options)
+def first_stage(cls, **options):
+    conditioner = cls("masked", **options)
     architecture = Architecture(channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=4, resolution=16)
     conditioner.use_first_stage(Autoencoder(architecture, KL(), embed_dim=4).eval().requires_grad_(False))
     return conditioner
@@ -69,7 +70,11 @@ def make(cls, clip_folder, **options):
     if cls is SpatialRescaler:
         return cls("map", 1, in_channels=5, out_channels=3, **options), {"map": picture(5)}
     if cls is FirstStageConditioner:
-        return first_stage(mask_key="mask", **options), {"masked": picture(), "mask": picture(1)}
+        return first_stage(cls, mask_key="mask", **options), {"masked": picture(), "mask": picture(1)}
+    if cls is InpaintingConditioner:
+        return first_stage(cls, latent_scale=0.5, **options), {"masked": picture(), "mask": picture(1)}
+    if cls is SizeConditioner:
+        return cls(dim=8, **options), {"original_size": torch.tensor([[512, 256], [64, 64], [1, 1000]])}
     raise AssertionError(f"{cls.__name__} is new: add a small one here, so that it is tested")
 
 
@@ -94,7 +99,7 @@ def test_fills_its_slot_for_the_whole_batch(cls, clip_folder):
     conditioner, batch = make(cls, clip_folder)
     value = filled(conditioner.eval()(batch), conditioner.slot)
     assert len(value) == B and torch.isfinite(value).all()
-    assert value.dim() == {"concat": 4, "context": 3, "vector": 1}[conditioner.slot]
+    assert value.dim() == {"concat": 4, "context": 3, "vector": 2}[conditioner.slot]
 
 
 def test_dropped_samples_are_the_null_and_the_others_are_kept(cls, clip_folder):
@@ -186,5 +191,14 @@ def test_moves_with_its_module(cls, clip_folder):
 def test_tells_the_width_of_what_it_gives(cls, clip_folder):
     conditioner, batch = make(cls, clip_folder)
     value = filled(conditioner.eval()(batch), conditioner.slot)
-    given = {"concat": value.shape[1:2], "context": value.shape[2:]}[conditioner.slot][0]
-    assert conditioner.width == given
+    given = {"concat": value.shape[1:2], "context": value.shape[2:], "vector": value.shape[1:]}[conditioner.slot][0]
+    assert conditioner.widths() == {conditioner.slot: given}
+
+
+def test_what_is_kept_in_guidance_is_that_of_the_batch(cls, clip_folder):
+    conditioner, batch = make(cls, clip_folder)
+    conditioner.eval()
+    away, condition = (
+        filled(each, conditioner.slot) for each in (conditioner.unconditional(B, batch), conditioner(batch))
+    )
+    assert torch.equal(away, condition) is conditioner.is_kept

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 import ldm.data
 import ldm.toy
 from ldm.data.core.base import ImageDataset
-from ldm.data.core.latents import CachedLatents
+from ldm.data.core.buckets import Bucketed
+from ldm.data.core.latents import CachedLatents, LatentFiles
 from ldm.data.core.loader import collate
 from ldm.data.core.module import DataModule
 from ldm.data.image_pairs.paired import TargetFolder
@@ -39,6 +40,9 @@ def make(cls, folder):
     if cls is ImageFolder:
         write_pictures(folder, COUNT, height=24)
         return cls(folder, SIZE, **AUGMENTED)
+    if cls is Bucketed:
+        write_pictures(folder, COUNT, height=24)
+        return cls(ImageFolder(folder, SIZE, crop="random", flip=0.5), multiple=SIZE)
     if cls is ImageNet:
         write_pictures(folder / "n01440764", COUNT, height=24)
         return cls(folder, SIZE, **AUGMENTED)
@@ -78,7 +82,11 @@ def make(cls, folder):
     if cls is ThumbnailNeighbours:
         return cls(Shapes(COUNT, SIZE), Shapes(8, SIZE, seed=1), num_neighbours=2)
     if cls is CachedLatents:
-        return cls(torch.randn(COUNT, 8, 4, 4), [{"caption": f"picture {i}", "class_label": i} for i in range(COUNT)])
+        files = LatentFiles(folder / "latents", "key", COUNT, rows=COUNT)
+        texts = [f"picture {i}" for i in range(COUNT)]
+        labels = torch.arange(COUNT)
+        files.write(0, [{"moments": torch.randn(COUNT, 8, 4, 4), "caption": texts, "class_label": labels}])
+        return cls(files)
     dataset = make_task_data(cls, folder, COUNT, SIZE, **AUGMENTED)
     if dataset is not None:
         return dataset
@@ -168,11 +176,12 @@ def test_two_workers_read_every_item_once(cls, tmp_path):
 
 
 def read_every_item_once(dataset, num_workers):
-    module = DataModule(2, train=dataset, validation=dataset, num_workers=num_workers)
-    batches = list(module.validation_loader())
+    is_for_training = isinstance(dataset, Bucketed)
+    module = DataModule(2, train=dataset, validation=None if is_for_training else dataset, num_workers=num_workers)
+    batches = list(module.train_loader() if is_for_training else module.validation_loader())
     main = "moments" if isinstance(dataset, CachedLatents) else "image"
     assert sum(len(batch[main]) for batch in batches) == COUNT
-    assert len(module.shape_summary()) == 2
+    assert len(module.shape_summary()) == (1 if is_for_training else 2)
     if "caption" in batches[0]:
         captions = {caption for batch in batches for caption in batch["caption"]}
         assert captions == set(module.train_texts()) == {item["caption"] for item in items(dataset)}

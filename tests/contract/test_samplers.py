@@ -8,7 +8,16 @@ import torch
 from ldm.diffusion.cosine import Cosine
 from ldm.diffusion.discrete import DiscreteVP
 from ldm.diffusion.edm import EDM
-from ldm.diffusion.prediction import Denoised, Epsilon, Flow, Preconditioned, Sample, Velocity, check_prediction
+from ldm.diffusion.prediction import (
+    Denoised,
+    Epsilon,
+    Flow,
+    Preconditioned,
+    Sample,
+    Velocity,
+    check_prediction,
+    eps_from_x0,
+)
 from ldm.diffusion.rectified_flow import RectifiedFlow
 from ldm.errors import UserError
 from ldm.sampling import make_sampler, sampler_class, sampler_names
@@ -65,8 +74,20 @@ def gaussian(process, prediction):
     return denoise
 
 
+def end_of_flow(process, prediction):
+    """Return the ideal consistency function of data N(0, STD^2), as a network of this prediction would have it."""
+
+    def denoise(x_t, t):
+        level = process.level(t)
+        x0 = STD / (((level.alpha * STD) ** 2 + level.sigma**2) ** 0.5) * x_t
+        return prediction.denoised(prediction.target(x0, eps_from_x0(x0, x_t, level), level), x_t, level)
+
+    return denoise
+
+
 def test_samplers_are_found():
     assert {"ddim", "ddpm", "plms", "dpm_solver", "euler", "heun"} <= set(SAMPLERS)
+    assert {"consistency", "dpm_solver_sde", "euler_ancestral", "unipc"} <= set(SAMPLERS)
     assert sampler_class("dpm_solver").__name__ == "DPMSolver"
     with pytest.raises(UserError, match="huen.*heun"):
         make_sampler("huen")
@@ -87,7 +108,10 @@ def test_exact_steps_and_exact_on_a_point_target(name, steps):
 @each_sampler
 @pytest.mark.parametrize("process", PROCESSES, ids=named)
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=named)
-@pytest.mark.parametrize(("steps", "allowed"), [(5, 2.5), (10, 0.5), (50, 0.12)])
+@pytest.mark.parametrize(
+    ("steps", "allowed"),
+    [pytest.param(5, 2.5, marks=pytest.mark.slow), (10, 0.5), pytest.param(50, 0.12, marks=pytest.mark.slow)],
+)
 def test_right_on_every_process_and_prediction(name, process, prediction, steps, allowed):
     """The spread of the samples against the data's, on data N(0, 0.5^2); few steps of Heun on EDM are far off."""
     try:
@@ -100,7 +124,8 @@ def test_right_on_every_process_and_prediction(name, process, prediction, steps,
     x = spread * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = torch.Generator().manual_seed(1)
     draw = lambda shape: torch.randn(shape, generator=noise, dtype=torch.float64)  # noqa: E731
-    out = last(sampler(gaussian(process, prediction), x, process, noise=draw)).x
+    ideal = end_of_flow if name == "consistency" else gaussian
+    out = last(sampler(ideal(process, prediction), x, process, noise=draw)).x
     assert abs(out.std().item() / STD - 1) < allowed
 
 

@@ -233,3 +233,36 @@ def test_evaluation_on_more_processes_than_items_is_refused_on_each():
             pytest.raises(UserError, match="3 items .* 4 processes"),
         ):
             next(iter(DataModule(1, validation=Numbers(3)).validation_loader()))
+
+
+class Own(Dataset):
+    """A data set of one's own, whose items are all the same."""
+
+    def __init__(self, item, count=4):
+        self.item, self.count = item, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.item
+
+
+class WithoutLength:
+    def __getitem__(self, index):
+        return {}
+
+
+@pytest.mark.parametrize("item", [None, torch.zeros(3, 8, 8), (torch.zeros(3, 8, 8), 1), [1], "text", {1: 2}])
+def test_items_of_ones_own_data_sets_have_to_be_dicts(item):
+    with pytest.raises(UserError, match=f"Own: items must be dicts.*{type(item).__name__}"):
+        _ = DataModule(2, Own(item)).first_items
+    with pytest.raises(UserError, match="Own: items must be dicts"):
+        list(DataModule(2, Own(item)).train_texts())
+
+
+def test_a_training_set_has_a_length_and_items():
+    with pytest.raises(UserError, match="WithoutLength: has no __len__"):
+        _ = DataModule(2, WithoutLength()).first_items
+    with pytest.raises(UserError, match="data.params.train: Own is empty"):
+        DataModule(2, Own({}, 0)).train_loader()

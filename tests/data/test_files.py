@@ -14,7 +14,7 @@ from PIL import Image
 from ldm.cli.entry import expand_homes
 from ldm.cli.inputs import list_masked, read_prompts
 from ldm.data.core.base import positions_in_split
-from ldm.data.core.files import decode_text, find_images, find_tables, image_endings, is_litter
+from ldm.data.core.files import decode_text, find_images, find_tables, image_endings, is_litter, read_json
 from ldm.data.core.loader import collate
 from ldm.data.core.module import DataModule
 from ldm.data.core.transforms import ImageTransform, SampleKey
@@ -166,6 +166,8 @@ def test_a_list_of_captions_in_a_tar_is_drawn_from(tmp_path, make):
         ("", None),
         ("1e3", None),
         ("0.5", None),
+        ("9" * 19, None),
+        ("9" * 5000, None),
         (None, None),
     ],
 )
@@ -301,3 +303,20 @@ def test_homes_are_expanded_in_every_program(monkeypatch):
     ]
     home = ["--outdir", "/home/me/x", "--outdir=/home/me/x", "data.params.train.params.root=/home/me/x y", "/home/me"]
     assert expand_homes(words) == [*home, "~300 birds", "a ~/x", "k=~"]
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def test_json_that_is_nested_too_deep_is_one_line_or_skipped(tmp_path):
+    write_pictures(tmp_path, 2)
+    (tmp_path / "a.json").write_text(DEEP)
+    (tmp_path / "a.jsonl").write_text(f'{{"file": "a.png", "caption": {DEEP}}}')
+    for read in (lambda: read_json(tmp_path / "a.json", "--layout"), lambda: CaptionedFolder(tmp_path, 8, "a.jsonl")):
+        with pytest.raises(UserError, match="nested too deep") as caught:
+            read()
+        assert len(str(caught.value)) <= 300
+    path = write_tar(tmp_path / "a.tar", range(2), lambda i: {"json": ['{"caption": "a"}', DEEP][i].encode()})
+    for make in (IndexedShards, Shards):
+        dataset = make(path, 8, {"caption": "json.caption"})
+        assert {item["caption"] for item in dataset} == {"a"} and dataset.errors.num_unreadable == 1

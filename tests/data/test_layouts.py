@@ -203,6 +203,10 @@ def test_open_images_descriptions_may_have_a_header(tmp_path):
         ),
         ({"annotations": [3]}, r"instances.json: annotations\[0\] is 3, no object with image_id, category_id, bbox"),
         ({"annotations": 5}, "instances.json: annotations is no list"),
+        ({"annotations": [{"image_id": [0], "category_id": 3, "bbox": []}]}, r"annotations\[0\]: .image_id. is \[0\]"),
+        ({"categories": [{"id": {}, "name": "a"}]}, r"categories\[0\]: .id. is \{\}"),
+        ({"images": [{"id": 0, "file_name": 3, "width": 1, "height": 1}]}, r"images\[0\]: .file_name. is 3"),
+        ({"images": [{"id": 0, "file_name": "000.png", "width": "w", "height": 1}], "annotations": []}, "no numbers"),
         ({"images": [{"id": 0, "file_name": "000.png", "width": None, "height": 1}]}, "a box of 000.png is"),
         ({"annotations": []}, "no images"),
     ],
@@ -226,6 +230,9 @@ def test_other_mistakes_are_named(tmp_path):
         CocoLayouts(images, file, 8, max_objects=2, min_objects=3)
     paths = write_open_images(tmp_path / "open", ["0000,x,/m/a,1,left,1,0,1,0,0,0,0,0"])
     with pytest.raises(UserError, match="boxes.csv: line 2: could not convert"):
+        OpenImagesLayouts(*paths, 8)
+    paths = write_open_images(tmp_path / "cut", [*ROWS, "0000,x,/m/a,1"])
+    with pytest.raises(UserError, match=f"boxes.csv: line {len(ROWS) + 2} has 4 fields"):
         OpenImagesLayouts(*paths, 8)
     paths[1].write_text("ImageID,LabelName\n")
     with pytest.raises(UserError, match="has no column 'XMin', it has ImageID, LabelName"):

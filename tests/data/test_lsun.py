@@ -14,7 +14,7 @@ KEYS = ["00a1", "00b2", "ff03"]
 
 def write_lmdb(folder, values):
     lmdb = pytest.importorskip("lmdb")
-    environment = lmdb.open(str(folder), map_size=2**20)
+    environment = lmdb.open(str(folder), map_size=2**22)
     with environment.begin(write=True) as transaction:
         for key, value in values.items():
             transaction.put(key.encode(), value)
@@ -66,6 +66,14 @@ def test_broken_values_are_skipped_and_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert torch.equal(dataset[1]["image"], dataset[2]["image"])
     assert dataset.errors.num_unreadable == 1 and "00b2 cannot be read" in caplog.text
+
+
+def test_a_database_that_is_cut_off_is_named_and_ends_no_process(tmp_path):
+    root = write_lmdb(tmp_path / "db", {f"{i:04}": png(pixels(i)) * 20 for i in range(30)})
+    data = root / "data.mdb"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(UserError, match="data.mdb: is cut off"):
+        LSUN(root, 8)
 
 
 def test_mistakes_are_named(tmp_path):

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -142,15 +140,3 @@ def test_wrong_settings_are_user_errors(wrong):
 def test_index_out_of_range():
     with pytest.raises(IndexError):
         Shapes(10)[10]
-
-
-@pytest.mark.proof  # it measures: the machine has to be free
-def test_fast_enough_never_to_be_the_bottleneck():
-    data = Shapes(10_000)
-    rates = []
-    for start in range(0, 1000, 200):
-        began = time.process_time()
-        for i in range(start, start + 200):
-            data[i]
-        rates.append(200 / (time.process_time() - began))
-    assert max(rates) > 1500  # 3500 on an idle core, 4500 without the segmentation

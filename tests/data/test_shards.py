@@ -1,4 +1,5 @@
 import logging
+import tarfile
 
 import pytest
 import torch
@@ -6,11 +7,43 @@ from picture_files import pixels, png, write_tar
 from torch.utils.data import DataLoader
 
 from ldm.data.shards.shards import IndexedShards, Shards
-from ldm.data.shards.tar_samples import expand_urls, split_name
+from ldm.data.shards.tar_samples import expand_urls, index_tar, split_name
 from ldm.errors import UserError
 
 FIELDS = {"caption": "txt", "class_label": "json.class", "source": "json.meta.source"}
 ALL = [f"picture {i}" for i in range(10)]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Allow shards that commands write."""
+    monkeypatch.setenv("LDM_ALLOW", "pipe:")
+
+
+def with_size(path, field):
+    """Give the second member of a tar another field of its size, with a checksum that fits."""
+    with tarfile.open(path) as archive:
+        start = archive.getmembers()[1].offset
+    content = bytearray(path.read_bytes())
+    content[start + 124 : start + 136] = field
+    content[start + 148 : start + 156] = b" " * 8
+    content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
+    path.write_bytes(content)
+
+
+def with_headers(path, kind, body):
+    """Put headers of a kind, each with a body, before what a tar holds."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, len(body)
+    block = header.tobuf(tarfile.GNU_FORMAT) + body.ljust(512, b"\0")
+    path.write_bytes(block * 3000 + path.read_bytes())
+
+
+MISLEADING = {
+    "negative": lambda path: with_size(path, b"\xff" * 10 + b"\xfe\x00"),  # -512
+    "chain": lambda path: with_headers(path, tarfile.GNUTYPE_LONGNAME, b"n\0"),
+    "length": lambda path: with_headers(path, tarfile.XHDTYPE, b"99999999999999999999999 path=x\n"),
+}
 
 
 @pytest.fixture
@@ -26,10 +59,11 @@ def captions(stream):
     return [item["caption"] for item in stream]
 
 
-def test_patterns_name_the_same_shards(shards):
+def test_patterns_name_the_same_shards(shards, monkeypatch):
     want = [str(shards / f"train-000{i}.tar") for i in range(3)]
     for urls in (shards, f"{shards}/train-{{0000..0002}}.tar", f"{shards}/*.tar", want, [want[0], *want[1:]]):
         assert expand_urls(urls) == want
+    monkeypatch.setenv("LDM_ALLOW", "pipe:")
     assert expand_urls("pipe:curl x/{1..2}.tar") == ["pipe:curl x/1.tar", "pipe:curl x/2.tar"]
 
 
@@ -148,10 +182,39 @@ def test_of_a_tar_that_is_cut_off_the_beginning_is_read(tmp_path, make):
 
 
 @pytest.mark.parametrize("url", ["pipe:cat {}", "file:{}"])
+@pytest.mark.usefixtures("commands")
 def test_sources_that_webdataset_opens(shards, url):
     assert captions(Shards([url.format(shards / f"train-000{i}.tar") for i in range(3)], 8)) == ALL
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "pipe:touch {}",
+        "PIPE:touch {}",
+        "{{pipe,x}}:touch {}",
+        "http://x/';touch {};'",
+        "http://x/`touch {}`",
+        "s3://$(touch {})",
+    ],
+)
+def test_no_address_runs_a_command_unasked(tmp_path, url):
+    made = tmp_path / "made"
+    with pytest.raises(UserError, match="--allow pipe:|no address"):
+        list(Shards(url.format(made), 8))
+    assert not made.exists()
+
+
+def test_sizes_and_headers_that_mislead_end_the_tar(tmp_path):
+    """A negative size leads back in the file; what tarfile raises for headers is not TarError alone."""
+    for name, edit in MISLEADING.items():
+        path = write_tar(tmp_path / f"{name}.tar", range(4))
+        edit(path)
+        samples, problem = index_tar(str(path))
+        assert problem and len(samples) < 4, name
+
+
+@pytest.mark.usefixtures("commands")
 def test_a_source_that_fails_is_named(shards, caplog):
     dataset = Shards(["pipe:cat absent.tar", str(shards / "train-0000.tar")], 8)
     assert captions(dataset) == ALL[:4] and dataset.errors.num_unreadable == 1

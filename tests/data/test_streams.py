@@ -87,7 +87,8 @@ def test_uneven_shards_are_shown_equally_often(shards, samples_per_epoch, num_st
     assert sum(times) == 2000 and 0.8 * 2000 / 22 < min(times) <= max(times) < 1.2 * 2000 / 22
 
 
-def test_a_rank_opens_only_its_shards(shards):
+def test_a_rank_opens_only_its_shards(shards, monkeypatch):
+    monkeypatch.setenv("LDM_ALLOW", "pipe:")
     log, opened = shards / "opened", []
     dataset = stream([f"pipe:echo {i} >> {log}; cat {shards}/train-{i:04d}.tar" for i in range(5)], samples_per_epoch=4)
     for rank in range(4):
@@ -188,7 +189,8 @@ def test_empty_shards_are_an_error_and_no_endless_loop(tmp_path, samples_per_epo
         epoch_of(stream(tmp_path, samples_per_epoch=samples_per_epoch))
 
 
-def test_remote_shards_on_several_ranks_need_the_length_of_an_epoch(shards):
+def test_remote_shards_on_several_ranks_need_the_length_of_an_epoch(shards, monkeypatch):
+    monkeypatch.setenv("LDM_ALLOW", "pipe:")
     dataset = Shards([f"pipe:cat {shards}/train-0000.tar"], 4)
     with as_rank(1, 2), pytest.raises(UserError, match="remote shards that 2 processes train on needs samples_per_ep"):
         next(iter(DataModule(1, dataset, num_workers=0).train_loader()))

@@ -1,15 +1,19 @@
 """What is wrong with data on a disk: every kind, in every kind of reader, is skipped and counted, up to a limit."""
 
+import contextlib
 import io
 import logging
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from picture_files import pixels, png, write_tar
 from PIL import Image
 
 from ldm.data.core.module import DataModule
+from ldm.data.core.transforms import UNREADABLE
+from ldm.data.image_pairs.paired_files import read_hole, read_indices
 from ldm.data.image_pairs.super_resolution import LowRes
 from ldm.data.readers.captions import CaptionedFolder
 from ldm.data.readers.folders import ImageFolder
@@ -185,3 +189,21 @@ def test_texts_for_a_tokenizer_leave_damaged_ones_out(tmp_path):
         for kind in ("bad UTF-8 caption", "missing caption"):
             dataset = make(tmp_path / name, KINDS[kind])
             assert list(dataset.texts()) == [f"picture {i}" for i in range(COUNT) if i not in BAD]
+
+
+@pytest.mark.parametrize("read", [read_indices, read_hole])
+def test_damage_of_maps_and_masks_is_of_the_kind_that_is_skipped(tmp_path, read):
+    """Whatever decoders raise: an EXIF cut short, arrays of headers that are none."""
+    exif = tmp_path / "exif.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(exif, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    content = exif.read_bytes()
+    short = content.replace(b"II*\0\x08\0\0\0\xff\xff", b"II*\0\x08\0\0\0\x00\x05")
+    exif.write_bytes(short)
+    start = b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': "
+    shapes = {"token": b"(4, ((", "size": b"(9999999999, 99999999)}", "empty": b"(0, 4)}"}
+    arrays = {name: (start + shape).ljust(200) for name, shape in shapes.items()}
+    for name, body in arrays.items():
+        (tmp_path / f"{name}.npy").write_bytes(body)
+    for path in sorted(tmp_path.iterdir()):
+        with contextlib.suppress(*UNREADABLE, UserError):
+            read(path)

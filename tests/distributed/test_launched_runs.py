@@ -134,6 +134,29 @@ def test_sharded_training_validates_and_draws_like_the_others(runs: Path) -> Non
         assert values == pytest.approx([values[0]], rel=1e-4) and list((run / "images" / "train").glob("*gs-000002*"))
 
 
+ADAPTER = "{target: ldm.weights.adapters.LoRA, params: {modules: ['*.to_?', '*.in_layers.2'], rank: 2}}"
+
+
+@pytest.fixture(scope="module")
+def adapters(runs: Path) -> Path:
+    """Train an adapter of a trained model with each strategy on two ranks, and go on alone from that of fsdp."""
+    words = [f"training.params.adapter={ADAPTER}", f"training.checkpoint={next((runs / 'ddp').iterdir())}"]
+    jobs = [{"world": 2, "arguments": train(f"adapter-{name}", "--strategy", name, *words)} for name in STRATEGIES]
+    finish([sys.executable, str(HERE / "forked_runs.py"), json.dumps(jobs)], runs)
+    shutil.copytree(next((runs / "adapter-fsdp").iterdir()), runs / "adapter-alone" / "run")
+    words = ["-r", "adapter-alone/run", "-t", "--max_steps", "4", "--devices", "1", "--strategy", "auto"]
+    finish([sys.executable, str(HERE / "forked_runs.py"), json.dumps([{"world": 1, "arguments": words}])], runs)
+    return runs
+
+
+def test_each_strategy_trains_the_same_adapter(adapters: Path) -> None:
+    ends = [checkpoint(adapters / f"adapter-{name}") for name in STRATEGIES]
+    assert distance(ends[0], ends[1]) == 0 and distance(ends[0], ends[2]) < 1e-6
+    trained = [value for name, value in ends[2]["state_dict"].items() if "lora_B" in name]
+    assert trained and all(bool(value.any()) for value in trained)  # they start at zero
+    assert checkpoint(adapters / "adapter-alone")["global_step"] == 4
+
+
 def test_torchrun_decides_the_number_of_processes(workplace: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     printed = finish([*launcher, str(ROOT / "main.py"), *train("torchrun")], workplace)
@@ -182,4 +205,4 @@ def test_two_hosts_meet_without_a_launcher(workplace: Path, hosts: tuple[str, st
     assert [process.returncode for process in processes] == [0, 0], printed
     assert "global batch: 4 = 2 per device x 1 devices x 2 nodes" in printed[0]
     assert checkpoint(workplace / "hosts")["global_step"] == 3
-    assert yaml.safe_load(next((workplace / "hosts").rglob("config.yaml")).read_text())["model"]["global_batch"] == 4
+    assert yaml.safe_load(next((workplace / "hosts").rglob("config.yaml")).read_text())["training"]["global_batch"] == 4

@@ -35,7 +35,7 @@ def captions(folder: Path, world: int, name: str, *words: str) -> list[list[str]
     """Train, and give what each rank was trained on."""
     (folder / name).mkdir()
     command = [sys.executable, str(ROOT / "main.py"), "-b", "config.yaml", "-t", "-l", name, "--devices", str(world)]
-    report = ["lightning.callbacks.report.target=rank_report.RankReport"]
+    report = ["--allow", "rank_report", "lightning.callbacks.report.target=rank_report.RankReport"]
     report += [f"lightning.callbacks.report.params.directory={folder / name}"]
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +7,13 @@ import yaml
 from picture_files import pixels, png, write_pictures
 from PIL import Image
 
-from ldm.cli.check_data import main
+from ldm.cli import doctor
 from ldm.doctor.item_sheet import item_sheet
 from ldm.doctor.summary import Summary
+
+
+def main(words):
+    return doctor.main(["data", *words])
 
 
 def write_config(path, params, target="ldm.data.readers.folders.ImageFolder", **sections):
@@ -171,3 +177,45 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
     assert caught.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def written(folder, *images):
+    """Write images as 0.png, 1.png ..., each in a folder of its class."""
+    for number, (name, array) in enumerate(images):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / f"{number}.png").write_bytes(png(array))
+    return folder
+
+
+def test_equal_images_are_counted_and_those_of_training_in_validation_too(tmp_path, capsys):
+    a, b, c = (pixels(seed, 8, 8) for seed in range(3))
+    train = written(tmp_path / "train", ("ant", a), ("ant", a), ("ant", b), ("bee", a[:, ::-1]))
+    (train / "ant" / "broken.png").write_bytes(b"broken")  # another takes its place, which is none that is twice there
+    held_out = written(tmp_path / "held", ("ant", c), ("bee", b))
+    sections = {"target": "ldm.data.readers.folders.ImageFolder", "params": {"root": str(held_out), "size": 8}}
+    params = {"root": str(train), "size": 8, "repeats": 3, "class_folders": True}
+    config = write_config(tmp_path / "a.yaml", params)
+    words = ["--base", config, f"data.params.validation={json.dumps(sections)}", "--outdir", str(tmp_path / "out")]
+    main([*words, "--num", "0", "--html", str(tmp_path / "pages" / "data.html")])
+    printed = capsys.readouterr().out
+    assert "train: ImageFolder, 15 items, 5 read" in printed
+    assert "2 images are equal to an earlier one, or to its mirror image" in printed
+    assert "class_label of the items that were read: most often ant 3, bee 2" in printed
+    assert "1 of these images are in train, too" in printed
+    page = (tmp_path / "pages" / "data.html").read_text()
+    assert "1 of these images are in train" in page and page.count('src="data:image/png;base64,') == 2
+    assert "http" not in page and "class_label" in page
+
+
+def test_the_page_is_written_though_something_is_wrong(tmp_path, capsys):
+    write_pictures(tmp_path / "pictures", 2)
+    conditioner = {"target": "ldm.conditioning.labels.ClassConditioner", "params": {"num_classes": 4, "embed_dim": 8}}
+    config = write_config(tmp_path / "a.yaml", {"root": str(tmp_path / "pictures"), "size": 8}, model=conditioner)
+    words = ["--base", config, "--outdir", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]
+    with pytest.raises(SystemExit):
+        main(words)
+    page = (tmp_path / "page.html").read_text()
+    assert "PROBLEM train: ClassConditioner reads &#x27;class_label&#x27;" in page
+    with pytest.raises(SystemExit):
+        main([*words, "--html", str(tmp_path)])
+    assert "--html" in capsys.readouterr().err.splitlines()[-1]

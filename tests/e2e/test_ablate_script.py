@@ -26,7 +26,7 @@ from ldm.ablation.resolve import resolve
 from ldm.ablation.run import run_trial, step_names
 from ldm.ablation.runner import DeviceSlot
 from ldm.ablation.study import read
-from ldm.ablation.tables import STEPS, Results
+from ldm.ablation.tables import EVALUATIONS, STEPS, Results
 from ldm.ablation.workspace import Workspace
 
 STUDY = {
@@ -121,6 +121,26 @@ def test_a_trial_is_trained_and_evaluated_once(study, tmp_path):
     rows = Results(spec, [trial], workspace).evaluations()
     assert [(row["part"], row["step"], row[STEPS]) for row in rows] == [(1, 2, 2), (2, 4, 2), (2, 4, 4)]
     assert "frechet[scenenet]" in rows[0] and "psnr" in Results(spec, [trial], workspace).first_stages()[0]
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_evaluated_by_network_evaluations_and_seeds_of_its_samples(study, tmp_path):
+    first = read(study)
+    workspace, slot = Workspace(tmp_path / "out"), DeviceSlot("cpu", {"accelerator": "cpu"})
+    workspace.create()
+    trial = resolve(first)[0]
+    run_trial(first, trial, workspace, slot)
+    given = {"set": {"latent.checkpoint": str(workspace.finished_run(trial.name))}, "seeds": [1, 2]}
+    axes = {"sampler": {"key": "sample.sampler", "values": ["ddim", "heun"]}}
+    study.write_text(yaml.safe_dump({**STUDY, **given, "axes": axes}))
+    second = read(study)
+    trials = resolve(second)
+    for trial in trials:
+        run_trial(second, trial, workspace, slot)
+    rows = Results(second, trials, workspace).evaluations()
+    costs = {(row["sampler"], row[STEPS]): row[EVALUATIONS] for row in rows}
+    assert costs == {("ddim", 2): 2, ("ddim", 4): 4, ("heun", 2): 3, ("heun", 4): 7}
+    assert len({row["frechet[scenenet]"] for row in rows}) == len(rows) == 8  # no sample is that of another seed
 
 
 @pytest.mark.proof

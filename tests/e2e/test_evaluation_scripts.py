@@ -55,23 +55,28 @@ def result(out):
     return content, content.pop("made")
 
 
-def test_samples_with_neighbours_and_exported_reference(runs, tmp_path):
+def test_samples_with_neighbours_and_exported_reference(runs, tmp_path, caplog):
     out, exported = tmp_path / "out", tmp_path / "reference.npz"
-    more = ("--n", 12, "--metrics", "frechet", "kernel:size=6", "--neighbours", "--export-reference", exported)
+    more = ("--n", 20, "--metrics", "frechet", "kernel:size=6", "--neighbours", "--export-reference", exported)
     evaluate(arguments(runs["none"], out, *more))
     content, made = result(out)
     assert set(content["values"]) == {"frechet[scenenet]", "kernel[scenenet]", "kernel_std[scenenet]"}
-    assert (content["n"], content["seeds"], content["guidance"]) == (12, [0, 11], 1.0)
+    assert set(content["intervals"]) == {"frechet[scenenet]", "kernel[scenenet]"} and "   [" in caplog.text
+    assert (content["n"], content["seeds"], content["guidance"]) == (20, [0, 19], 1.0)
+    assert content["evaluations_per_image"] == 2
     assert content["sampler"] | {"name": "DDIM", "steps": 2, "eta": 0.0} == content["sampler"]
     assert content["model"]["weights"] == "ema" and len(content["model"]["checkpoint_sha256"]) == 64
     assert content["reference"]["count"] == 24 and len(content["reference"]["sha256"]) == 64
     assert set(content["neighbours"]["ratio"]) == {"pixels", "scenenet"}
     assert made["seconds"] > 0 and made["draw_seconds"] > 0 and "torch-fidelity" in made["versions"]
     assert (out / "samples.png").is_file() and (out / "neighbours.png").is_file()
-    imported = ("--n", 12, "--metrics", "frechet", "--reference", exported)
+    imported = ("--n", 20, "--metrics", "frechet", "--reference", exported)
     evaluate(arguments(runs["none"], tmp_path / "imported", *imported))
     value = result(tmp_path / "imported")[0]["values"]["frechet[scenenet]"]
     assert value == pytest.approx(content["values"]["frechet[scenenet]"])
+    caplog.clear()
+    compare([str(out / "evaluation.json")] * 2)
+    assert "not distinguishable" in caplog.text
 
 
 def test_two_ranks_give_the_figures_of_one(runs, tmp_path):
@@ -89,6 +94,9 @@ def test_a_first_stage_and_that_of_a_diffusion_model(runs, tmp_path):
     metrics = ("--metrics", "frechet", "psnr", "ssim", "inception_score:splits=2", "--n", 10)
     evaluate(arguments(runs["autoencoder"], tmp_path / "a", *metrics))
     evaluate(arguments(runs["none"], tmp_path / "b", "--first-stage", *metrics))
+    (noted,) = (runs["autoencoder"] / "evaluations").glob("a-*/evaluation.json")
+    assert noted.read_bytes() == (tmp_path / "a" / "evaluation.json").read_bytes()
+    assert result(noted.parent)[1]["folder"] == str((tmp_path / "a").resolve())
     first, second = (result(tmp_path / name)[0] for name in "ab")
     assert first["kind"] == second["kind"] == "reconstructions" and first["n"] == 10
     assert {"frechet[scenenet]", "psnr", "psnr_std", "ssim"} <= set(first["values"]) == set(second["values"])
@@ -141,6 +149,11 @@ def test_ranks_wait_longer_than_half_an_hour_for_each_other(monkeypatch):
 def test_mistakes_are_one_line_each(runs, tmp_path, capsys):
     for words, message in (
         (("--metrics", "freshet"), "metrics freshet: unknown; did you mean frechet?"),
+        (("--metrics", "fid"), "metrics fid: unknown; FID is frechet with the extractor inception"),
+        (("--metrics", "CMMD"), "CMMD is mmd with the extractor clip"),
+        (("--metrics", "mmd:sigma=0"), "0 is not a positive number"),
+        (("--metrics", "mmd:sigma=-1.5"), "-1.5 is not a positive number"),
+        (("--metrics", "memorisation_frechet", "--n", 12), "images, not data.params.validation; use train"),
         (("--metrics", "kernel:sise=3"), "sise is unknown; kernel takes subsets, size"),
         (("--metrics", "kernel:size=0"), "0 is not a positive number"),
         (("--metrics", "psnr:a=3"), "psnr takes no options"),

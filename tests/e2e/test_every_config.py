@@ -47,6 +47,17 @@ DIFFUSION_SIZES = {
     "ldm/inpainting.yaml": (215_230_467, 55_322_782),
     "ldm/inpainting_big.yaml": (387_245_827, 53_219_486),
     "ldm/retrieval_768.yaml": (1_335_480_400, 0),
+    "ldm/sit_s.yaml": (32_865_056, 0),
+    "ldm/sit_b.yaml": (130_315_808, 0),
+    "ldm/sit_l.yaml": (457_840_672, 0),
+    "ldm/sit_xl.yaml": (674_834_720, 0),
+    "ldm/dit_xl.yaml": (674_834_720, 0),
+    "ldm/lightningdit_xl.yaml": (674_924_944, 0),  # the transformers: counted by hand from their layers
+    "stability/sd1.yaml": (859_520_964, 123_060_480),
+    "stability/sd15_inpainting.yaml": (859_535_364, 123_060_480),
+    "stability/sd2.yaml": (865_910_724, 340_387_840),
+    "stability/sd2_v.yaml": (865_910_724, 340_387_840),
+    "stability/sdxl_base.yaml": (2_567_463_684, 123_060_480 + 694_659_840),
 }
 FIRST_STAGE_SIZES = {  # without loss
     "autoencoder/kl_f4.yaml": 55_312_063,
@@ -80,20 +91,26 @@ def kind(value: Any) -> Any:
 def representatives() -> list[Any]:
     """Return the names of all configs.
 
-    Slow are those that differ from an earlier one in nothing but numbers, and those that other tests train: on files,
-    on data of one's own, in the demo.
+    Slow are those that differ from an earlier one in nothing but numbers; proofs those that other tests train: on
+    files, on data of one's own, in the demo.
     """
     kinds: set[str] = set()
     names: list[Any] = []
     for name in NAMES:
+        if name.startswith("stability/"):
+            continue  # their text models are those of files: tests/compat/test_stable_diffusion.py
         text = json.dumps(kind(yaml.safe_load((CONFIGS / name).read_text())), sort_keys=True)
-        is_slow = text in kinds or name.startswith("own/") or name in TRAINED_ELSEWHERE
-        names.append(pytest.param(name, marks=pytest.mark.slow) if is_slow else name)
+        if name.startswith("own/") or name in TRAINED_ELSEWHERE:
+            names.append(pytest.param(name, marks=pytest.mark.proof))
+        else:
+            names.append(pytest.param(name, marks=pytest.mark.slow) if text in kinds else name)
         kinds.add(text)
     return names
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("stability/") else name for name in NAMES]
+)
 def test_dry_run_at_full_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--base", str(CONFIGS / name), "--dry-run", "--accelerator", "cpu"]) == 0
     shown = dict(SHOWN_SIZE.findall(capsys.readouterr().out))
@@ -150,6 +167,10 @@ CASES = {  # name of the config and folder of the partners: what is said beside 
     ("folder", None): [],
     ("classes", None): [],
     ("captions", None): [],
+    ("finetune_captions", None): [],
+    ("finetune_adapter", None): [],
+    ("finetune_classes", None): [],
+    ("finetune_decoder", None): [],
     ("masks", "maps"): [f"{_TRAIN}.mask_root={{partners}}"],
     ("pairs", "maps"): [f"{_TRAIN}.target_root={{partners}}", f"{_TRAIN}.num_classes=3", f"{_RESCALER}.in_channels=3"],
     ("pairs", "partners"): [f"{_TRAIN}.target_root={{partners}}", f"{_TRAIN}.target_channels=1"],
@@ -160,16 +181,24 @@ CASES = {  # name of the config and folder of the partners: what is said beside 
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "partners"), CASES)
+SLOW = ("finetune_captions", "finetune_classes")  # whose choices the other ones have, too
+RELEASED = (*SLOW, "finetune_adapter")  # models of images in colour
+
+
+@pytest.mark.parametrize(
+    ("name", "partners"), [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] in SLOW)) for case in CASES]
+)
 def test_own_data_by_a_path(name: str, partners: str | None, own_data: Path, tmp_path: Path) -> None:
     """Grey pictures of 16 bits, wider than high: only paths and options on the command line."""
     config = CONFIGS / "own" / f"{name}.yaml"
-    words = [f"{_TRAIN}.root={own_data / 'pictures'}", f"{_TRAIN}.size=[32,64]", f"{_TRAIN}.channels=1"]
+    channels, height = (3, 64) if name in RELEASED else (1, 32)
+    words = [f"{_TRAIN}.root={own_data / 'pictures'}", f"{_TRAIN}.channels={channels}"]
+    words.append(f"{_TRAIN}.size=[{height},{2 * height}]")
     words += [word.format(partners=own_data / str(partners)) for word in CASES[name, partners]]
     run = train(config, tmp_path, [*words, f"{_TRAIN}.validation_share=0.3", *narrowing(plain(config))])
     data = instantiate(load(run / "configs" / "config.yaml").data, "data")
     items = next(iter(data.validation_loader()))
-    assert items["image"].shape[1:] == (1, 32, 64)
+    assert items["image"].shape[1:] == (channels, height, 2 * height)
     assert draw(run, items).shape == items["image"].shape
 
 

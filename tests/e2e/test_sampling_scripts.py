@@ -110,6 +110,7 @@ def test_text_to_pictures_grid_and_record(runs, tmp_path):
     assert written["samples"][5] == {"file": "samples/00005.png", "seed": 12, "caption": PROMPT}
     assert written["sampler"] == {"name": "DDIM", "steps": 2, "eta": 0.0, "grid": None, "start": None}
     assert (written["scale"], written["weights"], written["size"]) == (5.0, "ema", [16, 16])
+    assert (written["guidance"], written["evaluations_per_image"]) == (5.0, 4)
     assert len(written["checkpoint_sha256"]) == 64 and "torch" in written["versions"]
 
 
@@ -165,6 +166,33 @@ def test_prompts_of_a_file_and_guidance_change_the_picture(runs, tmp_path):
     plain = draw(txt2img, runs["text"], tmp_path / "b", "--prompt", PROMPT, "--n_samples", 1, "--seed", 3, "--scale", 1)
     other = draw(txt2img, runs["text"], tmp_path / "c", "--prompt", "two", "--n_samples", 1, "--seed", 3, "--scale", 1)
     assert not np.array_equal(images[0], plain[0]) and not np.array_equal(plain[0], other[0])
+
+
+def test_guidance_of_every_kind_is_drawn_counted_and_recorded(runs, tmp_path, caplog):
+    words = ("--classes", 1, "-n", 1, "--scale", 3, "--eta", 0)
+    plain = draw(sample, runs["class"], tmp_path / "a", *words)
+    more = ("--guidance", "interval=0:0.4", "rescale=0.5", "apg_eta=0", "--guide", "ema:raw")
+    with caplog.at_level("INFO"):
+        guided = draw(sample, runs["class"], tmp_path / "b", *words, *more, "--sampler", "heun:s_churn=2")
+    assert not np.array_equal(plain[0], guided[0])
+    written = record(tmp_path / "b")
+    assert written["guidance"]["interval"] == [0.0, 0.4] and written["guidance"]["guide"]["weights"] == "raw"
+    assert written["sampler"]["s_churn"] == 2 and written["evaluations_per_image"] == 4  # of 3, one is guided
+    assert "4 network evaluations each" in caplog.text
+
+
+def test_guidance_that_a_model_cannot_have_is_refused_before_anything_is_written(runs, tmp_path, capsys):
+    rest = ("-n", 1, "--outdir", tmp_path / "out", "--device", "cpu", "--steps", 2)
+    for run, words, named in (
+        ("none", ("--scale", 3), "scale 3 on a model without condition"),
+        ("none", ("--guide", runs["text"]), "guide: no effect at scale 1"),
+        ("none", ("--scale", 2, "--guide", tmp_path / "no"), "no"),
+        ("none", ("--scale", 2, "--guidance", "interval=0:2"), "interval is 0:2"),
+        ("none", ("--sampler", "unipc:order=3"), "order is 3; use 1 to 2 for 2 steps"),
+        ("class", ("--classes", 1, "--scale", 2, "--guide", runs["text"]), "is conditioned on caption"),
+    ):
+        assert named in fails(capsys, sample, "--run", runs[run], *rest, *words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_raw_and_averaged_weights_differ(runs, tmp_path):
@@ -294,6 +322,8 @@ def test_overrides_of_the_config(runs, tmp_path, capsys):
         capsys, sample, *common, "model.params.latent_scal=1"
     )
     assert "data.x=1: has no effect on samples" in fails(capsys, sample, *common, "data.x=1")
+    of_texts = ("--run", runs["text"], "--device", "cpu", "--outdir", tmp_path / "c", "--prompt", "red")
+    assert "did you mean latent_scale" in fails(capsys, txt2img, *of_texts, "model.params.latent_scal=1")
 
 
 def test_mistakes_are_one_line(runs, tmp_path, capsys):

@@ -63,6 +63,32 @@ def test_inpainting_sees_a_black_hole_and_a_mask_of_plus_and_minus_one():
     assert torch.equal(mask, expected) and torch.equal(masked, -expected.expand(3, -1, -1))
 
 
+@pytest.mark.parametrize("model", ["inpaint", "none"])
+def test_images_are_drawn_on_beyond_their_edges(runs, tmp_path, masked, model):
+    folder, _ = masked
+    image = save(tmp_path / "a.png", noise(17, 22))
+    run(inpaint, runs[model], tmp_path / "out", "--image", image, "--outpaint", "3,0,8,5")
+    drawn = load(tmp_path / "out" / "a.png")
+    assert drawn.shape == (22, 33, 3) and np.array_equal(drawn[:17, 3:25], noise(17, 22))
+    assert (drawn[17:] != 0).any() and (drawn[:, 25:] != 0).any()
+
+
+def test_what_is_filled_up_beside_a_hole_is_hole():
+    """Sides that the model cannot have are filled up by repetition: at an edge of the hole, with hole."""
+    image, hole = torch.full((3, 5, 6), 255, dtype=torch.uint8), torch.zeros(1, 5, 6, dtype=torch.bool)
+    hole[:, :, 4:] = True
+    conditioner = FirstStageConditioner(mask_key="mask")
+    conditions = request_of(Source(Path("a.png"), "a"), image, hole, conditioner, 4).conditions
+    assert (conditions["mask"][:, :, 4:] == 1).all() and (conditions["mask"][:, :, :4] == -1).all()
+    assert (conditions["masked_image"][:, :, 4:] == -1).all()
+
+
+@pytest.mark.parametrize("margins", ["1,2,3", "a,b,c,d", "0,0,0,0", "-1,0,0,0", "9999999,0,0,0", ""])
+def test_bad_margins(runs, tmp_path, masked, margins, capsys):
+    words = ["--run", runs["none"], "--outdir", tmp_path / "out", "--indir", masked[0], f"--outpaint={margins}"]
+    assert "--outpaint" in fails(capsys, inpaint, *words)
+
+
 def test_nothing_below_the_mask_reaches_the_model(runs, tmp_path, masked):
     folder, hole = masked
     pictures = {name: noise(17, 22) for name in ("a", "inside", "outside")}

@@ -97,7 +97,12 @@ def test_two_processes_end_equal_on_different_data_and_draws(workplace: Path, na
     folder.mkdir()
     words = "--accelerator cpu --devices 2 --strategy ddp --max_steps 2 -l".split() + [str(folder / "logs")]
     callback = "lightning.callbacks.report"
-    report = [f"{callback}.target=rank_report.RankReport", f"{callback}.params.directory={folder}"]
+    report = [
+        "--allow",
+        "rank_report",
+        f"{callback}.target=rank_report.RankReport",
+        f"{callback}.params.directory={folder}",
+    ]
     printed = run(workplace, "-b", f"{name}.yaml", "-t", "training.allow_untrained_first_stage=true", *words, *report)
     assert "global batch: 4 = 2 per device x 2 devices" in printed
     first, second = reports(folder)

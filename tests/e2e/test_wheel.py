@@ -13,7 +13,8 @@ import importlib, pkgutil, ldm
 names = [module.name for module in pkgutil.walk_packages(ldm.__path__, "ldm.")]
 for name in names:
     importlib.import_module(name)
-print(len(names), ldm.__file__)
+from ldm.config import shipped
+print(len(names), ldm.__file__, shipped.find("ldm/ffhq"))
 """
 
 
@@ -23,7 +24,7 @@ def test_wheel_installs_and_imports_from_another_directory(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("ldm", "setup.py", "pyproject.toml", "README.md", "LICENSE"):  # a copy: the build leaves files behind
+    for name in ("ldm", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE"):  # the build leaves files
         (source / name).symlink_to(ROOT / name)
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source], check=True)
     subprocess.run([*pip, "install", "--no-deps", "--target", site, *wheels.glob("*.whl")], check=True)
@@ -35,9 +36,10 @@ def test_wheel_installs_and_imports_from_another_directory(tmp_path):
         capture_output=True,
         text=True,
     ).stdout
-    count, location = shown.split()
+    count, location, config = shown.split()
     assert int(count) > 30
-    assert Path(location).is_relative_to(site)
+    assert Path(location).is_relative_to(site) and Path(config).is_relative_to(site)
+    assert "base:" in Path(config).read_text()
     for command, flag in (("train", "--base"), ("sample", "--classes")):
         environment = {"PYTHONPATH": str(site), "PATH": ""}
         program = [sys.executable, site / "bin" / "ldm", command, "--help"]

@@ -14,7 +14,15 @@ from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
 from ldm.evaluation.comparison import compare, read_result
 from ldm.evaluation.conditions import BalancedClasses, DataConditions, Unconditional, UniformClasses
-from ldm.evaluation.distribution_metrics import Frechet, InceptionScore, Kernel, PrecisionRecall, SpatialFrechet
+from ldm.evaluation.distribution_metrics import (
+    Frechet,
+    InceptionScore,
+    Kernel,
+    MemorisationFrechet,
+    Mmd,
+    PrecisionRecall,
+    SpatialFrechet,
+)
 from ldm.evaluation.evaluate import Result, evaluate_images, evaluate_reconstructions, label
 from ldm.evaluation.extractors import Features, weights_hash
 from ldm.evaluation.image_metrics import FunctionMetric, Lpips, psnr, psnr_to_target, ssim_to_target
@@ -336,6 +344,8 @@ def test_only_inception_has_fid_and_only_fifty_thousand_fid_50k():
     assert label("kernel_std[inception]", 1000) == "deviation of KID of 1,000 samples"
     assert label("frechet[inception]", 50_000, "reconstructions") == "rFID of 50,000 reconstructions"
     assert label("inception_score[inception]", 9, "reconstructions") == "R-IS of 9 reconstructions"
+    assert label("mmd[clip]", 1000) == "CMMD of 1,000 samples" and "CMMD" not in label("mmd[inception]", 1000)
+    assert label("memorisation_frechet[inception]", 9) == "MIFID of 9 samples"
     assert label("kernel[inception]", 50_000, is_usual=False).startswith("kernel[inception], 50,000 samples, other")
     settings = {"kind": "samples", "metrics": {"kernel": {"subsets": 9, "size": 1000}, "frechet": {}}}
     result = Result({"kernel_std[inception]": 0.0, "frechet[inception]": 0.0}, 9, settings, torch.zeros(0), {})
@@ -387,6 +397,36 @@ def test_a_comparison_refuses_what_was_measured_differently(tmp_path, extractor,
         compare(made, {**second, "kind": "samples", "conditions": "balanced"})
     with pytest.raises(UserError, match="kind: reconstructions, samples"):
         compare(made, {**second, "kind": "reconstructions"})
+
+
+def test_results_have_intervals_and_equal_models_are_not_told_apart(tmp_path, extractor, reference):
+    sets = {"frechet": Frechet(), "mmd": Mmd(), "kernel": Kernel(4, 30), "inception_score": InceptionScore(2)}
+    metrics = MetricSuite(sets, extractor)
+    noise = [{"image": x} for x in torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1]
+    first, again, other = (
+        evaluate_images(images, metrics, reference, tmp_path / str(number)).content()
+        for number, images in enumerate((shapes(40), shapes(40, 9), ImageSet(noise, "noise")))
+    )
+    assert set(first["intervals"]) == {f"{name}[scenenet]" for name in sets}
+    for name, entry in first["intervals"].items():
+        assert entry["low"] < first["values"][name] < entry["high"], name
+    assert json.loads(json.dumps(first)) == first
+    same, far = compare(first, again).differences, compare(first, other).differences
+    assert not any(same[name].is_distinguishable for name in same)
+    for name in ("frechet[scenenet]", "mmd[scenenet]"):
+        assert far[name].is_distinguishable, far[name]
+    assert "distinguishable; about" in same["frechet[scenenet]"].verdict()
+
+
+def test_memorisation_is_measured_against_the_training_images_alone(tmp_path, extractor, reference):
+    metrics = MetricSuite({"memorisation_frechet": MemorisationFrechet(), "frechet": Frechet()}, extractor)
+    held_out = ReferenceSet(reference.statistics, {**reference.provenance, "source": "data.params.validation"})
+    with pytest.raises(UserError, match="memorisation_frechet: compares with the training images, not data.params.val"):
+        evaluate_images(shapes(8), metrics, held_out, tmp_path)
+    train = ReferenceSet(reference.statistics, {**reference.provenance, "source": "data.params.train"})
+    copies, others = (evaluate_images(shapes(40, seed), metrics, train, tmp_path / str(seed)).values for seed in (1, 5))
+    assert others["memorisation_frechet[scenenet]"] >= others["frechet[scenenet]"]
+    assert copies["frechet[scenenet]"] < 1e-3  # of the very images
 
 
 def test_a_full_disk_is_one_line(tmp_path, extractor, reference):

@@ -9,8 +9,12 @@ from torch.nn import functional as F
 from ldm.data.core.loader import collate
 from ldm.data.core.pixels import to_bytes
 from ldm.errors import UserError
-from ldm.evaluation.distribution_metrics import Frechet, ReferenceStatistics
+from ldm.evaluation.build import make_metric_suite
+from ldm.evaluation.distribution_metrics import Frechet
+from ldm.evaluation.distributions import ReferenceStatistics
+from ldm.evaluation.evaluate import label
 from ldm.evaluation.extractors import Clip, Dino, Inception
+from ldm.evaluation.references import ReferenceSet
 from ldm.toy import scene_network
 from ldm.toy.scene_extractor import SCENE_WEIGHTS, SceneNet
 from ldm.toy.shapes import Shapes
@@ -30,14 +34,23 @@ def test_the_shipped_weights_are_small_and_know_the_things_of_unseen_scenes():
     assert known.float().mean() > 0.97
 
 
+@pytest.fixture(scope="module")
+def reference():
+    return ReferenceStatistics.of(SceneNet()(to_bytes(scenes(200, seed=1)["image"])))
+
+
+@pytest.fixture(scope="module")
+def others():
+    """Give images of other scenes, (B, C, H, W)."""
+    return scenes(200, seed=2)["image"]
+
+
 @pytest.mark.parametrize("defect", scene_network.DEFECTS, ids=lambda defect: defect.__name__)
-def test_the_distance_grows_with_a_defect(defect):
+def test_the_distance_grows_with_a_defect(defect, reference, others):
     pytest.importorskip("torch_fidelity")
     torch.manual_seed(0)
-    reference = ReferenceStatistics.of(SceneNet()(to_bytes(scenes(200, seed=1)["image"])))
-    x = scenes(200, seed=2)["image"]
-    faulty = defect(x, torch.randn_like(x))
-    mixed = [torch.lerp(x, faulty, share).clamp(-1, 1) for share in (0.0, 0.5, 1.0)]
+    faulty = defect(others, torch.randn_like(others))
+    mixed = [torch.lerp(others, faulty, share).clamp(-1, 1) for share in (0.0, 0.5, 1.0)]
     distances = [Frechet()(SceneNet()(to_bytes(images)), reference)["frechet"] for images in mixed]
     assert distances[0] < distances[1] < distances[2]
 
@@ -105,3 +118,19 @@ def test_weights_that_do_more_than_hold_tensors_are_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="weights.pth: is not a checkpoint"):
         _ = Inception(path).hash
     assert not capsys.readouterr().out
+
+
+def test_mmd_of_a_clip_folder_is_cmmd(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=16, projection_dim=8)
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path / "clip")
+    suite = make_metric_suite(["mmd"], f"clip:version={tmp_path / 'clip'}", torch.device("cpu"), keep=0)
+    ours, theirs = (suite.extractor(to_bytes(scenes(6, seed=seed)["image"])) for seed in (1, 2))
+    torch.testing.assert_close(ours.pooled.norm(dim=1), torch.ones(6))
+    x, y = ours.pooled.double(), theirs.pooled.double()
+    means = [torch.exp((a @ b.T - 1) / 100).mean() for a, b in ((x, x), (y, y), (x, y))]  # |a - b|^2 is 2 - 2 a.b
+    expected = 1000 * (means[0] + means[1] - 2 * means[2]).item()
+    values = suite.compare_sets(ours, ReferenceSet(ReferenceStatistics.of(theirs), {}))
+    assert values == {"mmd[clip]": pytest.approx(expected, rel=1e-4)} and label(*values, 6) == "CMMD of 6 samples"

@@ -41,6 +41,15 @@ def test_any_resolution(size):
     assert score([data[i]["image"] for i in range(60)], [data[i]["caption"] for i in range(60)])["right"] == 1
 
 
+def test_scenes_of_three_things_are_read():
+    data = Shapes(200, size=64, num_objects=(3, 3), size_words=1.0, split="validation")
+    items = [data[i] for i in range(len(data))]
+    captions = [item["caption"] for item in items]
+    assert score([item["image"] for item in items], captions)["right"] >= 0.99
+    scenes = [parse(text).things for text in captions]
+    assert all(len(things) == 3 and all(thing.size for thing in things) for things in scenes)
+
+
 def test_boxes_and_sizes_agree_with_the_data():
     data = Shapes(100, num_objects=(1, 1), size_words=1.0)
     for i in range(100):

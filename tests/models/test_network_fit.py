@@ -5,9 +5,10 @@ import tiny
 import torch
 from torch import nn
 
-from ldm.conditioning.base import JointConditioner
+from ldm.conditioning.base import JointConditioner, StackedConditioner
 from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
 from ldm.conditioning.labels import ClassConditioner
+from ldm.conditioning.sizes import SizeConditioner
 from ldm.conditioning.text import EmbeddingConditioner
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
@@ -17,6 +18,11 @@ from ldm.models.conditional_network import check_fit
 def unet(in_channels=4, out_channels=4, **options):
     with torch.device("meta"):
         return tiny.unet(out_channels, in_channels - out_channels, **options)
+
+
+def stacked(one, other, size):
+    parts = {"a": EmbeddingConditioner("a", one), "b": EmbeddingConditioner("b", other)}
+    return StackedConditioner(**parts, size=SizeConditioner(dim=size))
 
 
 def inpainting(**options):
@@ -36,6 +42,7 @@ def inpainting(**options):
         (unet(num_classes=5), ClassConditioner(5, slot="vector")),
         (nn.Identity(), ImageConditioner("low_res")),  # the placeholder of a model without a network
         (unet(7, context_dim=16), JointConditioner(a=ImageConditioner("low_res"), b=EmbeddingConditioner("e", 16))),
+        (unet(context_dim=24, vector_dim=12), stacked(16, 8, 6)),
     ],
 )
 def test_what_fits_is_accepted(network, conditioner):
@@ -54,6 +61,8 @@ def test_what_fits_is_accepted(network, conditioner):
         (unet(context_dim=8), None, "context_dim is 8, but no conditioner fills slot context"),
         (unet(num_classes=4), ClassConditioner(5, slot="vector"), "num_classes is 4, but ClassConditioner .* width 5"),
         (unet(), ClassConditioner(5, slot="vector"), "num_classes is None, but ClassConditioner fills slot vector"),
+        (unet(context_dim=16, vector_dim=12), stacked(16, 8, 6), "context_dim is 16, .*16 [+] 8 channels; set .*: 24"),
+        (unet(context_dim=24, vector_dim=9), stacked(16, 8, 6), "vector_dim is 9, .*12 channels; set vector_dim: 12"),
     ],
 )
 def test_what_does_not_fit_is_named_on_both_sides(network, conditioner, message):

@@ -73,9 +73,7 @@ def test_images_to_start_from_stay_the_more_the_weaker_the_change(name):
     model = tiny.latent_diffusion(tiny.unet(3), IdentityAutoencoder(3), process=process).model.eval()
     images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     how = {"steps": 20, "sampler": name, "images": images}
-    changes = [
-        (model.sample(2, strength=share, **how) - images).square().mean() for share in (0.05, 0.25, 0.5, 1.0)
-    ]
+    changes = [(model.sample(2, strength=share, **how) - images).square().mean() for share in (0.05, 0.25, 0.5, 1.0)]
     assert changes == sorted(changes) and changes[0] < 0.02 < 0.2 < changes[-1]
     alone = model.sample(1, strength=0.5, seed=1, **{**how, "images": images[1:]})
     torch.testing.assert_close(alone[0], model.sample(2, strength=0.5, **how)[1], atol=1e-4, rtol=1e-4)

@@ -1,6 +1,9 @@
 """What the tests of the networks share."""
 
-from collections.abc import Callable
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +14,31 @@ from torch import nn
 def seeded() -> None:
     """Draw the same random inputs in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def interpreted_copy() -> Iterator[Callable[[ModuleType], ModuleType]]:
+    """Copy a module with a copy of Triton, whose kernels are interpreted from their definition on."""
+    pytest.importorskip("triton")
+    own = {name: module for name, module in sys.modules.items() if f"{name}.".startswith("triton.")}
+    kept = {name: module for name, module in own.items() if name.startswith("triton._C")}  # compiled, loaded once
+
+    def copy(module: ModuleType) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"interpreted_{module.__name__}", module.__file__)
+        copied = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(copied)
+        return copied
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for name in own.keys() - kept.keys():
+            del sys.modules[name]
+        try:
+            yield copy
+        finally:
+            for name in [name for name in sys.modules if f"{name}.".startswith("triton.") and name not in kept]:
+                del sys.modules[name]
+            sys.modules.update(own)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from ldm.networks.attention import (
     LinearAttention,
     SpatialSelfAttention,
     SpatialTransformer,
+    attend,
+    by_products,
     head_split,
 )
 
@@ -30,6 +32,24 @@ def test_cross_attention_is_softmax_attention_of_every_head(randomised):
     q, k, v = layer.to_q(x)[0], layer.to_k(context)[0], layer.to_v(context)[0]
     heads = [explicit(q[:, s], k[:, s], v[:, s]) for s in (slice(0, 4), slice(4, 8))]
     torch.testing.assert_close(layer(x, context)[0], layer.to_out(torch.cat(heads, -1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_token_of_context_is_its_value_whatever_the_queries(randomised, dtype):
+    layer = randomised(CrossAttention(6, 5, num_heads=2, head_channels=4)).to(dtype)
+    x, context = torch.randn(2, 3, 6, dtype=dtype), torch.randn(2, 1, 5, dtype=dtype, requires_grad=True)
+    out = layer(x, context)
+    assert torch.equal(out, layer.to_out(layer.to_v(context)).expand(-1, 3, -1))
+    twice = layer(x, context.repeat(1, 2, 1))  # two equal tokens, by the general way
+    torch.testing.assert_close(out, twice)
+    out.float().square().sum().backward()
+    assert not layer.to_q.weight.grad.any() and not layer.to_k.weight.grad.any()
+    assert layer.to_v.weight.grad.any() and context.grad.any()
+
+
+def test_products_are_the_fused_kernels_attention():
+    q, k, v = (torch.randn(2, 1, 7, 320, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    torch.testing.assert_close(by_products(q, k, v).double(), attend(q, k, v), rtol=1e-6, atol=1e-6)
 
 
 def test_mask_removes_tokens(randomised):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import ldm.networks
 from ldm.errors import UserError
 from ldm.models.conditional_network import check_fit
-from ldm.networks.backbone import Backbone, as_backbone
+from ldm.networks.backbone import Backbone, ShowsHidden, as_backbone
+from ldm.networks.dit import DiT
 from ldm.networks.embeddings import timestep_embedding
 from ldm.networks.transformer import TransformerLayers
 from ldm.networks.unet import UNet
@@ -31,8 +32,9 @@ class PatchTransformer(nn.Module):
         self.layers = TransformerLayers(dim, depth=2, num_heads=2, head_channels=16)
         self.out = nn.ConvTranspose2d(dim, out_channels, 2, stride=2)
 
+    @property
     def blocks(self) -> list[nn.Module]:
-        return self.layers.blocks()
+        return self.layers.blocks
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         if x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple:
@@ -56,6 +58,8 @@ def make(cls: type) -> Backbone:
     match cls.__name__:
         case "UNet":
             network = UNet(7, 4, 32, 1, (1, 2), (1, 2), num_heads=2, **condition)
+        case "DiT":
+            network = DiT(7, 4, SIDE, 2, 32, 2, num_heads=2, **condition)
         case "PatchTransformer":
             network = PatchTransformer(7, 4, **condition)
         case name:
@@ -77,7 +81,7 @@ every_backbone = pytest.mark.parametrize("cls", [*backbones(), PatchTransformer]
 
 
 def test_the_library_has_backbones():
-    assert UNet in backbones()
+    assert {UNet, DiT} <= set(backbones())
 
 
 @every_backbone
@@ -128,8 +132,8 @@ def test_other_sizes_are_refused(cls):
 def test_blocks_are_parts_that_share_nothing_and_hold_most_weights(cls):
     network = make(cls)
     modules = set(network.modules())
-    parameters = [parameter for block in network.blocks() for parameter in block.parameters()]
-    assert modules.issuperset(network.blocks())
+    parameters = [parameter for block in network.blocks for parameter in block.parameters()]
+    assert modules.issuperset(network.blocks)
     assert len(set(map(id, parameters))) == len(parameters)
     assert 2 * sum(p.numel() for p in parameters) > sum(p.numel() for p in network.parameters())
 
@@ -137,13 +141,27 @@ def test_blocks_are_parts_that_share_nothing_and_hold_most_weights(cls):
 @every_backbone
 def test_blocks_run_in_their_order(cls):
     network, order = make(cls), []
-    for i, block in enumerate(network.blocks()):
+    for i, block in enumerate(network.blocks):
         block.register_forward_hook(lambda *_, i=i: order.append(i))
     network(**inputs())
-    assert order == list(range(len(network.blocks())))
+    assert order == list(range(len(network.blocks)))
 
 
 @every_backbone
 def test_it_fits_into_a_model_or_is_refused_by_name(cls):
     with pytest.raises(UserError, match=f"{cls.__name__}: out_channels is 4.* 3 channels"):
         check_fit(make(cls), 3)
+
+
+@pytest.mark.parametrize("cls", backbones())
+def test_hidden_states_are_those_behind_its_blocks_and_as_large_as_it_says(cls):
+    network, given, behind, hidden = make(cls), inputs(), [], []
+    before = network(**given)
+    for block in network.blocks:
+        block.register_forward_hook(lambda *call: behind.append(call[2]))
+    assert torch.equal(network(**given, hidden=hidden), before)
+    shapes = [(B, shape.channels, SIDE // shape.factor, SIDE // shape.factor) for shape in network.hidden_shapes]
+    assert isinstance(network, ShowsHidden) and [tuple(state.shape) for state in hidden] == shapes
+    for state, output in zip(hidden, behind, strict=True):
+        tokens = output if output.dim() == 3 else output.flatten(2).transpose(1, 2)  # (B, N, C)
+        assert torch.equal(state.flatten(2).transpose(1, 2), tokens)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ldm.networks.attention import AttentionPool2d, LinearAttention
 from ldm.networks.discriminator import PatchDiscriminator
+from ldm.networks.dit import DiT
+from ldm.networks.dit_blocks import BlockOptions
 from ldm.networks.encoder_decoder import Architecture, Decoder, Encoder
 from ldm.networks.perceptual import LPIPS
 from ldm.networks.pointwise import PointwiseConv1d, PointwiseConv2d
@@ -16,14 +18,19 @@ from ldm.networks.unet import UNet, UNetOptions
 
 UNET = {"in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (1, 2), "num_heads": 2}
 ARCH = {"channels": 32, "channel_mult": (1, 2), "attention_resolutions": (8,), "resolution": 8}
+DIT = {"in_channels": 4, "out_channels": 4, "input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2}
+LIGHTNING = BlockOptions(rotary=True, qk_norm=True, gated=True, rms_norm=True)
 X, T = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
+CONTEXT, Y = torch.randn(2, 3, 16), torch.tensor([0, 2])
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "unet with self-attention": (lambda: UNet(**UNET, attention_factors=(1, 2)), (X, T)),
     "unet with transformers": (
         lambda: UNet(**UNET, attention_factors=(1, 2), context_dim=16, num_classes=3),
-        (X, T, torch.randn(2, 3, 16), torch.tensor([0, 2])),
+        (X, T, CONTEXT, Y),
     ),
+    "transformer of patches": (lambda: DiT(**DIT, context_dim=16, num_classes=3), (X, T, CONTEXT, Y)),
+    "transformer of LightningDiT's blocks": (lambda: DiT(**DIT, options=LIGHTNING), (X, T)),
     "unet that resamples in its blocks": (lambda: UNet(**UNET, options=UNetOptions(resblock_updown=True)), (X, T)),
     "encoder": (lambda: Encoder(Architecture(**ARCH)), (torch.randn(2, 3, 8, 8),)),
     "decoder": (lambda: Decoder(Architecture(**ARCH)), (torch.randn(2, 3, 4, 4),)),

@@ -119,7 +119,8 @@ def apply_model(case: Case, tmp_path) -> dict:
     """Run a whole model of published size: the condition made from token ids, labels or maps, then its network."""
     case.allow_args()
     model, inputs = case.model().model, case.inputs
-    values = [images_first(inputs[name]) for name in ("tokens", "label", "seg") if name in inputs]
+    values = [inputs[name] for name in ("tokens", "label", "seg") if name in inputs]
+    values = [value if value.shape[-2:-1] == value.shape[-1:] else images_first(value) for value in values]  # squares
     batch = {part.key: value for part, value in zip(model.conditioners(), values, strict=True)}
     results = {"eps": model.model(inputs["x"], inputs["t"], model.condition(batch))}
     if "z" in inputs:

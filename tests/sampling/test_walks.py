@@ -1,6 +1,7 @@
 """What is particular to one sampler; what all share is in tests/contract."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,13 +13,16 @@ from ldm.diffusion.grids import resolve_grid
 from ldm.diffusion.prediction import Denoised, x0_from_eps
 from ldm.diffusion.rectified_flow import RectifiedFlow
 from ldm.errors import UserError
-from ldm.sampling.base import intervals_of, last
+from ldm.sampling import make_sampler
+from ldm.sampling.base import SeededNoise, intervals_of, last
 from ldm.sampling.ddim import DDIM
 from ldm.sampling.ddpm import DDPM
 from ldm.sampling.dpm_solver import DPMSolver
+from ldm.sampling.dpm_solver_sde import SDEDPMSolver
 from ldm.sampling.euler import Euler
 from ldm.sampling.heun import Heun
 from ldm.sampling.plms import PLMS
+from ldm.sampling.unipc import UniPC
 
 PUBLISHED = DiscreteVP.linear(1000, 0.00085, 0.012)
 MEAN, STD = 0.5, 0.5
@@ -61,8 +65,80 @@ def test_error_falls_with_the_order_on_the_default_grid(cls, order, process):
     assert math.log(coarse / fine) / math.log(4) < order + 1.2
 
 
+@pytest.mark.parametrize("process", [PUBLISHED, Cosine(), RectifiedFlow(), EDM()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    ("sampler", "order", "steps"),
+    [
+        *[(DPMSolver(order=order, exact=True), order, 20) for order in (1, 2, 3)],
+        *[(UniPC(order=order), order + 1, 40) for order in (1, 2)],  # the corrector's
+        (UniPC(order=3), 3, 40),
+    ],
+)
+def test_error_of_multistep_samplers_falls_with_their_order(sampler, order, steps, process):
+    grid = default_grid(sampler, process)
+    coarse, fine = (error(replace(sampler, steps=count, grid=grid), process) for count in (steps, 4 * steps))
+    assert fine < coarse / 4**order * 1.35
+
+
+def test_the_published_third_order_is_better_than_the_second():
+    for process in (PUBLISHED, Cosine(), EDM()):
+        grid = default_grid(DPMSolver(), process)
+        second, third = (error(DPMSolver(steps=40, order=order, grid=grid), process) for order in (2, 3))
+        assert third < second / 2
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("process", [PUBLISHED, Cosine(), RectifiedFlow(), EDM()], ids=lambda one: type(one).__name__)
+def test_the_stochastic_solver_draws_what_the_process_has(process, order):
+    """Mean and spread of the samples, exactly: x stays Gaussian, and the walk is linear in x and the draws."""
+    sampler, unit = SDEDPMSolver(steps=30, order=order), iter(torch.eye(32, dtype=torch.float64)[1:])
+    level = process.level(sampler.times(process)[:1])
+    spread = math.hypot(level.alpha.item() * STD, level.sigma.item())
+    # sample 0 has no noise, sample 1 that of x_T, and each further one that of one step
+    x = level.alpha * MEAN + spread * next(unit).view(-1, 1, 1, 1)
+    out = last(sampler(gaussian(process), x, process, noise=lambda shape: next(unit).view(shape))).x.flatten()
+    assert out[0].item() == pytest.approx(MEAN, abs=0.02)
+    assert (out[1:] - out[0]).norm().item() == pytest.approx(STD, rel=0.25 if order == 1 else 0.05)
+
+
+@pytest.mark.parametrize("cls", [DPMSolver, SDEDPMSolver, UniPC])
+def test_an_order_needs_as_many_steps(cls):
+    with pytest.raises(UserError, match="order is 3; use 1 to 2 for 2 steps"):
+        cls(steps=2, order=3)(gaussian(PUBLISHED), torch.zeros(1, 1, 2, 2), PUBLISHED)
+    with pytest.raises(UserError, match="order is 3; use 1 to 2 for 2 steps"):
+        cls(steps=20, order=3, start=2).times(PUBLISHED)
+    for order in (0, 4):
+        with pytest.raises(UserError, match=f"order is {order}; use 1 to 3"):
+            cls(order=order).times(PUBLISHED)
+
+
+@pytest.mark.parametrize("options", [{"s_churn": -1.0}, {"s_noise": math.nan}, {"s_tmin": 3.0, "s_tmax": 2.0}])
+def test_impossible_churn_is_refused(options):
+    with pytest.raises(UserError, match=f"heun.*{next(iter(options))}"):
+        Heun(**options)
+
+
+def test_churn_keeps_the_spread():
+    process = PUBLISHED
+    x = torch.randn(1, 1, 100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draw = SeededNoise([3], dtype=torch.float64)
+    out = last(Heun(steps=40, s_churn=20.0)(gaussian(process), x, process, noise=draw)).x
+    assert out.std().item() == pytest.approx(STD, rel=0.05)
+
+
+def test_options_of_a_sampler_may_follow_its_name():
+    assert make_sampler("dpm_solver:order=3", steps=9) == DPMSolver(9, order=3)
+    assert make_sampler("heun:s_churn=40,s_noise=1.003") == Heun(s_churn=40, s_noise=1.003)
+    with pytest.raises(UserError, match="heun.*s_chrn.*s_churn"):
+        make_sampler("heun:s_chrn=40")
+    for spec, named in (("heun:s_churn=much", "s_churn=much is no number"), ("unipc:order=2.5", "order=2.5.*whole")):
+        with pytest.raises(UserError, match=named):
+            make_sampler(spec)
+    assert make_sampler("heun:grid=karras,s_tmax=inf").grid == "karras"
+
+
 def test_multistep_samplers_beat_ddim_on_their_default_grids():
-    for cls in (PLMS, DPMSolver, Heun):
+    for cls in (PLMS, DPMSolver, Heun, UniPC):
         for steps in (10, 20, 40):
             assert error(cls(steps=steps), PUBLISHED) < 0.3 * error(DDIM(steps=steps), PUBLISHED)
 
@@ -147,7 +223,7 @@ def test_coefficients_of_the_published_grid():
 def test_start_runs_the_least_noisy_steps():
     x = torch.randn(1, 1, 2, 2, dtype=torch.float64)
     assert [step.t for step in DDPM(start=3)(gaussian(PUBLISHED), x, PUBLISHED)] == [2, 1, 0]
-    for cls in (DDIM, PLMS, DPMSolver, Heun, Euler):
+    for cls in (DDIM, PLMS, DPMSolver, Heun, Euler, UniPC):
         full = [step.t for step in cls(steps=10)(gaussian(PUBLISHED), x, PUBLISHED)]
         assert [step.t for step in cls(steps=10, start=4)(gaussian(PUBLISHED), x, PUBLISHED)] == full[-4:]
     with pytest.raises(UserError, match="start is 11"):

@@ -6,13 +6,16 @@ import torch
 from fitting import fit, largest_difference, loader
 from tiny import SIZE, class_diffusion
 
-from ldm.diffusion.objective import Objective
+from ldm.diffusion.objective import Objective, Uncertainty
+from ldm.diffusion.prediction import Sample
+from ldm.diffusion.times import Stratified
 from ldm.errors import UserError
 from ldm.training.lightning_fixes.checkpoints import Checkpoints
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 from ldm.training.lr_schedules import WarmUpLinear
 from ldm.training.optimization import Optimization
 from ldm.training.randomness import Draws
+from ldm.weights.load import load_into
 
 
 @pytest.fixture
@@ -29,6 +32,18 @@ def test_state_dict_has_the_published_layout() -> None:
     assert "model.diffusion_model.time_embed.0.weight" in keys
     assert "model_ema.diffusion_modeltime_embed0weight" in keys
     assert "logvar" not in class_diffusion().state_dict() and "scale_factor" not in class_diffusion().state_dict()
+
+
+def test_what_an_objective_learns_is_trained_saved_and_no_part_of_the_model(tmp_path: Path) -> None:
+    objective = Objective(uncertainty=Uncertainty(8), times=Stratified(strata=4), offset_noise=0.1, space=Sample())
+    training = class_diffusion(objective=objective)
+    before = training.objective.uncertainty.weight.detach().clone()
+    fit(training, tmp_path, 3, callbacks=[Checkpoints(tmp_path)])
+    assert not torch.equal(training.objective.uncertainty.weight, before)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(state["uncertainty.weight"], training.objective.uncertainty.weight.detach())
+    report = load_into(class_diffusion().model, training.state_dict())
+    assert not report.missing and not report.unexpected
 
 
 def test_first_stage_stays_frozen_and_in_eval_mode() -> None:

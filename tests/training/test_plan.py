@@ -8,10 +8,11 @@ from tiny import autoencoder_config, identity_config, latent_diffusion_config, s
 from ldm.cli.arguments import boolean, parse
 from ldm.cli.train import plan_of
 from ldm.compat.compvis.lightning import translate
-from ldm.errors import UserError
+from ldm.errors import ConfigError, UserError
 from ldm.training.devices import Devices, choose
 from ldm.training.extensions import callbacks
-from ldm.training.plan import learning_rate, make_plan, untrained_first_stage
+from ldm.training.learning_rate import learning_rate
+from ldm.training.plan import make_plan, untrained_first_stage
 from ldm.training.run_folder import new_run
 
 
@@ -134,6 +135,11 @@ def test_run_is_named_by_time_name_and_postfix(base: str, tmp_path: Path) -> Non
         ("lightning.trainer.max_step=3", "lightning.trainer.max_step: unknown; did you mean max_steps"),
         ("lightning.trainr.x=1", "lightning.trainr: unknown; did you mean trainer"),
         ("lightning.trainer.logger=1", "lightning.trainer.logger: unknown"),
+        ("lightning.cache_latents.views=0", "lightning.cache_latents: .*views"),
+        ("lightning.compile=fast", "lightning.compile: .*fast"),
+        ("lightning.compile.mode=fast", "lightning.compile: .*'mode': 'fast'.*max-autotune"),
+        ("lightning.float32_matmul_precision=tf32", "lightning.float32_matmul_precision: .*tf32"),
+        ("lightning.trainer.precision=transformer-engine", "--precision: transformer-engine.*bf16-mixed"),
         ("lightning.cache_latents=perhaps", "lightning.cache_latents: 'perhaps'"),
         ("lightning.channels_last=perhaps", "lightning.channels_last: 'perhaps'"),
         ("lightning.max_skipped_steps=0", "lightning.max_skipped_steps: 0 is not"),
@@ -218,3 +224,30 @@ def test_moved_data_need_one_override(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(plan.written))
     moved = plan_of(parse(["-b", str(tmp_path / "b.yaml"), "data.params.train.params.root=B"]))
     assert moved.config["data"]["params"]["validation"]["params"]["root"] == "B/val"
+
+
+@pytest.mark.parametrize("root", ["/d/${x}", "${data.params.batch_size}", "a${b.c}d${e}"])
+def test_a_path_that_looks_like_a_reference_stays_one_in_the_record(root: str, tmp_path: Path) -> None:
+    content = config()
+    content["data"]["params"] |= {"train": {"target": "ldm.data.readers.folders.ImageFolder", "params": {"size": 8}}}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+    escaped = root.replace("${", "\\${")
+    first = plan_of(parse(["-b", str(tmp_path / "a.yaml"), f"data.params.train.params.root={escaped}"]))
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(first.written))
+    for plan in (first, plan_of(parse(["-b", str(tmp_path / "b.yaml")]))):
+        assert plan.config["data"]["params"]["train"]["params"]["root"] == root
+    with pytest.raises(ConfigError, match=r"x.*write \\\$\{ where no reference is meant"):
+        plan_of(parse(["-b", str(tmp_path / "a.yaml"), "data.params.train.params.root=${x}"]))
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(UserError, match="--precision 16-mixed: .*CPU.*bf16-mixed"):
+        Devices("cpu", 1).check_precision("16-mixed")
+    for precision in ("32", "bf16-mixed", "64-true"):
+        Devices("cpu", 1).check_precision(precision)
+
+
+def test_channels_last_is_for_cuda_unless_it_is_asked_for(base: str, tmp_path: Path) -> None:
+    words = ["-b", base, "-l", str(tmp_path), "--accelerator", "cpu"]
+    assert not plan_of(parse(words)).channels_last
+    assert plan_of(parse([*words, "lightning.channels_last=true"])).channels_last

@@ -1,15 +1,29 @@
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.diffusion.discrete import DiscreteVP
 from ldm.diffusion.times import Uniform, golden_ratio_uniforms
-from ldm.training.randomness import Draws, seed_everything
+from ldm.training.randomness import _GAMMA, Draws, _scrambled, normals, seed_everything
 
 CPU = torch.device("cpu")
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations of torch, a kernel each but for views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
 
 
 def everything(draws: Draws, count: int) -> list[torch.Tensor]:
@@ -46,6 +60,33 @@ def test_draws_have_their_distributions() -> None:
     assert float((torch.bincount(t, minlength=8) - 500).square().sum()) / 500 < 24.3  # chi square, 7 degrees, p = 0.001
     between = torch.corrcoef(torch.stack([x[:-1].flatten(), x[1:].flatten(), u[1:].flatten()]))
     assert float((between - torch.eye(3)).abs().max()) < 4 / 64000**0.5
+
+
+def test_normals_of_a_batch_are_those_of_its_samples_in_a_few_kernels() -> None:
+    """What CUDA draws, here on the CPU: bits against numpy's, the distribution, and as many kernels for any batch."""
+    seeds = torch.randint(-(2**63), 2**63 - 1, (4000,))
+    x = normals(seeds, 33)
+    assert x.dtype == torch.float32 and x.shape == (4000, 33) and bool(x.isfinite().all())
+    assert torch.equal(normals(seeds[7:9], 33), x[7:9])  # a sample's draws are its own
+    bits = _scrambled(seeds.numpy().view(np.uint64)[:, None] + np.arange(17, dtype=np.uint64) * _GAMMA)
+    radii = np.sqrt(-2 * np.log(((bits >> np.uint64(32)) + 0.5) / 2**32))
+    angles = 2 * np.pi * (bits & np.uint64(2**32 - 1)) / 2**32
+    expected = np.concatenate([radii * np.cos(angles), radii * np.sin(angles)], 1)[:, :33]
+    assert np.abs(x.numpy() - expected).max() < 1e-5
+    deciles = torch.bincount((torch.special.ndtr(x.double()) * 10).long().flatten(), minlength=10)
+    expected_count = x.numel() / 10
+    assert float((deciles - expected_count).square().sum()) / expected_count < 27.9  # chi square, 9 degrees, p = 0.001
+    between = torch.corrcoef(torch.stack([x[:-1, :-1].flatten(), x[1:, :-1].flatten(), x[:-1, 1:].flatten()]))
+    assert float((between - torch.eye(3)).abs().max()) < 4 / (3999 * 32) ** 0.5
+    pairs = torch.stack([x[:, :16].flatten(), x[:, 17:].flatten()])  # of one hash each
+    halves, squares = torch.corrcoef(pairs), torch.corrcoef(pairs.square())
+    assert max(abs(float(halves[0, 1])), abs(float(squares[0, 1]))) < 4 / (4000 * 16) ** 0.5
+    counts = []
+    for batch in (2, 200):
+        with Launches() as launches:
+            normals(seeds[:batch], 64)
+        counts.append(launches.count)
+    assert counts[0] == counts[1] < 40
 
 
 def test_a_batch_of_another_size_is_refused() -> None:

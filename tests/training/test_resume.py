@@ -127,6 +127,21 @@ def test_damaged_values_are_not_gone_on_from(whole: tuple[Any, Path], tmp_path: 
     assert rows(tmp_path) == rows(reference)
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one_before(tmp_path: Path) -> None:
+    """Not even for one interval: `previous.ckpt` stays until there is a good `last.ckpt`."""
+    with pytest.raises(Die):
+        train(tmp_path, class_diffusion(), At("on_train_batch_start", 4, die))
+    content = bytearray((tmp_path / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 4
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(Die):
+        train(tmp_path, class_diffusion(1), At("on_train_batch_start", 4, die), resume=tmp_path / "last.ckpt")
+    saved = {name: storage.load(tmp_path / name)["global_step"] for name in ("last.ckpt", "previous.ckpt")}
+    assert saved == {"last.ckpt": 4, "previous.ckpt": 2}
+    train(tmp_path, class_diffusion(1), resume=tmp_path / "last.ckpt", max_steps=8)
+    assert storage.load(tmp_path / "previous.ckpt")["global_step"] == 6
+
+
 def test_a_checkpoint_without_the_state_of_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
     """Each entry of a checkpoint is missing, or is something else, in turn."""
     train(tmp_path, class_diffusion(), max_steps=2)

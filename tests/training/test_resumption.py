@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from breakage.processes import write_config
 from PIL import Image
@@ -179,3 +180,29 @@ def test_what_tells_one_data_set_from_another(tmp_path: Path) -> None:
         assert "data.params.train" in line and said in line, folder
     for damaged in (None, [], {"train": 3}, {"train": {"items": 3, "first": []}}):
         assert len(data_changes(damaged, record(f"again-{damaged}".replace("/", ""), "abc"))) <= 1
+
+
+ILL_TYPED = {
+    "moment": lambda content: content["optimizer_states"][0]["state"][3].update(exp_avg=torch.zeros(2)),
+    "moment that is a text": lambda content: content["optimizer_states"][0]["state"][3].update(exp_avg_sq="x"),
+    "no moment": lambda content: content["optimizer_states"][0]["state"][3].pop("exp_avg"),
+    "no state": lambda content: content["optimizer_states"][0]["state"].update({3: []}),
+    "progress": lambda content: progress(content)["current"].update(started={"a": 1}),
+    "progress that is a text": lambda content: progress(content)["total"].update(ready="x"),
+    "samples": lambda content: content.update(samples_seen="x"),
+    "counts": lambda content: content["step_guard"].update(skipped="x"),
+}
+
+
+def progress(content: dict[str, Any]) -> dict[str, Any]:
+    return content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+
+
+@pytest.mark.parametrize("name", ILL_TYPED)
+def test_an_ill_typed_state_is_refused_before_the_first_step(name: str, run: Path, capsys: Any) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    content = storage.load(last)
+    ILL_TYPED[name](content)
+    torch.save(content, last)
+    (last.with_name("previous.ckpt")).unlink(missing_ok=True)
+    assert "lacks the state of a run" in refused(run, capsys)

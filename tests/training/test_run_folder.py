@@ -186,3 +186,34 @@ def test_records_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         RunFolder(path, path / "checkpoints" / "last.ckpt").record({"model": {}}, 8, {})
     assert before.items() <= {file: file.read_bytes() for file in (path / "configs").iterdir()}.items()
     assert not [file for file in path.rglob(".*")]
+
+
+@pytest.mark.parametrize("name", ["lock", "train.log", "metrics.csv"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_a_run_writes_to_is_a_file_of_its_own(name: str, kind: str, tmp_path: Path) -> None:
+    """In a folder that a stranger sent a link may lead to any file of the user."""
+    path, theirs = a_run(tmp_path, "2026-01-01T00-00-00_demo"), tmp_path / "theirs"
+    theirs.write_text("precious")
+    make = {"link": lambda file: file.symlink_to(theirs), "pipe": os.mkfifo, "folder": Path.mkdir}
+    make[kind](path / name)
+    with pytest.raises(UserError, match=f"{name}: is a link"), choose_run(tmp_path, resume=str(path)).claimed():
+        pass
+    assert theirs.read_text() == "precious"
+
+
+def test_what_is_written_beside_a_file_follows_no_link(tmp_path: Path) -> None:
+    path, theirs = a_run(tmp_path, "2026-01-01T00-00-00_demo"), tmp_path / "theirs"
+    theirs.write_text("precious")
+    for name in (".config.yaml", ".environment.json"):
+        (path / "configs" / name).symlink_to(theirs)
+    choose_run(tmp_path, resume=str(path)).record({"model": {"a": 1}}, 7, {})
+    assert theirs.read_text() == "precious" and not (path / "configs" / "config.yaml").is_symlink()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]" + " " * (1 << 21), None, '{"seed": 1e99}', '{"seed": -1}'])
+def test_an_environment_that_is_none_is_not_waited_for(content: str | None, tmp_path: Path) -> None:
+    file = a_run(tmp_path, "2026-01-01T00-00-00_demo") / "configs" / "environment.json"
+    file.unlink()
+    os.mkfifo(file) if content is None else file.write_text(content)
+    with pytest.raises(UserError, match="environment.json is missing or damaged"):
+        auto(tmp_path).seed()

@@ -15,6 +15,7 @@ from tiny import autoencoder_training, class_diffusion
 
 from ldm.errors import UserError
 from ldm.images import image_grid, to_rgb_bytes
+from ldm.models.guidance import Guidance
 from ldm.sampling.ddim import DDIM
 from ldm.training.callbacks import ImageLogger
 from ldm.training.lightning_fixes.checkpoints import Checkpoints, Stopped
@@ -73,10 +74,13 @@ def test_signal_saves_and_stops_at_the_next_step(tmp_path: Path, name: str) -> N
     assert signal.getsignal(number) == before
 
 
-def test_pictures_are_written_and_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "guidance", [{"guidance_scale": 2.0}, {"guidance": Guidance(2.0, (0.2, 0.9), rescale=0.5)}], ids=["scale", "more"]
+)
+def test_pictures_are_written_and_change_nothing(tmp_path: Path, guidance: dict) -> None:
     quiet, watched = class_diffusion(), class_diffusion()
     fit(quiet, tmp_path, 4)
-    options = {"early_steps": True, "max_images": 2, "sampler": DDIM(3), "guidance_scale": 2.0}
+    options = {"early_steps": True, "max_images": 2, "sampler": DDIM(3), **guidance}
     logger = ImageLogger(tmp_path / "images", every_n_steps=4, **options)
     fit(watched, tmp_path, 4, callbacks=[logger], with_validation=True)
     assert largest_difference(quiet.state_dict(), watched.state_dict()) == 0
@@ -85,6 +89,21 @@ def test_pictures_are_written_and_change_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "images" / "val" / "inputs_gs-000004_e-000000_b-000000.png").is_file()
     captions = (tmp_path / "images" / "train" / "captions_gs-000001_e-000000_b-000000.txt").read_text()
     assert captions == "a thing 0\na thing 1\n"
+
+
+def test_pictures_that_cannot_be_written_are_told_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "images").write_text("a file where the folder would be")
+    logger = ImageLogger(tmp_path / "images", every_n_steps=1, max_images=1, sampler=DDIM(2))
+    module = class_diffusion()
+    fit(module, tmp_path, 2, callbacks=[logger])
+    assert int(module.trainer.global_step) == 2 and "images of step 1 could not be written" in caplog.text
+
+
+def test_one_guidance_is_enough(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="image_logger: guidance_scale and guidance"):
+        ImageLogger(tmp_path, guidance_scale=2.0, guidance=Guidance(2.0))
 
 
 def test_pictures_of_an_autoencoder_show_the_average_too(tmp_path: Path) -> None:

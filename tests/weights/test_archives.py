@@ -37,6 +37,7 @@ def test_a_model_is_loaded_from_a_zip_with_its_config(tmp_path: Path) -> None:
     loaded = LatentDiffusion.from_pretrained(path)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     assert list(tmp_path.iterdir()) == [path]
+    LatentDiffusion.from_pretrained(path.rename(tmp_path / "celeba.ckpt"))  # whatever it is called
 
 
 def test_a_zip_without_a_config_asks_for_one(tmp_path: Path) -> None:
@@ -63,3 +64,18 @@ def test_an_autoencoder_takes_its_weights_from_a_latent_diffusion_model() -> Non
     assert load_into(first_stage, model.state_dict()).fits
     want = model.first_stage_model.state_dict()
     assert all(torch.equal(value, want[name]) for name, value in first_stage.state_dict().items())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_is_compressed_by_a_rare_method_is_not_unpacked(method: int, tmp_path: Path) -> None:
+    """The header of one alone may ask for gigabytes, and their damage is told by errors of their own."""
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("model.ckpt", b"x" * 1000)
+        archive.writestr("config.yaml", b"model: {}")
+    content = bytearray(path.read_bytes())
+    content[60] ^= 255
+    path.write_bytes(content)
+    for take in (read, metadata):
+        with pytest.raises(UserError, match="rare method; unpack it"):
+            take(path)

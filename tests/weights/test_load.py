@@ -300,6 +300,8 @@ def test_a_first_stage_is_taken_out_of_a_full_checkpoint_also_for_its_training()
         ("an adapter (LoRA)", "base_model.model.down_blocks.0.to_q.lora_A.weight"),
         ("a ControlNet", "control_model.input_blocks.0.0.weight"),
         ("a CLIP text model", "text_model.embeddings.token_embedding.weight"),
+        ("Stable Diffusion 2", "cond_stage_model.model.transformer.resblocks.0.ln_1.weight"),
+        ("Stable Diffusion XL", "conditioner.embedders.1.model.ln_final.weight"),
         ("Stable Diffusion XL", "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight"),
         ("an OpenCLIP model", "visual.conv1.weight"),
         ("a DiT or SiT", "blocks.0.adaLN_modulation.1.weight"),
@@ -367,3 +369,11 @@ def test_a_path_that_cannot_be_one_is_refused(name: str) -> None:
     with pytest.raises(UserError) as caught:
         read(name)
     assert str(caught.value).isprintable() and len(str(caught.value)) <= 300
+
+
+def test_complex_numbers_are_no_weights(tmp_path: Path) -> None:
+    """Of them only a half would be copied."""
+    layer = nn.Linear(2, 2)
+    torch.save({name: value.to(torch.complex64) for name, value in layer.state_dict().items()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="of another shape .*of complex numbers in the file"):
+        load_into(layer, tmp_path / "a.pt")

@@ -1,4 +1,5 @@
-"""The CompVis dialect -> ours: configs written for CompVis/latent-diffusion build our objects, unedited.
+"""The CompVis dialect -> ours: configs written for CompVis/latent-diffusion, for Stable Diffusion 1 and 2, and for
+generative-models (`sgm`) build our objects, unedited.
 
 One table, old target -> translation of its parameters; a node that is not in it is ours already. Translations work on
 dicts and strings alone and import no network. Keys that the original swallowed without effect are dropped by name, and
@@ -7,7 +8,7 @@ every key that nothing knows is an error with the nearest one that exists.
 
 from typing import Any
 
-from ldm.compat.compvis import conditioning, data, diffusion, encoder_decoder, first_stage, lightning, networks
+from ldm.compat.compvis import conditioning, data, diffusion, encoder_decoder, first_stage, lightning, networks, sgm
 from ldm.compat.compvis.params import Translate, apply
 from ldm.config.nodes import is_node
 from ldm.config.targets import is_slip
@@ -22,10 +23,11 @@ TABLE: dict[str, Translate] = {
     **conditioning.TABLE,
     **diffusion.TABLE,
     **data.TABLE,
+    **sgm.TABLE,
 }
 _FOREIGN = (
     "ldm.models.diffusion.", "ldm.models.autoencoder.", "ldm.modules.", "ldm.lr_scheduler.", "ldm.util.", "main.",
-    "taming.models.",
+    "taming.models.", "sgm.",
 )  # fmt: skip
 _OURS = ("ldm.models.autoencoder.Autoencoder", "ldm.models.autoencoder.IdentityAutoencoder")
 _TRAININGS = ("ldm.training.latent_diffusion.DiffusionTraining", "ldm.training.autoencoder.AutoencoderTraining")
@@ -44,6 +46,8 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
         translated["model"] = model["params"].pop("model")
     if "lightning" in config:
         translated["lightning"] = lightning.translate(config["lightning"])
+    if (precision := networks.precision(config.get("model"))) is not None:
+        translated["lightning"] = lightning.with_precision(translated.get("lightning"), precision)
     return {**translated, **{key: value for key, value in config.items() if key not in translated}}
 
 

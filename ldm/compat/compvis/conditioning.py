@@ -21,6 +21,13 @@ _FIRST_STAGE, _UNCONDITIONAL = "__is_first_stage__", "__is_unconditional__"
 _BERT, _BERT_VOCABULARY = "bert-base-uncased", 30522
 _IMAGENET_WITH_NULL = 1001  # classes of the published model whose last one, 1000, means "no class"
 _LAYOUT_KEY = "coordinates_bbox"
+_CLIP_TEXT, _CLIP_TOKENIZER = "ldm.conditioning.text.CLIPTextConditioner", "openai/clip-vit-large-patch14"
+# Architectures of OpenCLIP, and the names of their weights for transformers; all have the tokens of CLIP.
+_OPEN_CLIP = {
+    "ViT-H-14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79k",
+    "ViT-bigG-14": "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+}
+_INPAINTING_KEYS = ["mask", "masked_image"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,26 @@ def conditioner(p: Params) -> Node | None:
     return _translate(p, stage, p.at("cond_stage_config"), wiring)
 
 
-def _slot(p: Params) -> str:
-    concatenated, key = p.take("concat_mode", True), p.take("conditioning_key", None)
+def inpainting_conditioner(p: Params) -> Node:
+    """Translate the conditioning of a LatentInpaintDiffusion: a mask and the image around it beside the latent."""
+    keys = list(p.take("concat_keys", _INPAINTING_KEYS))
+    if keys != _INPAINTING_KEYS:
+        raise p.error("concat_keys", f"{keys} is not supported; only {_INPAINTING_KEYS}, in this order")
+    image_key = p.take("masked_image_key", "masked_image")
+    concat = node(
+        "ldm.conditioning.images.InpaintingConditioner", key=image_key, latent_scale=p.peek("scale_factor", 1.0)
+    )
+    if _slot(p, "hybrid") == "concat":
+        p.drop("cond_stage_config", "cond_stage_key", "cond_stage_trainable", "cond_stage_forward")
+        return concat
+    wiring = _wiring(p, "context")
+    p.only("cond_stage_forward", None, "every conditioner here has one way to embed")
+    stage = _translate(p, p.take("cond_stage_config"), p.at("cond_stage_config"), wiring)
+    return node("ldm.conditioning.base.JointConditioner", inpainting=concat, text=stage)
+
+
+def _slot(p: Params, default: str | None = None) -> str:
+    concatenated, key = p.take("concat_mode", True), p.take("conditioning_key", default)
     if key is None:
         return "concat" if concatenated else "context"
     if key not in _SLOTS:
@@ -182,9 +207,32 @@ def _tokens(vocab_size: int, max_length: int, params: dict[str, Any]) -> Node:
 def clip_text(p: Params, wiring: Wiring) -> Node:
     """Translate FrozenCLIPEmbedder (Hugging Face weights, all tokens)."""
     wiring.insist(p, "context")
-    p.drop("device")
-    known = wiring.params("key")
-    return node("ldm.conditioning.text.CLIPTextConditioner", **p.given("version", "max_length"), **known)
+    p.drop("device", "freeze")
+    params = p.given("version", "max_length")
+    layer, index = p.take("layer", "last"), p.take("layer_idx", None)
+    if layer == "hidden" and index in (-2, *([11] if "version" not in params else [])):  # of the twelve published ones
+        params["layer"] = "hidden"
+    elif layer != "last":
+        raise p.error("layer", f"{layer!r}, layer_idx {index} is not supported; only last, or hidden with layer_idx 11")
+    if p.take("always_return_pooled", False):
+        params["pooled"] = "token"
+    return node(_CLIP_TEXT, **params, **wiring.params("key"))
+
+
+def open_clip_text(p: Params, wiring: Wiring) -> Node:
+    """Translate FrozenOpenCLIPEmbedder and its successor, which may also give a vector, and then no final norm."""
+    wiring.insist(p, "context")
+    p.drop("device", "freeze", "version")  # of the architecture's weights
+    params = {"version": p.choose("arch", "ViT-H-14", _OPEN_CLIP), "tokenizer": _CLIP_TOKENIZER, "pad_id": 0}
+    layer = p.choose("layer", "last", {name: name for name in ("last", "penultimate")})
+    has_vector = p.take("always_return_pooled", False)
+    has_norm = p.take("legacy", True)
+    if has_vector or not has_norm:
+        if layer == "last" or has_norm:
+            raise p.error("layer", "without legacy (and with always_return_pooled) only penultimate is supported")
+        layer = "hidden"
+    params |= {"layer": layer} | ({"pooled": "projected"} if has_vector else {})
+    return node(_CLIP_TEXT, **params, **p.given("max_length"), **wiring.params("key"))
 
 
 def spatial_rescaler(p: Params, wiring: Wiring) -> Node:
@@ -201,6 +249,8 @@ STAGES: dict[str, Stage] = {
     f"{_MODULES}.BERTEmbedder": bert_embedder,
     f"{_MODULES}.TransformerEmbedder": transformer_embedder,
     f"{_MODULES}.FrozenCLIPEmbedder": clip_text,
+    f"{_MODULES}.FrozenOpenCLIPEmbedder": open_clip_text,
+    f"{_MODULES}.FrozenOpenCLIPEmbedder2": open_clip_text,
     f"{_MODULES}.SpatialRescaler": spatial_rescaler,
 }
 
@@ -211,7 +261,6 @@ TABLE: dict[str, Translate] = {
     f"{_MODULES}.BERTTokenizer": renaming(
         "ldm.conditioning.tokenizers.HuggingFaceTokenizer", "max_length", drop=("device", "vq_interface")
     ),
-    f"{_MODULES}.FrozenOpenCLIPEmbedder": unavailable("OpenCLIP is not supported"),
     f"{_MODULES}.FrozenCLIPTextEmbedder": unavailable(f"OpenAI's CLIP is no dependency; {_PRECOMPUTE}"),
     f"{_MODULES}.FrozenClipImageEmbedder": unavailable(f"OpenAI's CLIP is no dependency; {_PRECOMPUTE}"),
 }

@@ -21,10 +21,11 @@ _BUILDERS = "taming.data.conditional_builder"
 # Beginnings of targets of the original whose absence is no mistake in the config.
 _ELSEWHERE = (
     "taming.data.", "ldm.data.base.", "ldm.data.imagenet.", "ldm.data.lsun.", "ldm.data.openimages.",
-    "ldm.data.faceshq.", "ldm.data.landscapes.", "ldm.data.previews.",
+    "ldm.data.faceshq.", "ldm.data.landscapes.", "ldm.data.previews.", "ldm.data.laion.", "sgm.data.",
 )  # fmt: skip
 _REMEDIES = {
     "OpenImagesBBox": "write one whose items hold coordinates_bbox, tokens of an ldm.data.layout.boxes.BoxTokenizer",
+    "DataModuleFromConfig": "use ldm.data.core.module.DataModule, its train an ldm.data.shards.shards.Shards with urls",
     "Previews": "use ldm.data.readers.captions.CaptionedFolder with your own pictures and captions",
     "Caption": "use ldm.data.readers.captions.CaptionedFolder",
 }

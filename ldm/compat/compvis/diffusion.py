@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ldm.compat.compvis.conditioning import conditioner
+from ldm.compat.compvis.conditioning import conditioner, inpainting_conditioner
 from ldm.compat.compvis.first_stage import AUTOENCODERS, IDENTITY, first_stage, with_weights
 from ldm.compat.compvis.params import Node, Params, Translate, node, renaming, unavailable
 
@@ -55,6 +55,7 @@ def _training(p: Params) -> dict[str, Any]:
         params["optimization"] = node("ldm.training.optimization.Optimization", schedule=p.child("scheduler_config"))
     p.only("use_positional_encodings", False, "it never worked in the original")
     p.drop("scheduler_config", "monitor", "channels", "log_every_t", "clip_denoised")
+    p.off("reset_ema", "reset_num_ema_updates", "make_it_fit", "ucg_training")
     return params
 
 
@@ -77,9 +78,17 @@ def ddpm(p: Params) -> Node:
     return _finish(params, p)
 
 
-def latent_diffusion(p: Params) -> Node:
+def latent_inpainting(p: Params) -> Node:
+    """Translate LatentInpaintDiffusion, the inpainting of Stable Diffusion 1.5 and 2."""
+    condition = inpainting_conditioner(p)
+    p.drop("finetune_keys", "keep_finetune_dims", "keep_dims", "c_concat_log_start", "c_concat_log_end")
+    return latent_diffusion(p, condition)
+
+
+def latent_diffusion(p: Params, condition: Node | None = None) -> Node:
     """Translate LatentDiffusion; the conditioner also depends on what the U-Net and the first stage expect."""
-    condition = conditioner(p)
+    condition = condition or conditioner(p)
+    p.off("force_null_conditioning")
     params = {"network": p.child("unet_config"), "autoencoder": _first_stage(p)}
     if condition is not None:
         params["conditioner"] = condition
@@ -111,9 +120,6 @@ def _latent_scale(p: Params) -> float | str:
     return "measure" if measured else factor
 
 
-_INPAINTING = (
-    "inpainting by a text is not translated; without one it is LatentDiffusion with __is_first_stage__ concatenated"
-)
 _CLASSIFIER = "its training calls what was never released; its network is ldm.networks.compvis_extras.EncoderUNet"
 _SAMPLER = "it is no part of a config; samplers are ldm.sampling.ddim.DDIM, ldm.sampling.plms.PLMS and others"
 
@@ -121,7 +127,7 @@ TABLE: dict[str, Translate] = {
     "ldm.models.diffusion.ddpm.DDPM": ddpm,
     "ldm.models.diffusion.ddpm.LatentDiffusion": latent_diffusion,
     "ldm.models.diffusion.ddpm.Layout2ImgDiffusion": layout_to_image,
-    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": unavailable(_INPAINTING),
+    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": latent_inpainting,
     "ldm.models.diffusion.classifier.NoisyLatentImageClassifier": unavailable(_CLASSIFIER),
     "ldm.models.diffusion.ddim.DDIMSampler": unavailable(_SAMPLER),
     "ldm.models.diffusion.plms.PLMSSampler": unavailable(_SAMPLER),

@@ -6,6 +6,7 @@ _MODEL = "ldm.modules.diffusionmodules.model"
 _ENCODER_DECODER = "ldm.networks.encoder_decoder"
 _EXTRAS = "ldm.networks.compvis_extras"
 _ALWAYS = ("ch", "num_res_blocks", "attn_resolutions", "resolution")
+_ATTENTION = {"vanilla": "vanilla", "vanilla-xformers": "vanilla", "linear": "linear", "none": "none"}
 ALL_OF_A_PAIR = (*_ALWAYS, "out_ch", "in_channels", "z_channels")
 
 
@@ -17,7 +18,7 @@ def architecture(p: Params, *required: str) -> Node:
         "attn_resolutions>attention_resolutions", "dropout", "resamp_with_conv>resample_with_conv",
     )  # fmt: skip
     params["channel_mult"] = p.take("ch_mult", [1, 2, 4, 8])
-    kind = p.choose("attn_type", "vanilla", {"vanilla": "vanilla", "linear": "linear", "none": "none"})
+    kind = p.choose("attn_type", "vanilla", _ATTENTION)
     params["attention"] = "linear" if p.take("use_linear_attn", False) else kind
     return node(f"{_ENCODER_DECODER}.Architecture", **params)
 

@@ -35,7 +35,7 @@ def _autoencoder(p: Params) -> Node:
     """Translate the network part of a first stage, with the weights that it is to be filled with."""
     inner = p.inside("ddconfig")
     arch = architecture(inner, *ALL_OF_A_PAIR)
-    is_kl = p.target.endswith("AutoencoderKL")
+    is_kl = "AutoencoderKL" in p.target
     reason = "a KL posterior has mean and variance" if is_kl else "only a KL posterior has a variance"
     if inner.take("double_z", True) is not is_kl:
         raise inner.error("double_z", f"set it to {str(is_kl).lower()}: {reason}")

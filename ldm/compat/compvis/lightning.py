@@ -4,14 +4,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.compat.compvis.params import Params
+
 log = logging.getLogger(__name__)
 
-_IMAGE_LOGGER = {
-    "batch_frequency": "every_n_steps",
-    "max_images": "max_images",
-    "increase_log_steps": "early_steps",
-    "log_first_step": "first_step",
-}
+_IMAGE_LOGGER = (
+    "batch_frequency>every_n_steps", "max_images", "increase_log_steps>early_steps", "log_first_step>first_step",
+)  # fmt: skip
+_OF_THEIR_LOGGER = ("clamp", "rescale", "log_on_batch_idx", "log_images_kwargs")  # settled by ours
 _CHECKPOINT = {"every_n_train_steps": "every_n_steps"}
 # What their checkpoints are called, where they go and how many stay is settled by ours.
 _OF_THEIR_CHECKPOINTS = (
@@ -30,6 +30,10 @@ _GONE = (
 )  # fmt: skip
 
 
+# The strategy of several devices, which is chosen by --strategy, as theirs is by default.
+_BESIDE_THE_TRAINER = ("find_unused_parameters", "strategy")
+
+
 def translate(section: Any) -> Any:
     """Translate the section; what is ours already stays as it is, and so does what is no such section."""
     parts = (section.get(key) for key in _MAPPINGS) if isinstance(section, Mapping) else [section]
@@ -37,13 +41,14 @@ def translate(section: Any) -> Any:
         return section
     section = dict(section or {})
     callbacks = dict(section.get("callbacks") or {})
-    numbered = callbacks.pop(_TRAINSTEPS, None)
     checkpoint = _checkpoint(section.get("modelcheckpoint"))
-    if numbered is not None:
-        interval = ((numbered or {}).get("params") or {}).get("every_n_train_steps", _TRAINSTEPS_INTERVAL)
+    if isinstance(callbacks.get(_TRAINSTEPS), Mapping):
+        interval = _numbered_every(callbacks.pop(_TRAINSTEPS))
         checkpoint = checkpoint or {"params": {}}
-        checkpoint["params"] = {**checkpoint["params"], "keep_every_n_steps": interval}
-    section["callbacks"] = {name: _callback(node) for name, node in callbacks.items() if not _is_ours_anyway(node)}
+        if isinstance(checkpoint["params"], Mapping):  # else it is refused later, as it is
+            checkpoint["params"] = {**checkpoint["params"], "keep_every_n_steps": interval}
+    kept = {name: node for name, node in callbacks.items() if not _is_ours_anyway(node)}
+    section["callbacks"] = {name: _callback(name, node) for name, node in kept.items()}
     if checkpoint is not None:
         section["modelcheckpoint"] = checkpoint
     if "TestTube" in str((section.get("logger") or {}).get("target", "")):
@@ -52,22 +57,42 @@ def translate(section: Any) -> Any:
     if dropped := [key for key in _GONE if key in trainer]:
         log.info("lightning.trainer: dropped %s, which today's Lightning does not have", ", ".join(dropped))
     section["trainer"] = {key: value for key, value in trainer.items() if key not in _GONE}
-    return section
+    return {key: value for key, value in section.items() if key not in _BESIDE_THE_TRAINER}
+
+
+def with_precision(section: Any, precision: str) -> dict[str, Any]:
+    """Return the section with a precision of the training, unless it has one."""
+    section = dict(section or {})
+    return {**section, "trainer": {"precision": precision, **(section.get("trainer") or {})}}
 
 
 def _is_ours_anyway(node: Any) -> bool:
     return isinstance(node, Mapping) and node.get("target") in _OURS_ANYWAY
 
 
-def _callback(node: Any) -> Any:
+def _callback(name: str, node: Any) -> Any:
     """Translate the picture logger; a node without target adjusts the default of the same name."""
     if not isinstance(node, Mapping) or node.get("target") != "main.ImageLogger":
         return node
-    params = node.get("params") or {}
-    if params.get("disabled"):
-        return None
-    translated = {ours: params[theirs] for theirs, ours in _IMAGE_LOGGER.items() if theirs in params}
-    return {"params": {"early_steps": True, **translated}}
+    p = _params(node, name)
+    translated = p.given(*_IMAGE_LOGGER)
+    is_disabled = p.take("disabled", False)
+    p.drop(*_OF_THEIR_LOGGER)
+    p.close()
+    return None if is_disabled else {"params": {"early_steps": True, **translated}}
+
+
+def _numbered_every(node: Any) -> Any:
+    """Return the interval of numbered checkpoints."""
+    p = _params({"target": _CHECKPOINT_CALLBACK, **node}, _TRAINSTEPS)
+    interval = p.take("every_n_train_steps", _TRAINSTEPS_INTERVAL)
+    p.drop("monitor", "mode", *_OF_THEIR_CHECKPOINTS)
+    p.close()
+    return interval
+
+
+def _params(node: Mapping[str, Any], name: str) -> Params:
+    return Params(dict(node), f"lightning.callbacks.{name}", lambda value, path: value)
 
 
 def _checkpoint(node: Any) -> dict[str, Any] | None:

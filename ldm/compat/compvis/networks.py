@@ -27,12 +27,13 @@ def _options(p: Params) -> dict[str, Any]:
     """Translate the seldom-used options, those that are given."""
     options = p.given(
         "dropout", "conv_resample", "use_scale_shift_norm>scale_shift_norm", "resblock_updown", "dims",
-        "use_checkpoint>checkpoint",
+        "use_checkpoint>checkpoint", "use_linear_in_transformer>linear_projections",
     )  # fmt: skip
     if p.take("use_new_attention_order", False):
         options["qkv_order"] = "new"
-    p.only("use_linear_in_transformer", False, "transformers project by convolutions here")
-    p.only("use_fp16", False, "choose the precision of the training instead (--precision)")
+    p.drop("use_fp16", "use_bf16")  # read as the precision of the training, see `translate`
+    p.off("disable_self_attentions", "disable_middle_self_attn", "offload_to_cpu")
+    p.choose("spatial_transformer_attn_type", "softmax", dict.fromkeys(("softmax", "softmax-xformers")))
     return options
 
 
@@ -40,22 +41,62 @@ def _with_options(params: dict[str, Any], options: dict[str, Any]) -> dict[str, 
     return params | ({"options": node("ldm.networks.unet.UNetOptions", **options)} if options else {})
 
 
-def unet(p: Params) -> Node:
-    """Translate UNetModel, by the rule for heads that the last commit of the original has."""
+def _vectors(p: Params) -> dict[str, Any]:
+    """Translate what is added to the embedded time: labels, or vectors ("sequential")."""
+    classes, width = p.take("num_classes", None), p.take("adm_in_channels", None)
+    if classes == "sequential":
+        if width is None:
+            raise p.error("adm_in_channels", "missing; num_classes: sequential needs it")
+        return {"vector_dim": width}
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+        raise p.error("num_classes", f"{classes!r} is not supported; only a number, sequential or null")
+    return {} if classes is None else {"num_classes": classes}
+
+
+def precision(model: Any) -> str | None:
+    """Return the precision of a training of a model, where its U-Net says that it computes in half; None elsewhere."""
+    params = model.get("params") if isinstance(model, dict) else None
+    unet_config = params.get("unet_config") if isinstance(params, dict) else None
+    given = unet_config.get("params") if isinstance(unet_config, dict) else None
+    names = {"use_fp16": "16-mixed", "use_bf16": "bf16-mixed"}
+    return next((names[name] for name in names if isinstance(given, dict) and given.get(name)), None)
+
+
+def _same_attention_blocks(p: Params, params: dict[str, Any]) -> None:
+    """Accept numbers of attention blocks that are those of the residual blocks, and the depth of the last level."""
+    given = p.take("num_attention_blocks", None)
+    if given is not None and any(number != params["num_res_blocks"] for number in given):
+        raise p.error("num_attention_blocks", f"{given} is not supported; only num_res_blocks at every level")
+    depth = params.get("transformer_depth", 1)
+    last = depth[-1] if isinstance(depth, list) and depth else depth
+    p.only("transformer_depth_middle", last, f"in the middle it is that of the last level, {last}", None)
+
+
+def unet(p: Params, uses_transformers: bool | None = None) -> Node:
+    """Translate UNetModel, by the rule for heads that the last commit of the original has.
+
+    uses_transformers: whether it does where it does not say.
+    """
     heads_given = "num_heads" in p
+    p.uniform("num_res_blocks")
     p.require("in_channels", "out_channels", "model_channels", "num_res_blocks", "attention_resolutions")
     params = p.given(
         "in_channels", "out_channels", "model_channels", "num_res_blocks", "attention_resolutions>attention_factors",
-        "channel_mult", "transformer_depth", "num_classes", "n_embed>codebook_size",
+        "channel_mult", "transformer_depth", "n_embed>codebook_size",
     )  # fmt: skip
-    params |= _heads(p)
+    params |= _vectors(p) | _heads(p)
     options = _options(p)
-    transformer, context_dim = p.take("use_spatial_transformer", False), p.take("context_dim", None)
+    _same_attention_blocks(p, params)
+    context_dim = p.take("context_dim", None)
+    context_dim = context_dim[0] if isinstance(context_dim, list) and len(context_dim) == 1 else context_dim
+    transformer = p.take("use_spatial_transformer", uses_transformers or False)
     if transformer != (context_dim is not None):
         raise p.error("context_dim", "goes with use_spatial_transformer: set both or neither")
     if transformer:
         params["context_dim"] = context_dim
-        if "num_head_channels" in params and not heads_given:
+        # Those weights are older than the option, and than widths of 64.
+        is_old = "linear_projections" not in options and "legacy" not in p and uses_transformers is None
+        if "num_head_channels" in params and not heads_given and is_old:
             _warn_about_heads(p, params["num_head_channels"])
     upsample_heads, legacy = p.take("num_heads_upsample", -1), p.take("legacy", True)
     if upsample_heads not in _UNSET and legacy and not transformer and "num_heads" in params:

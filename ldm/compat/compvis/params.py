@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ldm.config.targets import did_you_mean, missing_parameters
+from ldm.config.targets import did_you_mean, is_slip, missing_parameters
 from ldm.errors import ConfigError
 
 Node = dict[str, Any]
@@ -57,11 +57,29 @@ class Params:
         for name in names:
             self._left.pop(name, None)
 
-    def only(self, name: str, allowed: Any, reason: str) -> None:
-        """Discard a parameter that may only have one value; any other is an error with the given reason."""
+    def only(self, name: str, allowed: Any, reason: str, *others: Any) -> None:
+        """Discard a parameter that may have one value, or `others` that say the same; else an error with a reason."""
         value = self.take(name, allowed)
-        if value != allowed:
+        if value != allowed and value not in others:
             raise self.error(name, f"{value!r} is not supported: {reason}")
+
+    def off(self, *names: str) -> None:
+        """Discard switches that are off: absent, false, null, or a list of such. ConfigError for one that is on."""
+        for name in names:
+            value = self.take(name, None)
+            if any(value if isinstance(value, list) else [value]):
+                raise self.error(name, f"{value!r} is not supported; only what leaves it switched off")
+
+    def uniform(self, *names: str) -> None:
+        """Read lists of equal numbers, one a level, as the number. ConfigError for numbers that differ."""
+        for name in names:
+            values = self._left.get(name)
+            if isinstance(values, list) and values:
+                if any(value != values[0] for value in values):
+                    raise self.error(
+                        name, f"{values} differ between levels, which is not supported; only equal numbers"
+                    )
+                self._left[name] = values[0]
 
     def choose(self, name: str, default: Any, choices: dict[Any, Any]) -> Any:
         """Take a parameter and look it up among its allowed values."""
@@ -106,7 +124,8 @@ class Params:
         """Report the first parameter that nothing has asked for."""
         for name in self._left:
             known = f"; {self.target} takes {', '.join(self._known) or 'nothing'}"
-            raise self.error(name, f"unknown{did_you_mean(str(name), self._known) or known}")
+            slips = [meant for meant in self._known if is_slip(str(name), meant)]
+            raise self.error(name, f"unknown{did_you_mean(str(name), slips) or known}")
 
 
 Translate = Callable[[Params], Node]

@@ -4,15 +4,15 @@ Tables of rules and of renames, one file a kind of network; strings and numbers 
 `ldm.weights.folders`). What one side cannot say of the other is refused under the name of its field.
 """
 
-from ldm.compat.diffusers.pipelines import CONFIG, INDEX, TOKENIZER, Folder, Part, index_of, read, read_json, write
+from ldm.compat.diffusers.pipelines import CONFIG, INDEX, TEXTS, Folder, Part, index_of, read, read_json, write
 from ldm.compat.diffusers.rules import Rename
-from ldm.compat.diffusers.text import CLIP_TEXT
+from ldm.compat.diffusers.text import LDM_BERT
 
 __all__ = [
-    "CLIP_TEXT",
     "CONFIG",
     "INDEX",
-    "TOKENIZER",
+    "LDM_BERT",
+    "TEXTS",
     "Folder",
     "Part",
     "Rename",

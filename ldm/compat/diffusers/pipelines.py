@@ -9,6 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.compat.diffusers.first_stage import AUTOENCODER_KL, DEFAULT_SCALE, VQ_MODEL
+from ldm.compat.diffusers.roles import (
+    INPAINTING,
+    LIBRARIES,
+    NO_PART_OF_THE_MODEL,
+    PIPELINES,
+    STABLE,
+    SUPER_RESOLUTION,
+    TEXT,
+    TEXTS,
+    UNET,
+    VAE,
+    Role,
+    conditioner,
+    described,
+)
 from ldm.compat.diffusers.rules import Component, Node, Rename, Values
 from ldm.compat.diffusers.schedule import SCHEDULERS, write_scheduler
 from ldm.compat.diffusers.text import CLIP_TEXT, LDM_BERT
@@ -22,28 +37,6 @@ _MODEL = "ldm.models.latent_diffusion.LatentDiffusion"
 _KINDS = {kind.name: kind for kind in (UNET_2D, UNET_2D_CONDITION, AUTOENCODER_KL, VQ_MODEL, LDM_BERT, CLIP_TEXT)}
 
 
-@dataclass(frozen=True, eq=False)  # a key of mappings
-class Role:
-    """What a folder of a pipeline is to our model: its parameter, the beginning of its weights' names, its classes."""
-
-    parameter: str
-    prefix: str
-    kinds: tuple[Component, ...]
-
-
-_UNET = Role("network", "model.diffusion_model.", (UNET_2D, UNET_2D_CONDITION))
-_VAE = Role("autoencoder", "first_stage_model.", (AUTOENCODER_KL, VQ_MODEL))
-_TEXT = Role("conditioner", "cond_stage_model.", (CLIP_TEXT, LDM_BERT))
-# The folders of each pipeline; those without a role are read in their own way.
-PIPELINES = {
-    "LDMPipeline": {"unet": _UNET, "vqvae": _VAE},
-    "LDMTextToImagePipeline": {"unet": _UNET, "vqvae": _VAE, "bert": _TEXT},
-    "StableDiffusionPipeline": {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT},
-}
-_LIBRARIES = {CLIP_TEXT: "transformers", LDM_BERT: "latent_diffusion"}  # where diffusers finds a class, or in itself
-_NO_PART_OF_THE_MODEL = ("safety_checker", "feature_extractor", "requires_safety_checker")
-
-
 @dataclass(frozen=True)
 class Part:
     """One component of a folder: where it is, what it is, its config, and how its weights are named in our model."""
@@ -53,6 +46,11 @@ class Part:
     config: Values
     names: tuple[Rename, ...]
     prefix: str = ""
+
+    @property
+    def tokenizer(self) -> str:
+        """Return the folder of the tokenizer that goes with a text encoder."""
+        return self.folder.replace("text_encoder", TOKENIZER) if "text_encoder" in self.folder else TOKENIZER
 
 
 @dataclass(frozen=True)
@@ -108,22 +106,30 @@ def read(index: Path) -> Folder:
     roles = PIPELINES[name]
     for key, value in content.items():
         is_absent = not isinstance(value, list) or value == [None, None] or key.startswith("_")
-        if not is_absent and key not in (*roles, "scheduler", TOKENIZER, *_NO_PART_OF_THE_MODEL):
+        if not is_absent and key not in (*roles, "scheduler", TOKENIZER, f"{TOKENIZER}_2", *NO_PART_OF_THE_MODEL):
             raise ConfigError(f"{value[-1]} is not supported in a {name}", key, str(index))
     found = {role.parameter: _component(index.parent, key, role.kinds, *_named(content, key), role.prefix)
              for key, role in roles.items()}  # fmt: skip
+    for part, node in found.values():
+        if part.kind in TEXTS:
+            _complete_text(node, index.parent, part)
     params = {parameter: node for parameter, (_, node) in found.items()}
     params |= _schedule(index.parent / "scheduler" / SCHEDULER)
     first_stage = found["autoencoder"][0]
-    params["latent_scale"] = first_stage.config.get("scaling_factor", DEFAULT_SCALE)
-    if "scaling_factor" not in first_stage.config:
+    params["latent_scale"] = (
+        1.0 if name == SUPER_RESOLUTION else first_stage.config.get("scaling_factor", DEFAULT_SCALE)
+    )
+    if "scaling_factor" not in first_stage.config and name != SUPER_RESOLUTION:
         unscaled = "; if images are grey, set model.params.latent_scale=1.0" if first_stage.kind is VQ_MODEL else ""
         _log.warning("%s: has no scaling_factor; as in diffusers it is %g%s",
                      index.parent / first_stage.folder / CONFIG, DEFAULT_SCALE, unscaled)  # fmt: skip
     if (size := found["network"][0].config.get("sample_size")) is not None:
         params["latent_size"] = size
-    if "conditioner" in params:
-        _complete_text(params["conditioner"], index.parent, found["conditioner"][0])
+    try:
+        params |= conditioner(name, params, content, found["network"][0].config)
+    except ConfigError as error:
+        raise ConfigError(error.problem, error.path, str(index)) from error
+    params = {key: value for key, value in params.items() if key not in ("text", "text_2")}
     return Folder({"target": _MODEL, "params": params}, tuple(part for part, _ in found.values()), {})
 
 
@@ -165,12 +171,12 @@ def _schedule(file: Path) -> Values:
 
 def _complete_text(node: Node, folder: Path, part: Part) -> None:
     """Add what a text conditioner reads from the folder; these pipelines are made for guidance."""
-    tokenizer = folder / TOKENIZER
+    tokenizer = folder / part.tokenizer
     if not tokenizer.is_dir():
         raise UserError(f"{tokenizer}: is missing; copy the whole folder")
     params = node["params"]
     params["drop_rate"] = 0.1
-    if part.kind is CLIP_TEXT:
+    if part.kind is not LDM_BERT:
         params |= {"version": str(folder / part.folder), "tokenizer": str(tokenizer)}
     else:
         sizes = {"max_length": params["max_length"], "vocab_size": params["vocab_size"]}
@@ -188,20 +194,27 @@ def write(section: Node, scale: float) -> Folder:
     """
     if section["target"] != _MODEL:
         part = _written(section, "", "", "model")
-        if part.kind in _VAE.kinds:
+        if part.kind in VAE.kinds:
             part = replace(part, config={**part.config, "scaling_factor": scale})
         return Folder(section, (part,), {})
     params = section["params"]
-    parts = {
-        role: _written(params[role.parameter], "", role.prefix, f"model.params.{role.parameter}")
-        for role in (_UNET, _VAE, _TEXT)
-        if params.get(role.parameter) is not None
-    }
-    pipeline = _pipeline(parts)
+    role_of = described(params)
+    nodes = {UNET: (params["network"], "network"), VAE: (params["autoencoder"], "autoencoder"), **role_of.texts}
+    parts = {}
+    for role, (node, place) in nodes.items():
+        is_inner = role.prefix.startswith(TEXT.prefix) and role is not TEXT  # there under its own name
+        prefix = f"{TEXT.prefix}{place.rpartition('.')[2]}." if is_inner else role.prefix
+        parts[role] = _written(node, "", prefix, f"model.params.{place}", role.kinds)
+    pipeline = role_of.pipeline or _pipeline(parts)
+    parts[UNET].config.update(role_of.network)
     folders = {role: key for key, role in PIPELINES[pipeline].items()}
     parts = {role: replace(part, folder=folders[role]) for role, part in parts.items()}
-    parts[_VAE].config["scaling_factor"] = scale
-    parts[_UNET].config["sample_size"] = _sample_size(params, parts[_VAE])
+    if pipeline == SUPER_RESOLUTION and scale != 1.0:
+        raise ConfigError(
+            f"diffusers: {scale:g} is not 1: {SUPER_RESOLUTION} does not scale latents", "model.params.latent_scale"
+        )
+    parts[VAE].config["scaling_factor"] = scale
+    parts[UNET].config["sample_size"] = _sample_size(params, parts[VAE])
     try:
         scheduler = write_scheduler(params["process"], params.get("prediction"))
     except ConfigError as error:
@@ -209,17 +222,19 @@ def write(section: Node, scale: float) -> Folder:
     index = {
         "_class_name": pipeline,
         "_diffusers_version": VERSION,
-        **{part.folder: [_LIBRARIES.get(part.kind, "diffusers"), part.kind.name] for part in parts.values()},
+        **{part.folder: [LIBRARIES.get(part.kind, "diffusers"), part.kind.name] for part in parts.values()},
         "scheduler": ["diffusers", scheduler["_class_name"]],
     }
-    if pipeline == "StableDiffusionPipeline":
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
-                  "requires_safety_checker": False}  # fmt: skip
+    if "vae" in PIPELINES[pipeline]:
+        index |= {"feature_extractor": [None, None], "image_encoder": [None, None]}
+    if pipeline in (STABLE, INPAINTING):
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+    index |= role_of.index
     return Folder(section, tuple(parts.values()), {INDEX: index, f"scheduler/{SCHEDULER}": scheduler})
 
 
-def _written(node: Node, folder: str, prefix: str, place: str) -> Part:
-    kind = _kind_of(node, place)
+def _written(node: Node, folder: str, prefix: str, place: str, kinds: Sequence[Component] = ()) -> Part:
+    kind = kinds[0] if len(kinds) == 1 else _kind_of(node, place)
     try:
         fields = kind.write(node)
     except ConfigError as error:
@@ -247,10 +262,8 @@ def _kind_of(node: Node, place: str) -> Component:
 
 
 def _pipeline(parts: dict[Role, Part]) -> str:
-    """Return the pipeline that has these parts. LDMTextToImagePipeline takes 77 tokens and f = 8, whatever is given."""
-    if _TEXT not in parts:
-        return "LDMPipeline"
-    text, first_stage = parts[_TEXT], parts[_VAE]
+    """Return the pipeline of a text encoder. LDMTextToImagePipeline takes 77 tokens and f = 8, whatever is given."""
+    text, first_stage = parts[TEXT], parts[VAE]
     factor = 2 ** (len(first_stage.config["block_out_channels"]) - 1)
     tokens = text.config["max_position_embeddings"]
     if text.kind is LDM_BERT and (tokens, factor) == (77, 8):
@@ -260,7 +273,7 @@ def _pipeline(parts: dict[Role, Part]) -> str:
             f"diffusers: text to image with a codebook needs 77 tokens and f = 8 there, not {tokens} and {factor}",
             "model.params.autoencoder.params.regularizer",
         )
-    return "StableDiffusionPipeline"
+    return STABLE
 
 
 def _sample_size(params: Values, first_stage: Part) -> int:
@@ -273,4 +286,3 @@ def _sample_size(params: Values, first_stage: Part) -> int:
             raise ConfigError(f"diffusers: {list(size)} is no square", "model.params.latent_size")
         size = size[0]
     return size
-

@@ -32,15 +32,17 @@ OLD_ATTENTION = {
 class Rename(NamedTuple):
     """A module's name on both sides, the beginning of the names of its tensors.
 
-    theirs: one name, or three for queries, keys and values, which ours holds joined.
+    theirs: one name, or three for queries, keys and values, which ours holds joined, or none for what is left out.
     axes: trailing axes of size 1 that the weight has here, a convolution, and not there, a linear layer.
     groups: of the joined queries, keys and values: (groups, 3, width) in the first axis.
+    transposed: whether a matrix is the transposed of the other side's.
     """
 
     ours: str
     theirs: tuple[str, ...]
     axes: int = 0
     groups: int = 1
+    transposed: bool = False
 
 
 def renamed(ours: str, theirs: str, table: Mapping[str, str]) -> list[Rename]:

@@ -1,5 +1,6 @@
-"""DDIMScheduler, DDPMScheduler and PNDMScheduler <-> our process, its grid, and what the network predicts.
+"""DDIMScheduler, DDPMScheduler, PNDMScheduler and solvers <-> our process, its grid, and what the network predicts.
 
+Of a solver (Euler, DPMSolver, UniPC) the process and the grid are read; how it steps is the choice of whoever samples.
 Their `linear` is our `sqrt_linear`, and their `scaled_linear` our `linear`. The traps are what they do unless told
 otherwise: DDIM clips (`clip_sample`), which harms latents, and ends at clean data (`set_alpha_to_one`), which PNDM and
 the published samples do not.
@@ -19,6 +20,7 @@ _PREDICTION = "ldm.diffusion.prediction."
 _SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS = {"epsilon": "Epsilon", "sample": "Sample", "v_prediction": "Velocity"}
 _SPACINGS = {"leading": "Leading", "trailing": "Trailing", "linspace": "Linspace"}
+_OWN_SIGMAS = {"use_karras_sigmas": "Karras", "use_lu_lambdas": "LogSNR"}  # in place of a spacing
 _COSINE_OFFSET = 0.008
 
 
@@ -44,36 +46,64 @@ def _read(theirs: Values) -> Values:
         params = steps if name == "cosine" else {**steps, **ends}
     process = _node(f"{_PROCESS}{name}", **params, **rescaled)
     spacing = _choose(theirs, "timestep_spacing", _SPACINGS)
+    spacing = next((grid for field, grid in _OWN_SIGMAS.items() if theirs.get(field)), spacing)
     offset = {"offset": theirs["steps_offset"]} if spacing == "Leading" else {}
     grid = _node(f"{_GRIDS}{spacing}", **offset, end="clean" if theirs["set_alpha_to_one"] else "cleanest")
     prediction = _node(f"{_PREDICTION}{_choose(theirs, 'prediction_type', _PREDICTIONS)}")
     return {"process": _node(f"{_PROCESS}on_grid", process=process, grid=grid), "prediction": prediction}
 
 
+_OF_THE_PROCESS = {
+    "num_train_timesteps": (Size, 1000),
+    "beta_start": (float, 1e-4),
+    "beta_end": (float, 2e-2),
+    "beta_schedule": (str, "linear"),
+    "trained_betas": (list[float] | None, None),
+    "prediction_type": (str, "epsilon"),
+    "steps_offset": (Natural, 0),
+    "rescale_betas_zero_snr": (bool, False),
+}
+
+
 def _scheduler(name: str, clips: bool, ends_clean: bool, *rules: Rule) -> Component:
-    fields = {
-        "num_train_timesteps": (Size, 1000),
-        "beta_start": (float, 1e-4),
-        "beta_end": (float, 2e-2),
-        "beta_schedule": (str, "linear"),
-        "trained_betas": (list[float] | None, None),
-        "prediction_type": (str, "epsilon"),
-        "timestep_spacing": (str, "leading"),
-        "steps_offset": (Natural, 0),
-        "set_alpha_to_one": (bool, ends_clean),
-        "rescale_betas_zero_snr": (bool, False),
-    }
+    fields = _OF_THE_PROCESS | {"timestep_spacing": (str, "leading"), "set_alpha_to_one": (bool, ends_clean)}
     clipping = (fixed("clip_sample", False, default=clips), fixed("thresholding", False))
     unread = ("dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value", "skip_prk_steps")
     read = Rule(fields, read=_read)
     return Component(name, "", (read, *clipping, *rules), lambda ours, theirs: [], ignored=unread)
 
 
+# What only says how a solver steps, or is left over from the scheduler that it was made from.
+_OF_SOLVERS = (
+    "algorithm_type", "clip_sample_range", "disable_corrector", "dynamic_thresholding_ratio", "euler_at_final",
+    "flow_shift", "interpolation_type", "lambda_min_clipped", "lower_order_final", "predict_x0", "sample_max_value",
+    "set_alpha_to_one", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "time_shift_type", "timestep_type",
+    "variance_type",
+)  # fmt: skip
+
+
+def _solver(name: str) -> Component:
+    fields = _OF_THE_PROCESS | {"timestep_spacing": (str, "linspace"), "final_sigmas_type": (str, "zero")}
+    fields |= {field: (bool | None, False) for field in _OWN_SIGMAS}
+
+    def read(theirs: Values) -> Values:
+        is_clean = _choose(theirs, "final_sigmas_type", {"zero": "clean", "sigma_min": "cleanest"}) == "clean"
+        return _read(theirs | {"set_alpha_to_one": is_clean})
+
+    rules = (Rule(fields, read=read), fixed("thresholding", False))
+    return Component(name, "", rules, lambda ours, theirs: [], ignored=_OF_SOLVERS)
+
+
 SCHEDULERS = {
     "DDIMScheduler": _scheduler("DDIMScheduler", True, True),
     "DDPMScheduler": _scheduler("DDPMScheduler", True, True, fixed("variance_type", "fixed_small", "fixed_small_log")),
     "PNDMScheduler": _scheduler("PNDMScheduler", False, False),
-}
+    **{
+        name: _solver(name)
+        for name in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
+                     "UniPCMultistepScheduler")
+    },
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

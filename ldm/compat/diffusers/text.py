@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ldm.bounds import Depth, Size
-from ldm.compat.diffusers.rules import Component, Rename, Rule, Values, defaults_of, fixed, same
+from ldm.compat.diffusers.rules import Component, Rename, Rule, Values, defaults_of, fixed, only, same
 from ldm.errors import ConfigError
 
 _LAYERS = "transformer.attn_layers.layers"
@@ -79,13 +79,36 @@ LDM_BERT = Component(
     weights="model",
     is_open=True,
 )
-CLIP_TEXT = Component(
-    "CLIPTextModel",
-    "ldm.conditioning.text.CLIPTextConditioner",
-    (same("max_position_embeddings", Size, 77, "max_length"),),
-    lambda ours, theirs: [Rename("transformer.text_model", ("text_model",))],
-    unused=("version", "tokenizer", "key", "drop_rate", "trainable"),
-    aliases={r"^(?!text_model\.)": "text_model."},  # transformers 5 writes the names without it
-    weights="model",
-    is_open=True,
-)
+
+
+def _clip(name: str, layers: tuple[str, ...], pooled: str | None) -> Component:
+    """Return CLIP's text model, whose context comes from the first of some layers unless our config says otherwise."""
+
+    def check(ours: Values) -> Values:
+        if ours["layer"] not in layers:
+            raise ConfigError(
+                f"{ours['layer']!r} has no counterpart in this pipeline; only {' or '.join(layers)}", "layer"
+            )
+        return {}
+
+    known = {} if layers[0] == "last" else {"layer": layers[0]}
+    known |= {} if pooled is None else {"pooled": pooled}
+    return Component(
+        name,
+        "ldm.conditioning.text.CLIPTextConditioner",
+        (
+            same("max_position_embeddings", Size, 77, "max_length"),
+            Rule({}, ("layer",), lambda theirs: known, check),
+            only("pooled", pooled, "the pipeline has its own vector"),
+        ),
+        lambda ours, theirs: [Rename(f"transformer.{part}", (part,)) for part in ("text_model", "text_projection")],
+        unused=("version", "tokenizer", "key", "drop_rate", "trainable", "pad_id"),
+        aliases={r"^(?!text_model\.|text_projection\.)": "text_model."},  # transformers 5 writes the names without it
+        weights="model",
+        is_open=True,
+    )
+
+
+CLIP_TEXT = _clip("CLIPTextModel", ("last", "penultimate"), None)
+CLIP_HIDDEN = _clip("CLIPTextModel", ("hidden",), None)  # of Stable Diffusion XL
+CLIP_PROJECTED = _clip("CLIPTextModelWithProjection", ("hidden",), "projected")

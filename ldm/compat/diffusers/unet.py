@@ -40,6 +40,8 @@ _AROUND = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "label_emb": "class_embedding",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -198,6 +200,27 @@ def _middle_norm(theirs: Values) -> Values:
 
 _COMMON = {"target": _TARGET, "children": {"options": _OPTIONS}, "unused": ("checkpoint", "qkv_order"),
            "ignored": ("sample_size", "num_train_timesteps", "upcast_attention")}  # fmt: skip
+SIZE_WIDTH = 256  # of an embedded size, in all published models
+
+
+def _read_vectors(theirs: Values) -> Values:
+    kind, width = theirs["addition_embed_type"], theirs["projection_class_embeddings_input_dim"]
+    if kind not in (None, "text_time"):
+        raise ConfigError(f"{kind!r} is not supported; only text_time", "addition_embed_type")
+    if (kind is None) != (width is None):
+        raise ConfigError("goes with addition_embed_type: text_time", "projection_class_embeddings_input_dim")
+    return {} if width is None else {"vector_dim": width}
+
+
+def _write_vectors(ours: Values) -> Values:
+    width = ours["vector_dim"]
+    has = width is not None
+    return {
+        "addition_embed_type": "text_time" if has else None,
+        "addition_time_embed_dim": SIZE_WIDTH if has else None,
+        "projection_class_embeddings_input_dim": width,
+    }
+
 
 UNET_2D = Component(
     name="UNet2DModel",
@@ -209,9 +232,10 @@ UNET_2D = Component(
         # Without this field a network with scale_shift has no norm there, unlike ours.
         Rule({"attn_norm_num_groups": (int | None, None)}, (), _middle_norm, lambda ours: {"attn_norm_num_groups": 32}),
         only("context_dim", None, "it has no cross-attention"),
+        only("vector_dim", None, "it takes labels alone"),
     ),
     names=lambda ours, theirs: _names(ours, _self_attention),
-    **{**_COMMON, "unused": (*_COMMON["unused"], "transformer_depth")},
+    **{**_COMMON, "unused": (*_COMMON["unused"], "transformer_depth", "linear_projections")},
 )
 
 UNET_2D_CONDITION = Component(
@@ -222,14 +246,24 @@ UNET_2D_CONDITION = Component(
         only("resblock_updown", False, "its residual blocks keep the resolution"),
         Rule({"attention_head_dim": (Size | Levels, 8)}, _HEADS, _read_head_number, _write_head_number),
         uniform("cross_attention_dim", Size, 1280, "context_dim"),
-        uniform("transformer_layers_per_block", Depth, 1, "transformer_depth"),
-        fixed("use_linear_projection", False, True),
+        same("transformer_layers_per_block", Depth | list[Depth], 1, "transformer_depth"),
+        same("use_linear_projection", bool, False, "linear_projections"),
+        Rule(
+            {
+                "addition_embed_type": (str | None, None),
+                "addition_time_embed_dim": (Size | None, None),
+                "projection_class_embeddings_input_dim": (Size | None, None),
+            },
+            ("vector_dim",),
+            _read_vectors,
+            _write_vectors,
+        ),
         fixed("resnet_out_scale_factor", 1.0),
         fixed("conv_in_kernel", 3),
         fixed("conv_out_kernel", 3),
         fixed("attention_type", "default"),
     ),
-    names=lambda ours, theirs: _names(ours, _projections(bool(theirs.get("use_linear_projection")))),
+    names=lambda ours, theirs: _names(ours, _transformer),
     **{**_COMMON, "ignored": (*_COMMON["ignored"], "addition_embed_type_num_heads")},
 )
 
@@ -246,15 +280,8 @@ def _self_attention(ours: str, theirs: str, parameters: Values, width: int) -> l
     ]
 
 
-def _projections(are_linear: bool) -> Any:
-    """Return the names of a spatial transformer, whose projections are convolutions unless they are linear there."""
-    axes = 2 if are_linear else 0
-
-    def transformer(ours: str, theirs: str, parameters: Values, width: int) -> list[Rename]:
-        projections = [Rename(f"{ours}.{name}", (f"{theirs}.{name}",), axes) for name in ("proj_in", "proj_out")]
-        return [Rename(ours, (theirs,)), *projections]
-
-    return transformer
+def _transformer(ours: str, theirs: str, parameters: Values, width: int) -> list[Rename]:
+    return [Rename(ours, (theirs,))]
 
 
 def _names(ours: Values, attention: Any) -> list[Rename]:

@@ -17,10 +17,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.bounds import Count, Fraction
+from ldm.bounds import Count, Fraction, Sides
 from ldm.data.core.cache import SizedCache
 from ldm.data.core.data_errors import DataErrors
-from ldm.data.core.decoding import DecodedImage, MultichannelImage
+from ldm.data.core.decoding import DecodedImage, MultichannelImage, image_size
+from ldm.data.core.tags import ShuffledTags
 from ldm.data.core.transforms import UNREADABLE, CropParams, ImageTransform, SampleKey
 from ldm.errors import UserError
 
@@ -76,24 +77,37 @@ def _num_pixels(image: DecodedImage) -> int:
 
 
 class ImageReader(ABC):
-    """Make the `transform` of a data set from the options that YAML files give it, see `ImageTransform`."""
+    """Make the `transform` of a data set from the options that YAML files give it, see `ImageTransform`.
+
+    tags: what is done to captions that are lists of tags, None for nothing.
+    """
 
     def __init__(
         self,
-        size: Count | Sequence[Count],
+        size: Sides,
         crop: str = "center",
         resize: Count | Literal["size", "none"] | None = "size",
         flip: Fraction = 0.0,
         channels: Count = 3,
         interpolation: str = "bicubic",
         value_range: Sequence[float] | None = None,
+        tags: ShuffledTags | None = None,
     ) -> None:
+        self.tags = tags
         self.transform = ImageTransform(size, crop, resize, flip, channels, interpolation, value_range)
         self.errors = DataErrors(0)
 
     @abstractmethod
     def texts(self, key: str = "caption") -> Iterator[str]:
         """List the texts under a key without decoding images, to train a tokenizer on them."""
+
+    def _shuffled(self, fields: dict[str, Any], key: SampleKey) -> dict[str, Any]:
+        """Return the keys of an item with its tags shuffled. Raises UserError for tags without a caption."""
+        if self.tags is None:
+            return fields
+        if "caption" not in fields:
+            raise UserError(f"data: tags are those of captions, {type(self).__name__} has none here; leave tags out")
+        return {**fields, "caption": self.tags(fields["caption"], key)}
 
     def _to_tensor(self, name: str, image: DecodedImage, crop: CropParams) -> Tensor:
         if self.transform.enlarges(image):
@@ -119,10 +133,10 @@ class ImageDataset(ImageReader, Dataset):
 
     def __init__(
         self,
-        size: int | Sequence[int],
-        repeats: int = 1,
+        size: Sides,
+        repeats: Count = 1,
         split: str = "all",
-        validation_share: float = 0.05,
+        validation_share: Fraction = 0.05,
         **kwargs: Any,
     ) -> None:
         super().__init__(size, **kwargs)
@@ -179,7 +193,7 @@ class ImageDataset(ImageReader, Dataset):
                 self.errors.count_read()
                 if fields.get("caption") == "":
                     self.errors.note_empty(file, self.names[file])
-                return {"image": self._cropped(file, image, crop), **fields}
+                return {"image": self._cropped(file, image, crop), **self._shuffled(fields, key)}
         first = next(iter(self.errors.first()), self.names[0])
         raise UserError(f"data: none of the {self.num_files} images can be read, the first is {first}")
 
@@ -192,6 +206,17 @@ class ImageDataset(ImageReader, Dataset):
     def _read_image(self, file: int) -> DecodedImage:
         """Decode the image of a file. Raises one of UNREADABLE if that fails."""
         return self.transform.open(self.root / self.names[file])
+
+    def aspect_ratio(self, file: int) -> float:
+        """Return width / height of the image of a file, from its header where it is a file; 1 if it is unreadable."""
+        try:
+            if isinstance(root := getattr(self, "root", None), Path):
+                width, height = image_size(root / self.names[file])
+            else:
+                width, height = self._read_image(file).size
+        except UNREADABLE:
+            return 1.0
+        return width / height
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return the other keys of a file."""

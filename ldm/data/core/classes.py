@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch.utils.data import Dataset
 
-from ldm.data.core.base import ImageDataset
 from ldm.data.core.derived import source_of
 from ldm.errors import UserError
 
@@ -13,8 +12,9 @@ __all__ = ["check_same_classes", "class_names"]
 
 def class_names(dataset: Dataset | None) -> list[str]:
     """List the classes of a data set by label; empty if it has none, or if the data came with numbers."""
-    source = source_of(dataset)
-    return list(source.class_names) if isinstance(source, ImageDataset) else []
+    names = getattr(source_of(dataset), "class_names", None)
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return list(names) if is_list else []  # a data set of one's own may mean something else by this name
 
 
 def check_same_classes(place: str, dataset: Dataset | None, train: Dataset | None) -> None:

@@ -10,7 +10,8 @@ import io
 import struct
 import tokenize
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,10 @@ from ldm.data.core.files import regular_file
 from ldm.data.core.optional import require
 from ldm.errors import UserError
 
-__all__ = ["LUMA", "UNREADABLE", "DecodedImage", "MultichannelImage", "Range", "check_range", "open_image"]
+__all__ = [
+    "LUMA", "UNREADABLE", "DecodedImage", "MultichannelImage", "Range", "check_range",
+    "damage_is_unreadable", "image_size", "open_image", "stream_of",
+]  # fmt: skip
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 Range = tuple[float, float]
@@ -42,6 +46,7 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_THEIR_SIDE = (5, 6, 7, 8)
 # What readers raise for damaged files; MemoryError where a header declares too large a size.
 _DAMAGE = (struct.error, zlib.error, tokenize.TokenError, LookupError, TypeError, OverflowError, MemoryError)
 
@@ -99,6 +104,17 @@ class MultichannelImage:
 DecodedImage = Image.Image | MultichannelImage
 
 
+@contextmanager
+def damage_is_unreadable() -> Iterator[None]:
+    """Turn whatever decoders raise for a damaged file into OSError, one of UNREADABLE; a function's decorator, too."""
+    try:
+        yield
+    except UnidentifiedImageError as error:  # whose text is about an object in memory
+        raise OSError("is no image of a known format") from error
+    except _DAMAGE as error:
+        raise OSError(f"damaged ({type(error).__name__}: {error})") from error
+
+
 def check_range(value_range: Sequence[float] | None) -> Range | None:
     """Return a range as a pair. Raises UserError unless it is None or [low, high]."""
     if value_range is None:
@@ -112,6 +128,7 @@ def check_range(value_range: Sequence[float] | None) -> Range | None:
     return low, high
 
 
+@damage_is_unreadable()
 def open_image(source: Path | bytes, channels: int = 3, value_range: Range | None = None) -> DecodedImage:
     """Decode an image to values 0..255: mode L, LA, RGB, RGBA or F, or a `MultichannelImage`.
 
@@ -124,18 +141,29 @@ def open_image(source: Path | bytes, channels: int = 3, value_range: Range | Non
         value_range: the values of black and white in arrays and in files of more than 8 bits; by default 0 and 65535
             for 16 bits, 0 and 1 for floats.
     """
+    with io.BytesIO(source) if isinstance(source, bytes) else open(regular_file(source), "rb") as stream:
+        start = stream.read(6)
+        stream.seek(0)
+        if start.startswith(_NUMPY):
+            return _scaled(np.load(stream, allow_pickle=False), value_range)
+        read = _read_tiff if start[:4] in _TIFF else _read_with_pillow
+        return read(stream, channels, value_range)
+
+
+def stream_of(source: Path | bytes) -> Path | BinaryIO:
+    """Return what Pillow opens: a path, or the content of a file. Raises OSError for a path that is no file."""
+    return io.BytesIO(source) if isinstance(source, bytes) else regular_file(source)
+
+
+@damage_is_unreadable()
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) as the image is seen, from the header where Pillow reads it. Raises as `open_image`."""
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(regular_file(source), "rb") as stream:
-            start = stream.read(6)
-            stream.seek(0)
-            if start.startswith(_NUMPY):
-                return _scaled(np.load(stream, allow_pickle=False), value_range)
-            read = _read_tiff if start[:4] in _TIFF else _read_with_pillow
-            return read(stream, channels, value_range)
-    except UnidentifiedImageError as error:  # whose text is about an object in memory
-        raise OSError("is no image of a known format") from error
-    except _DAMAGE as error:
-        raise OSError(f"damaged ({type(error).__name__}: {error})") from error
+        with Image.open(regular_file(path)) as image:
+            turned = image.getexif().get(_ORIENTATION) in _ON_THEIR_SIDE
+            return image.size[::-1] if turned else image.size
+    except UnidentifiedImageError:
+        return open_image(path).size
 
 
 def _read_with_pillow(stream: BinaryIO, channels: int, value_range: Range | None) -> DecodedImage:

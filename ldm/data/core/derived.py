@@ -11,6 +11,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from ldm.data.core.base import ImageDataset
+from ldm.data.core.buckets import Bucketed
+from ldm.data.core.latents import CachedLatents
 from ldm.data.core.transforms import SampleKey
 from ldm.errors import UserError
 
@@ -58,9 +60,9 @@ class DerivedDataset(Dataset, ABC):
 
 def source_of(dataset: Dataset | None) -> Dataset | None:
     """Return the data set that reads the images: the same unless it is derived from another one."""
-    return dataset.source if isinstance(dataset, DerivedDataset) else dataset
+    return dataset.source if isinstance(dataset, (DerivedDataset, Bucketed)) else dataset
 
 
 def takes_sample_keys(dataset: Dataset) -> bool:
     """Return whether items are indexed by a `SampleKey`, so that epochs differ, or by a bare index."""
-    return isinstance(dataset, (ImageDataset, DerivedDataset))
+    return isinstance(dataset, (ImageDataset, DerivedDataset, Bucketed, CachedLatents))

@@ -6,9 +6,10 @@ import codecs
 import json
 import logging
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from glob import glob
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from ldm.errors import UserError
 
 __all__ = [
     "ARRAYS",
+    "check_one_split",
     "decode_text",
     "existing_folder",
     "find_files",
@@ -28,12 +30,15 @@ __all__ = [
     "image_endings",
     "is_hidden",
     "is_litter",
+    "is_split",
+    "parse_json",
     "plain_text",
     "read_json",
     "read_lines",
     "read_text",
     "regular_file",
     "split_pattern",
+    "written_path",
 ]
 
 ARRAYS = (".npy",)
@@ -46,6 +51,13 @@ _FOREIGN = frozenset(
     ".heic .heif .hif .jxl .svg .exr .hdr .psb .xcf .dng .cr2 .cr3 .nef .nrw .arw .orf .raf .rw2 .pef .srw".split()
 )
 _BYTE_ORDER_MARK = "\ufeff"
+# What names a split in a path, as on the Hugging Face hub: train-0000.tar, data/val-00000-of-00002.parquet, test/a.png
+_SPLIT = re.compile(
+    r"(?:^|[/._ -])(?:(?P<train>train(?:ing)?)|(?P<validation>val(?:id(?:ation)?)?|dev)"
+    r"|(?P<test>test(?:ing)?|eval(?:uation)?))(?=[/._ -]|\d|$)",
+    re.IGNORECASE,
+)
+_SHARD = re.compile(r"-(\d{3,6})-of-(\d{3,6})(?=\.)")  # its number, and how many there are
 _log = logging.getLogger(__name__)
 
 
@@ -83,12 +95,14 @@ def existing_folder(root: str | Path) -> Path:
     return folder
 
 
-def find_files(root: Path, endings: Collection[str]) -> list[str]:
+def find_files(root: Path, endings: Collection[str] | None = None) -> list[str]:
     """List the files below a folder, through links, as sorted relative paths with forward slashes; no hidden ones.
 
     Links to nothing are listed, so that their readers name them; not pipes and devices, nor links to a folder above.
+    endings: None for all.
     """
-    return [name for name in _walk(root, []) if PurePosixPath(name).suffix.lower() in endings]
+    names = _walk(root, [])
+    return [name for name in names if endings is None or PurePosixPath(name).suffix.lower() in endings]
 
 
 def find_images(root: Path, arrays: bool = False) -> list[str]:
@@ -155,13 +169,15 @@ def split_pattern(pattern: str) -> tuple[Path, str]:
 def find_tables(given: str, ending: str, what: str, remedy: str, deep: bool = False) -> list[str]:
     """List the files that a path, a glob or a folder means; of a folder those with an ending, `deep` at any depth.
 
-    Raises UserError, with `what` is absent and a `remedy`, if there are none.
+    Raises UserError, with `what` is absent and a `remedy`, if there are none, and for a folder of several splits or
+    without some of its shards; of a glob absent shards are named in the log.
     """
     path = Path(given).expanduser()
     if path.is_file():
         return [str(path)]
     if path.is_dir():
         folder, names = path, [name for name in find_files(path, [ending]) if deep or "/" not in name]
+        check_one_split(given, names)
     else:
         folder, rest = split_pattern(given)
         names = [name for name in sorted(glob(rest, root_dir=folder)) if not is_litter(name)]
@@ -169,7 +185,37 @@ def find_tables(given: str, ending: str, what: str, remedy: str, deep: bool = Fa
     if not names:
         problem = f"a folder without *{ending} files" if path.is_dir() else f"no such {what}"
         raise UserError(f"{given}: {problem}; {remedy}")
+    if absent := _absent_shards(names):
+        problem = f"{given}: lacks {len(absent)} of its shards, the first is {absent[0]}"
+        if path.is_dir():
+            raise UserError(f"{problem}; fetch it, or name those to be read by a pattern")
+        _log.warning("%s", problem)
     return [str(folder / name) for name in names]
+
+
+def is_split(folder: str) -> bool:
+    """Return whether a folder of this name is a split of a data set: train, val, test ..."""
+    return _SPLIT.fullmatch(folder) is not None
+
+
+def check_one_split(given: str | Path, names: Iterable[str]) -> None:
+    """Raise UserError if the paths below a folder name several splits, so that training would read validation data."""
+    found: dict[str, str] = {}  # split -> the pattern, or the folder, that means it alone
+    for name in names:
+        for mark in list(_SPLIT.finditer(name))[-1:]:
+            ending = "" if name[mark.end() :].startswith("/") else "*"
+            found.setdefault(str(mark.lastgroup), f"{given}/{name[: mark.end()]}{ending}")
+    if len(found) > 1:
+        one = found.get("train") or found["validation"]
+        raise UserError(f"{given}: holds the splits {', '.join(sorted(found))}; name one, such as {one}")
+
+
+def _absent_shards(names: Collection[str]) -> list[str]:
+    """List the names that files such as train-00002-of-00004.parquet say there are, and that are not among them."""
+    marks = filter(None, map(_SHARD.search, names))
+    series = {(mark.string[: mark.start(1)], mark.string[mark.end(1) :], len(mark[1]), int(mark[2])) for mark in marks}
+    wanted = {f"{start}{i:0{digits}}{end}" for start, end, digits, total in series for i in range(total)}
+    return sorted(wanted - set(names))
 
 
 def decode_text(content: bytes) -> str:
@@ -188,10 +234,23 @@ def read_text(path: Path) -> str:
     return decode_text(path.read_bytes())
 
 
+def written_path(text: str) -> str:
+    """Return a path as a list or a table has it, perhaps of Windows: no blanks around it, forward slashes."""
+    return text.strip().replace("\\", "/")
+
+
+def parse_json(text: str, **options: Any) -> Any:
+    """Return what JSON says, with options of `json.loads`. Raises ValueError, also where it is nested too deep."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+
+
 def read_json(path: Path, place: str) -> Any:
     """Read a JSON file. Raises UserError, which begins with `place`, if that fails."""
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except (OSError, ValueError) as error:  # of which UnicodeDecodeError and JSONDecodeError are some
         raise UserError(f"{place}: cannot be read as JSON ({error})") from error
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +57,7 @@ class Loader(DataLoader):
     - Streams of unknown length: Lightning prefetches one batch, so `state_dict` excludes the last batch returned.
     - `accumulate` batches make one step; an incomplete group at the end of an epoch of known length is dropped.
     - `errors`: the counts of unreadable samples are logged at the end of an iteration, if they grew.
+    - `starting`: the workers are started within the context that this gives; none by default.
 
     Raises UserError for an evaluation on more ranks than there are samples, and for training data of less than one
     step.
@@ -60,6 +65,8 @@ class Loader(DataLoader):
 
     def __init__(self, *args: Any, accumulate: int = 1, errors: DataErrors | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.starting: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._started: set[BaseProcess] = set()
         self._accumulate = accumulate if self.drop_last else 1
         self._errors, self._num_logged = errors, 0
         self._returned = (0, 0)  # epoch and batches of the current iteration
@@ -82,7 +89,7 @@ class Loader(DataLoader):
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from a position, rounded down to a whole batch."""
-        self._seek(state["epoch"], state["samples"] // (self.batch_size * distributed.world_size()))
+        self._seek(int(state["epoch"]), int(state["samples"]) // (self.batch_size * distributed.world_size()))
 
     @property
     def _is_resumable(self) -> bool:
@@ -132,7 +139,7 @@ class Loader(DataLoader):
         epoch, count = self._returned = self._start()
         limit = max(0, len(self) - count) if self._accumulate > 1 and self._length_is_known else None
         try:
-            for batch in islice(super().__iter__(), limit):
+            for batch in islice(self._loaded(), limit):
                 count += 1
                 self._returned = epoch, count - ahead
                 if batch:
@@ -143,8 +150,25 @@ class Loader(DataLoader):
                 raise error
         except UserError as error:  # that of a worker has its traceback in the message
             raise UserError(re.split(r"\nldm\.errors\.\w+: ", error.whole.rstrip())[-1]) from None
+        except RuntimeError as error:
+            raise self._explained(error) from error.__cause__
         finally:
             self._log_unreadable()
+
+    def _loaded(self) -> Iterator[dict[str, Any]]:
+        others = set(active_children())
+        with self.starting():
+            batches = super().__iter__()
+        self._started |= set(active_children()) - others
+        return batches
+
+    def _explained(self, error: RuntimeError) -> RuntimeError:
+        """Name the signal that killed a worker in torch's own words, which lack it when it asked the worker first."""
+        killed = [worker for worker in self._started if (worker.exitcode or 0) < 0]
+        if not killed or "exited unexpectedly" not in str(error):
+            return error
+        numbers, names = ", ".join(str(worker.pid) for worker in killed), signal.strsignal(-(killed[0].exitcode or 0))
+        return RuntimeError(f"DataLoader worker (pid(s) {numbers}) is killed by signal: {names}.")
 
     def _log_unreadable(self) -> None:
         if self._errors is not None and self._errors.num_unreadable > self._num_logged:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -18,11 +18,13 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ldm.bounds import Count, Fraction, Natural
 from ldm.data.core.base import Contents, ImageReader
+from ldm.data.core.buckets import Bucketed, BucketSampler
 from ldm.data.core.classes import check_same_classes
 from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.derived import source_of, takes_sample_keys
 from ldm.data.core.loader import Loader, collate
 from ldm.data.core.sampler import EpochSampler, Stream
+from ldm.data.core.transforms import SampleKey
 from ldm.errors import UserError
 
 __all__ = ["DataModule", "contents_of", "errors_of", "iterate"]
@@ -86,6 +88,14 @@ class DataModule:
         """Make the loader of the test set, if there is one."""
         return None if self.test is None else self._loader(self.test, evaluation=True)
 
+    def encoding_loader(self, samples: Sequence[Sequence[SampleKey]]) -> Loader:
+        """Make a loader of these batches of the training set."""
+        dataset = self._train_set()
+        bare = not takes_sample_keys(dataset)
+        batches = [[key.index if bare else key for key in batch] for batch in samples]
+        options = {"num_workers": self._workers(dataset), "errors": errors_of(dataset), "collate_fn": collate}
+        return Loader(dataset, batch_sampler=batches, **options)
+
     def train_texts(self, key: str = "caption") -> Iterator[str]:
         """List the texts of the training set under a key, to train a tokenizer on them."""
         dataset = source_of(self._train_set())
@@ -121,6 +131,8 @@ class DataModule:
     def _train_set(self) -> Dataset:
         if self.train is None:
             raise UserError("data.params.train: there is no training set; give one")
+        if isinstance(self.train, Sized) and len(self.train) == 0:
+            raise UserError(f"data.params.train: {type(self.train).__name__} is empty; give it items")
         return self.train
 
     def _loader(
@@ -136,6 +148,8 @@ class DataModule:
         if isinstance(dataset, Stream):
             options["sampler"] = dataset.sampler(self.batch_size, **order)
             dataset = dataset.decoder(evaluation)
+        elif isinstance(dataset, Bucketed):
+            options["sampler"] = BucketSampler(dataset, self.batch_size, accumulate, **order)
         elif not isinstance(dataset, IterableDataset):
             options["sampler"] = EpochSampler(len(dataset), bare=not takes_sample_keys(dataset), **order)
         return Loader(
@@ -176,12 +190,15 @@ def contents_of(dataset: Dataset) -> Contents:
 
 
 def iterate(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """Return the items of a data set or stream in order."""
-    if isinstance(dataset, IterableDataset):
-        yield from dataset
-    else:
-        for index in range(len(dataset)):
-            yield dataset[index]
+    """Return the items of a data set or stream in order. Raises UserError for a data set of one's own that has none."""
+    if not isinstance(dataset, IterableDataset | Sized):
+        raise UserError(f"{type(dataset).__name__}: has no __len__, the number of its items")
+    items = dataset if isinstance(dataset, IterableDataset) else (dataset[index] for index in range(len(dataset)))
+    for item in items:
+        if not isinstance(item, Mapping) or not all(isinstance(key, str) for key in item):
+            kind = "dicts with texts as keys, such as {'image': ...}"
+            raise UserError(f"{type(dataset).__name__}: items must be {kind}; this is a {type(item).__name__}")
+        yield item
 
 
 def _shape(value: Any) -> str:

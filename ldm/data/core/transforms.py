@@ -17,6 +17,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from ldm.bounds import Fraction, Sides
 from ldm.data.core.decoding import LUMA, UNREADABLE, DecodedImage, MultichannelImage, check_range, open_image
 from ldm.errors import UserError
 
@@ -69,10 +70,10 @@ class ImageTransform:
 
     def __init__(
         self,
-        size: int | Sequence[int],
+        size: Sides,
         crop: str = "center",
         resize: int | str | None = "size",
-        flip: float = 0.0,
+        flip: Fraction = 0.0,
         channels: int = 3,
         interpolation: str = "bicubic",
         value_range: Sequence[float] | None = None,
@@ -168,7 +169,7 @@ def _upto(largest: int, fraction: float) -> int:
     return min(largest, math.floor(fraction * (largest + 1)))
 
 
-def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+def _height_and_width(size: Sides) -> tuple[int, int]:
     sides = [size, size] if isinstance(size, int) else list(size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise UserError(f"data: size {size!r} is neither a positive number of pixels nor [height, width]")

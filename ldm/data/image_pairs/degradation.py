@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldm.bounds import Count
+from ldm.bounds import Count, Fraction
 from ldm.data.core.optional import require
 from ldm.data.image_pairs.kernels import anisotropic_gaussian_kernel, bicubic_resize, gaussian_kernel, shift_kernel
 from ldm.errors import UserError
@@ -48,14 +48,14 @@ class Degradation:
     blur and stride.
     """
 
-    factor: int = 4
+    factor: Count = 4
     blurs: tuple[int, ...] = (_BLUR, _BLUR_AGAIN)
     sharpness: float = 1.0
-    stride: int = 2
+    stride: Count = 2
     isotropic_sizes: tuple[int, int] = (2, 11)
     noise: tuple[int, int] = (2, 25)
     quality: tuple[int, int] = (30, 95)
-    plain_resize: float = 0.75
+    plain_resize: Fraction = 0.75
 
     def __call__(self, image: np.ndarray, states: RandomStates) -> np.ndarray:
         """Apply a random degradation. Raises UserError without OpenCV or for another kind of image."""

@@ -6,7 +6,7 @@ As in the paper (section 4.5, appendix E.2.2) the network gets the mask, and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.bounds import Sides
 from ldm.data.core.decoding import DecodedImage
 from ldm.data.core.derived import DerivedDataset
 from ldm.data.core.transforms import CropParams, SampleKey
@@ -57,9 +58,7 @@ class MaskedFolder(TargetFolder):
     folders may then be one). For the other options see `ImageDataset`.
     """
 
-    def __init__(
-        self, root: str | Path, size: int | Sequence[int], mask_root: str | Path, suffix: str = "", **kwargs: Any
-    ) -> None:
+    def __init__(self, root: str | Path, size: Sides, mask_root: str | Path, suffix: str = "", **kwargs: Any) -> None:
         super().__init__(size, **kwargs)
         self._index_pairs(root, mask_root, suffix)
 

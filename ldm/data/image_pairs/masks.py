@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.bounds import Natural
 from ldm.errors import UserError
 
 __all__ = ["MASKS", "Boxes", "DrawMask", "RandomMask", "Strokes", "mixed"]
@@ -33,7 +34,7 @@ class Strokes:
     count: tuple[int, int]
     width: Range
     length: Range
-    turns: int = 4
+    turns: Natural = 4
 
     def __call__(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """Draw a mask (H, W)."""

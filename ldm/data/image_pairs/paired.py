@@ -5,7 +5,6 @@ The target gets the crop and the flip of its image (sections 4.3.2 and 4.4 of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.bounds import Count
+from ldm.bounds import Count, Sides
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import DecodedImage
 from ldm.data.core.files import existing_folder
@@ -117,7 +116,7 @@ class PairedFolder(TargetFolder):
     def __init__(
         self,
         root: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         target_root: str | Path,
         key: str = "segmentation",
         num_classes: Count | None = None,
@@ -161,7 +160,7 @@ class ADE20K(TargetFolder):
     def __init__(
         self,
         root: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         split: str = "train",
         key: str = "segmentation",
         **kwargs: Any,

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from ldm.data.core.decoding import DecodedImage, MultichannelImage
+from ldm.data.core.decoding import DecodedImage, MultichannelImage, damage_is_unreadable, stream_of
 from ldm.data.core.files import find_images, regular_file
 from ldm.data.core.transforms import UNREADABLE, CropParams
 from ldm.errors import UserError
@@ -90,15 +90,16 @@ def check_same_shape(image: DecodedImage, width: int, height: int, f: int = 1) -
         raise ValueError(f"the target is {height}x{width}, {wanted} the image's {image.height}x{image.width}")
 
 
-def read_indices(path: Path) -> np.ndarray:
+@damage_is_unreadable()
+def read_indices(path: Path | bytes) -> np.ndarray:
     """Read a map of class indices: int64 (H, W). UserError for colours and for lossy files, whose indices are wrong."""
-    if path.suffix.lower() == ".npy":
+    if isinstance(path, Path) and path.suffix.lower() == ".npy":
         array = np.load(regular_file(path), allow_pickle=False)
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
             kind = f"{array.dtype} {array.shape}"
             raise UserError(f"{path}: no map of class indices, it holds {kind}; save integers (H, W)")
         return array.astype(np.int64)
-    with Image.open(regular_file(path)) as opened:
+    with Image.open(stream_of(path)) as opened:
         opened.load()
         if opened.mode not in _INDEX_MODES or opened.format in LOSSY:
             kind = "JPEG changes indices" if opened.format in LOSSY else f"it has the mode {opened.mode}"
@@ -106,7 +107,8 @@ def read_indices(path: Path) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(opened)).astype(np.int64)
 
 
-def read_hole(path: Path) -> tuple[np.ndarray, str | None]:
+@damage_is_unreadable()
+def read_hole(path: Path | bytes) -> tuple[np.ndarray, str | None]:
     """Read a mask: bool (H, W), True in the hole, and the problem of one that is hole everywhere or nowhere, or None.
 
     The hole is what lies above the middle of the smallest range that holds all values: 0..1 (not in lossy formats),
@@ -114,7 +116,7 @@ def read_hole(path: Path) -> tuple[np.ndarray, str | None]:
     every other index is hole. Where all pixels have one colour, what is transparent is hole. An EXIF orientation is
     applied.
     """
-    with Image.open(regular_file(path)) as opened:
+    with Image.open(stream_of(path)) as opened:
         is_exact = opened.format not in LOSSY
         image = ImageOps.exif_transpose(opened)
     values, is_alpha = _mask_values(image)

@@ -22,6 +22,10 @@ __all__ = ["Annotations", "Counts", "read_coco", "read_open_images"]
 _OTHER = "other"  # COCO-stuff's class of everything that has no class
 _CORNERS = ("XMin", "XMax", "YMin", "YMax")
 _ATTRIBUTES = {"IsOccluded": 2, "IsDepiction": 4, "IsInside": 8}
+# What entries of COCO are, apart from numbers of pixels.
+_PLAIN = {
+    **dict.fromkeys(("id", "image_id", "category_id"), int | str), **dict.fromkeys(("file_name", "name"), str),
+}  # fmt: skip
 _SLACK = 1e-6  # of coordinates beyond the border that come from rounding
 
 
@@ -106,7 +110,7 @@ def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
     """
     documents = [_coco_document(path) for path in paths]
     categories = {item["id"]: item["name"] for document in documents for item in document["categories"]}
-    ids = sorted(number for number, name in categories.items() if name != _OTHER)
+    ids = sorted((number for number, name in categories.items() if name != _OTHER), key=_numbers_first)
     rank = {number: i for i, number in enumerate(ids)}
     images = {item["id"]: item for document in documents for item in document["images"]}
     position = {number: i for i, number in enumerate(images)}
@@ -122,6 +126,8 @@ def read_coco(paths: Sequence[Path], use_group: bool = False) -> Annotations:
             labels.append(rank[item["category_id"]] + len(ids) * (use_group and bool(item.get("iscrowd"))))
     names = [item["file_name"] for item in images.values()]
     shapes = np.array([[item["width"], item["height"]] for item in images.values()]).reshape(-1, 2)
+    if shapes.dtype.kind not in "iuf":
+        raise UserError(f"{paths[0]}: width and height of an image are no numbers")
     class_names = [categories[number] for number in ids]
     return Annotations.from_lists(names, class_names, owners, boxes, labels, shapes=shapes, unknown=unknown)
 
@@ -143,7 +149,14 @@ def _coco_document(path: Path) -> dict[str, Any]:
             lacking = [key for key in keys if key not in item]
             if lacking:
                 raise UserError(f"{path}: {part}[{number}] has no {lacking[0]!r}, which boxes need")
+            for key, kind in _PLAIN.items():
+                if key in keys and not isinstance(item[key], kind):
+                    raise UserError(f"{path}: {part}[{number}]: {key!r} is {item[key]!r}, neither number nor text")
     return document
+
+
+def _numbers_first(number: int | str) -> tuple[bool, int | str]:
+    return isinstance(number, str), number
 
 
 def _coco_image(images: dict[Any, dict[str, Any]], item: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -185,7 +198,11 @@ def read_open_images(
     position: dict[str, int] = {}
     owners, boxes, labels, unknown = array("i"), array("d"), array("i"), 0
     for number, row in enumerate(rows, start=2):
-        label = rank.get(row[column["LabelName"]]) if len(row) == len(header) else None
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise UserError(f"{boxes_csv}: line {number} has {len(row)} fields, the header {len(header)}")
+        label = rank.get(row[column["LabelName"]])
         if label is None:
             unknown += 1
             continue

@@ -37,12 +37,19 @@ def read_layouts(path: Path, names: Mapping[str, int], num_classes: int, max_obj
     read = []
     for i, layout in enumerate(layouts):
         place = f"{path}, layout {i}" if len(layouts) > 1 else str(path)
-        if not isinstance(layout, list) or not layout:
-            raise UserError(f"{place}: is no list of objects such as [{{'label': 0, 'box': [0.1, 0.1, 0.5, 0.5]}}]")
-        if len(layout) > max_objects:
-            raise UserError(f"{place}: has {len(layout)} objects; this model takes {max_objects} at most")
-        read.append([_object(item, f"{place}, object {j}", names, num_classes) for j, item in enumerate(layout)])
+        read.append(checked_layout(layout, place, names, num_classes, max_objects))
     return read
+
+
+def checked_layout(
+    layout: Any, place: str, names: Mapping[str, int], num_classes: int, max_objects: int
+) -> list[LabelledBox]:
+    """Return the objects of one layout. UserError, with its place, names the object that is wrong."""
+    if not isinstance(layout, list) or not layout:
+        raise UserError(f"{place}: is no list of objects such as [{{'label': 0, 'box': [0.1, 0.1, 0.5, 0.5]}}]")
+    if len(layout) > max_objects:
+        raise UserError(f"{place}: has {len(layout)} objects; this model takes {max_objects} at most")
+    return [_object(item, f"{place}, object {j}", names, num_classes) for j, item in enumerate(layout)]
 
 
 def _object(item: Any, place: str, names: Mapping[str, int], num_classes: int) -> LabelledBox:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
-from ldm.bounds import Count, Natural, NonNegative
+from ldm.bounds import Count, Natural, NonNegative, Sides
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import DecodedImage
 from ldm.data.core.files import existing_folder, find_images
@@ -46,7 +45,7 @@ class LayoutDataset(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         max_objects: Count = 30,
         min_objects: Natural = 1,
         min_area: NonNegative = 1e-5,
@@ -125,7 +124,7 @@ class CocoLayouts(LayoutDataset):
         self,
         root: str | Path,
         annotations: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         max_objects: Count = 30,
         stuff: str | Path | None = None,
         use_group: bool = False,
@@ -156,7 +155,7 @@ class OpenImagesLayouts(LayoutDataset):
         root: str | Path,
         boxes_csv: str | Path,
         classes_csv: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         max_objects: Count = 30,
         use_group: bool = False,
         use_attributes: bool = False,

@@ -1,19 +1,28 @@
-"""Folders of images with captions: a text file next to each image, or one table (CSV, TSV, JSON lines) for all."""
+"""Folders of images with captions: a text file next to each image, or tables (CSV, TSV, JSON lines) of them."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from ldm.bounds import Count
+from ldm.bounds import Sides
 from ldm.data.core.base import ImageDataset
-from ldm.data.core.files import existing_folder, find_files, find_images, read_text, regular_file
+from ldm.data.core.files import (
+    check_one_split,
+    existing_folder,
+    find_files,
+    find_images,
+    parse_json,
+    read_text,
+    regular_file,
+    written_path,
+)
 from ldm.data.readers.columns import Table
 from ldm.errors import UserError
 
@@ -21,8 +30,11 @@ __all__ = ["CaptionedFolder"]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
+_ENDINGS = (*_DELIMITERS, *_JSON_LINES)
+_METADATA = ("metadata.csv", "metadata.jsonl")  # of the Hugging Face hub's imagefolder: files below its own folder
 _NUM_PROBED = 16  # rows of a table, of which one file at least must exist
 Row = tuple[int, Mapping[str, Any]]  # its line, and the values by column
+_log = logging.getLogger(__name__)
 
 
 class CaptionedFolder(ImageDataset):
@@ -33,18 +45,19 @@ class CaptionedFolder(ImageDataset):
     captions.
 
     Args:
-        captions: None for `name.txt` next to `name.jpg`; otherwise a CSV, TSV or JSON lines file, also relative to
-            `root`.
-        columns: the column of the table for `file` (path below `root`), `caption`, and any other key of the batch,
-            e.g. {file: image, caption: text, class_label: species}. If a caption of a JSON lines file is a list, each
-            epoch draws one of its entries.
+        captions: a CSV, TSV or JSON lines file, also relative to `root`; None for `name.txt` next to `name.jpg`, or
+            else the files `metadata.jsonl` or `metadata.csv` at any depth (the Hugging Face hub's imagefolder).
+        columns: the column of the table for `file` (path below `root`, in metadata below its own folder), `caption`,
+            and any other key of the batch, e.g. {file: image, caption: text, class_label: species}. By default `file`
+            is `file` or `file_name`, and `caption` is `caption`, which may be absent where others are named. If a
+            caption of a JSON lines file is a list, each epoch draws one of its entries.
         kwargs: the options of `ImageDataset`.
     """
 
     def __init__(
         self,
         root: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         captions: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
         **kwargs: Any,
@@ -54,10 +67,12 @@ class CaptionedFolder(ImageDataset):
         self._table: Table | None = None
         self._texts: dict[str, str] = {}  # of images without a table, by their path without its ending
         if captions is not None:
-            self._table = Table({"file": "file", "caption": "caption", **(columns or {})})
-            names = self._rows_of(self._table, self._table_path(captions))
-            self._table.select(self._index(names, str(captions)))
-            self.class_names = self._table.class_names
+            self._read_tables({self._table_path(captions): ""}, columns, str(captions))
+        elif metadata := self._find_metadata(are_wanted=columns is not None):
+            listed = self._read_tables(metadata, columns, str(root))
+            left = sorted(set(find_images(self.root)) - {PurePosixPath(name).as_posix() for name in listed})
+            if left:
+                _log.warning("%s: %d images have no row in the metadata, the first is %s", root, len(left), left[0])
         elif columns is None:
             self._index(self._captioned_images(), str(root))
         else:
@@ -74,6 +89,35 @@ class CaptionedFolder(ImageDataset):
             )
         return names
 
+    def _find_metadata(self, are_wanted: bool) -> dict[Path, str]:
+        """Return the files of metadata that are to be read, each with its folder below `root`.
+
+        Texts beside the images come before them unless `are_wanted`. Raises UserError for several splits, and for two
+        files in one folder.
+        """
+        names = [name for name in find_files(self.root, _ENDINGS) if PurePosixPath(name).name.lower() in _METADATA]
+        if not names:
+            return {}
+        images, texts = find_images(self.root), set(map(_stem, find_files(self.root, [".txt"])))
+        if not are_wanted and any(_stem(name) in texts for name in images):
+            _log.warning("%s: images have texts beside them, so that %s is not read", self.root, names[0])
+            return {}
+        check_one_split(self.root, names)
+        folders = [name.rpartition("/")[0] for name in names]
+        if len(set(folders)) < len(folders):
+            raise UserError(f"{self.root}: a folder has {' and '.join(_METADATA)}; set captions to one of them")
+        return {self.root / name: folder for name, folder in zip(names, folders, strict=True)}
+
+    def _read_tables(self, tables: Mapping[Path, str], columns: Mapping[str, str] | None, source: str) -> list[str]:
+        """Read tables as one, each with the folder below `root` that its paths start from; return the images' names."""
+        self._table = Table({"file": None, "caption": None, **(columns or {})})
+        names = [name for path, folder in tables.items() for name in self._rows_of(self._table, path, folder)]
+        self._table.pop("file")
+        self._table.number_labels()
+        self._table.select(self._index(names, source))
+        self.class_names = self._table.class_names
+        return names
+
     def _table_path(self, captions: str | Path) -> Path:
         candidates = [Path(captions).expanduser(), self.root / captions]
         found = next((path for path in candidates if path.is_file()), None)
@@ -81,17 +125,17 @@ class CaptionedFolder(ImageDataset):
             raise UserError(f"{captions}: no such file, neither here nor in {self.root}; set captions to a table")
         return found
 
-    def _rows_of(self, table: Table, path: Path) -> list[str]:
-        """Read a file into the table; return the names of the images."""
-        rows = _read_rows(path, table.columns.values())
+    def _rows_of(self, table: Table, path: Path, folder: str) -> list[str]:
+        """Read a file, whose paths start from a folder below `root`, into the table; return the names of the images."""
+        rows = _read_rows(path, table.candidates)
         if rows:
             known = dict.fromkeys(name for _, row in rows for name, value in row.items() if value is not None)
-            table.check_columns(known, str(path))
+            table.choose_columns(known, str(path))
         values = {column: [row.get(column) for _, row in rows] for column in table.columns.values()}
-        files = [None if file is None else str(file) for file in values[table.columns["file"]]]
-        table.add(values, files, str(path), lambda i: f"line {rows[i][0]}")
-        table.number_labels()
-        names = list(map(str, table.pop("file")))
+        given = values[table.columns["file"]]
+        files = [None if file is None else written_path(str(file)) for file in given]
+        kept = table.add(values, files, str(path), lambda i: f"line {rows[i][0]}")
+        names = [f"{folder}/{files[i]}" if folder else str(files[i]) for i in kept]
         if names and not any((self.root / name).is_file() for name in names[:_NUM_PROBED]):
             raise UserError(f"{path}: {names[0]} is not below {self.root}; set root to the folder the paths start from")
         return names
@@ -112,12 +156,19 @@ def _read_rows(path: Path, columns: Collection[str]) -> list[Row]:
     ending = path.suffix.lower()
     try:
         if ending in _DELIMITERS:
-            return list(_csv_rows(read_text(path), _DELIMITERS[ending], columns, path))
+            text = read_text(path)
+            return list(_csv_rows(text, _delimiter(text, ending), columns, path))
         if ending in _JSON_LINES:
             return list(_json_rows(read_text(path), path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     raise UserError(f"{path}: captions must be a .csv, .tsv or .jsonl file")
+
+
+def _delimiter(text: str, ending: str) -> str:
+    """Return what separates the fields: in many countries spreadsheets write semicolons into a .csv."""
+    header = text.partition("\n")[0]
+    return ";" if ending == ".csv" and header.count(";") > header.count(",") else _DELIMITERS[ending]
 
 
 def _csv_rows(text: str, delimiter: str, columns: Collection[str], path: Path) -> Iterator[Row]:
@@ -144,7 +195,7 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_distinct)
+            row = parse_json(line, object_pairs_hook=_distinct)
         except ValueError as error:
             raise UserError(f"{path}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):

@@ -16,17 +16,19 @@ __all__ = ["LABEL", "Table", "drawn_entry", "is_nothing", "whole_number"]
 
 CAPTION, LABEL = "caption", "class_label"
 _FILE = "file"
-_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+_USUAL = {_FILE: ("file", "file_name"), CAPTION: ("caption",)}  # the columns of keys that name none
+_WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # what a tensor holds
 _log = logging.getLogger(__name__)
 
 
 class Table:
     """The keys of a batch besides the image, from the rows of one table after the other.
 
-    columns: the column of each key. `class_names` lists the classes by label, if labels were names.
+    columns: the column of each key; None for the usual one, `file` or `file_name`, and `caption`. Where others
+    are asked for, a table need not have the usual caption. `class_names` lists the classes, if labels were names.
     """
 
-    def __init__(self, columns: Mapping[str, str]) -> None:
+    def __init__(self, columns: Mapping[str, str | None]) -> None:
         self.columns = dict(columns)
         self.class_names: list[str] = []
         self._values: dict[str, list[Any]] = {key: [] for key in columns}
@@ -77,12 +79,23 @@ class Table:
             self._values[key] += [entries[i] for i in kept]
         return kept
 
-    def check_columns(self, known: Collection[str], source: str) -> None:
-        """Raise UserError for a column that is not known in a table."""
-        for key, column in self.columns.items():
-            if column not in known:
+    @property
+    def candidates(self) -> list[str]:
+        """List the columns that are read, with all the usual ones of keys that name none."""
+        return [name for key, column in self.columns.items() for name in ([column] if column else _USUAL[key])]
+
+    def choose_columns(self, known: Collection[str], source: str) -> None:
+        """Choose the columns of keys that name none. Raises UserError for a column that is not known in a table."""
+        for key, column in list(self.columns.items()):
+            names = [column] if column else _USUAL[key]
+            found = next((name for name in names if name in known), None)
+            if found is not None:
+                self.columns[key] = found
+            elif column is None and key == CAPTION and self.columns.keys() - _USUAL.keys():
+                del self.columns[key], self._values[key]
+            else:
                 raise UserError(
-                    f"{source}: no column {column!r} for {key!r}, it has {', '.join(known)}; set columns.{key}=NAME"
+                    f"{source}: no column {names[0]!r} for {key!r}, it has {', '.join(known)}; set columns.{key}=NAME"
                 )
 
     def number_labels(self, names: Callable[[], list[str]] = list) -> None:

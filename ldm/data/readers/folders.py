@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ldm.bounds import Count
+from ldm.bounds import Sides
 from ldm.data.core.base import ImageDataset
-from ldm.data.core.files import existing_folder, find_images, is_litter, read_lines
+from ldm.data.core.files import existing_folder, find_images, is_litter, is_split, read_lines, written_path
 from ldm.errors import UserError
 
 __all__ = ["ImageFolder", "read_list"]
@@ -22,7 +21,8 @@ _log = logging.getLogger(__name__)
 
 def read_list(path: Path) -> list[str]:
     """Read a text file of paths, one a line, without litter. Raises UserError if it cannot be read."""
-    names = [Path(line).as_posix() for line in read_lines(path, "set list_file to a text file of paths")]
+    lines = read_lines(path, "set list_file to a text file of paths")
+    names = [Path(written_path(line)).as_posix() for line in lines]
     kept = [name for name in names if not is_litter(name)]
     if len(kept) < len(names):
         _log.warning("%s: %d lines name no images of yours (._x, Thumbs.db ...)", path, len(names) - len(kept))
@@ -40,7 +40,7 @@ class ImageFolder(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         list_file: str | Path | None = None,
         class_folders: bool = False,
         **kwargs: Any,
@@ -51,6 +51,10 @@ class ImageFolder(ImageDataset):
         if class_folders and any("/" not in name for name in names):
             raise UserError(f"{root}: class_folders needs every image in a folder of its class")
         self.class_names = sorted({name.split("/")[0] for name in names}) if class_folders else []
+        if self.class_names and all(map(is_split, self.class_names)):
+            one = min(self.class_names, key=lambda name: not name.lower().startswith("train"))
+            splits = ", ".join(self.class_names)
+            raise UserError(f"{root}: {splits} are splits and not classes; name one of them, such as {root}/{one}")
         self._index(names, str(root))
 
     def _read_fields(self, file: int, rng: np.random.Generator) -> dict[str, Any]:

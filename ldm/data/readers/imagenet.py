@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.bounds import Count
+from ldm.bounds import Sides
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.files import existing_folder, find_images, read_lines
 from ldm.data.readers.imagenet_synsets import SYNSETS
@@ -44,7 +44,7 @@ class ImageNet(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         labels: str | Path | None = None,
         label_order: str = "ilsvrc",
         **kwargs: Any,

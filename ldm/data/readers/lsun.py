@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.bounds import Count
+from ldm.bounds import Sides
 from ldm.data.core.base import ImageDataset
 from ldm.data.core.decoding import DecodedImage
 from ldm.data.core.files import existing_folder, find_images
@@ -32,9 +32,7 @@ class LSUN(ImageDataset):
     For the other options see `ImageDataset`. Raises UserError for missing or empty folders.
     """
 
-    def __init__(
-        self, root: str | Path, size: Count | Sequence[Count], list_file: str | Path | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, root: str | Path, size: Sides, list_file: str | Path | None = None, **kwargs: Any) -> None:
         super().__init__(size, **kwargs)
         self.root = existing_folder(root)
         self._is_lmdb = (self.root / _DATA).is_file()
@@ -64,7 +62,12 @@ def _environment(root: Path) -> Any:
             _OPENED.pop(inherited).close()  # from the parent of a fork; lmdb would take it for open
         try:
             # Without locks: the files may be read-only, and nothing writes to them.
-            _OPENED[key] = lmdb.open(str(root), readonly=True, lock=False, readahead=False, create=False)
+            opened = lmdb.open(str(root), readonly=True, lock=False, readahead=False, create=False)
+            size, needed = (root / _DATA).stat().st_size, (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
+            if size < needed:  # to read beyond the end of mapped memory ends the process without a word
+                opened.close()
+                raise UserError(f"{root / _DATA}: is cut off, {size:,} of {needed:,} bytes; copy it again")
+            _OPENED[key] = opened
         except lmdb.Error as error:
             raise UserError(f"{root}: not a readable LMDB ({error})") from error
     return _OPENED[key]

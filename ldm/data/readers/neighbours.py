@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.bounds import Count
+from ldm.bounds import Count, Sides
 from ldm.data.readers.embeddings import Database, Index
 from ldm.data.readers.folders import ImageFolder
 from ldm.errors import UserError
@@ -43,7 +43,7 @@ class RetrievalFolder(ImageFolder):
     def __init__(
         self,
         root: str | Path,
-        size: Count | Sequence[Count],
+        size: Sides,
         database: str | Path,
         num_neighbours: Count = 4,
         index: Index = "exact",

@@ -1,6 +1,7 @@
 """Read single images, masks and maps of classes from files, as data sets read theirs.
 
 Images are uint8 (C, H, W) here, so that pixels which a program must not change stay exact; `from_bytes` makes floats.
+In the place of a path may stand the content of a file, of a class whose text names it in messages.
 """
 
 from __future__ import annotations
@@ -9,18 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.core.decoding import MultichannelImage, Range, open_image
 from ldm.data.core.pixels import to_bytes
 from ldm.data.core.transforms import CropParams, ImageTransform
 from ldm.data.image_pairs import paired_files
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
+
+Margins = tuple[int, int, int, int]  # left, top, right, bottom
+_MOST_DIGITS = 5  # of a margin
 
 Size = tuple[int | None, int | None]  # (height, width); None leaves a side as it is
 
 
-def read_image(path: Path, channels: int, size: Size = (None, None), value_range: Range | None = None) -> Tensor:
+def read_image(
+    path: Path | bytes, channels: int, size: Size = (None, None), value_range: Range | None = None
+) -> Tensor:
     """Read an image as data sets do, as uint8 (channels, H, W); sides that `size` gives are resized.
 
     value_range: see `open_image`. Raises UserError where channels would be lost or invented, and one of UNREADABLE.
@@ -47,7 +54,7 @@ def describe_loss(path: Path, channels: int, value_range: Range | None = None) -
     return None
 
 
-def read_mask(path: Path, size: tuple[int, int], target: Size = (None, None)) -> Tensor:
+def read_mask(path: Path | bytes, size: tuple[int, int], target: Size = (None, None)) -> Tensor:
     """Read the mask of an image of `size` as bool (1, H, W), True in the hole, see `paired_files.read_hole`.
 
     Sides that `target` gives are resized. Raises UserError for a mask of another size, and for one that is hole
@@ -62,7 +69,7 @@ def read_mask(path: Path, size: tuple[int, int], target: Size = (None, None)) ->
     return _resized(hole, target)[None]  # (1, H, W)
 
 
-def read_indices(path: Path, size: Size = (None, None)) -> Tensor:
+def read_indices(path: Path | bytes, size: Size = (None, None)) -> Tensor:
     """Read a map of class indices as data sets do, int64 (H, W); sides that `size` gives are resized.
 
     Raises UserError for colours and lossy files, and one of UNREADABLE.
@@ -84,6 +91,22 @@ def padded(image: Tensor, multiple: int) -> Tensor:
         index = torch.arange(-(-side // multiple) * multiple, device=image.device).clamp(max=side - 1)
         image = image.index_select(axis, index)
     return image
+
+
+def margins_of(text: str) -> Margins:
+    """Return (left, top, right, bottom) in pixels of a text "L,T,R,B". UserError for another, and for none at all."""
+    parts = text.split(",")
+    margins = tuple(int(part) for part in parts if part.strip().isdecimal() and len(part) <= _MOST_DIGITS)
+    if len(parts) != 4 or len(margins) != 4 or not any(margins):
+        raise UserError(f"--outpaint {shown(text)}: give left,top,right,bottom in pixels, such as 0,0,128,0")
+    return margins
+
+
+def extended(image: Tensor, margins: Margins) -> tuple[Tensor, Tensor]:
+    """Return an image (C, H, W) on a canvas with (left, top, right, bottom) more pixels, and what is new, bool."""
+    left, top, right, bottom = margins
+    sides = (left, right, top, bottom)
+    return F.pad(image, sides), F.pad(torch.zeros_like(image[:1], dtype=torch.bool), sides, value=True)
 
 
 def cropped(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ldm.bounds import Count
+from ldm.bounds import Count, Natural, Sides
 from ldm.data.core.base import Contents, ImageDataset, ImageReader, contents_of_names
 from ldm.data.core.data_errors import DataErrors
 from ldm.data.core.decoding import DecodedImage
@@ -43,7 +43,7 @@ class IndexedShards(ImageDataset):
     def __init__(
         self,
         urls: str | Path | Sequence[str | Path],
-        size: Count | Sequence[Count],
+        size: Sides,
         fields: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -117,11 +117,11 @@ class Shards(ImageReader, IterableDataset):
     def __init__(
         self,
         urls: str | Path | Sequence[str | Path],
-        size: Count | Sequence[Count],
+        size: Sides,
         fields: Mapping[str, str] | None = None,
-        samples_per_epoch: int | None = None,
-        buffer: int = 1000,
-        shuffle_streams: int | None = None,
+        samples_per_epoch: Count | None = None,
+        buffer: Natural = 1000,
+        shuffle_streams: Count | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(size, **kwargs)
@@ -204,7 +204,7 @@ class Shards(ImageReader, IterableDataset):
         if fields.get("caption") == "":
             self.errors.note_empty(_slot(name), name)
         crop = self.transform.sample_crop(image, rng)
-        return {"image": self._to_tensor(name, image, crop), **fields}
+        return {"image": self._to_tensor(name, image, crop), **self._shuffled(fields, key)}
 
     def _skip(self, name: str, error: Exception) -> None:
         self.errors.skip(_slot(name), name, error)

@@ -6,7 +6,6 @@ the entry `class` of NAME.json (more dots lead further in); {image: left.png} ch
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,15 +17,19 @@ from typing import Any, NamedTuple
 import braceexpand
 import numpy as np
 
-from ldm.data.core.files import decode_text, find_tables, image_endings, is_hidden, split_pattern
+from ldm.allowance import COMMANDS, allowed
+from ldm.data.core.files import decode_text, find_tables, image_endings, is_hidden, parse_json, split_pattern
 from ldm.data.readers.columns import LABEL, drawn_entry, is_nothing, whole_number
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
 
 __all__ = ["ABSENT", "Fields", "FirstOfEach", "Member", "expand_urls", "index_tar", "is_remote", "split_name"]
 
 _DECODED = ("json",)  # files in which a field may name an entry
 _RESERVED = re.compile(r"__[^/]*__($|/)")  # names that the webdataset library keeps for itself
 _REMEDY = "set urls to tar files, a folder of them, or a pattern"
+# What may stand in an address: the library hands it to a shell between quotes, so that a quote would end it.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\w.~:/?#\[\]@!&()*+,;=%-]*")
+_DAMAGED = (tarfile.TarError, OSError, ValueError, ArithmeticError, RecursionError)
 _log = logging.getLogger(__name__)
 
 
@@ -59,13 +62,13 @@ def is_remote(url: str) -> bool:
 def expand_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
     """List the shards that paths, folders, globs and braces (`train-{0000..0003}.tar`) mean.
 
-    Raises UserError for absent ones.
+    Raises UserError for absent ones, for commands (`pipe:`) that are not allowed, and for what is no address.
     """
     given = [urls] if isinstance(urls, (str, Path)) else list(urls)
     shards: list[str] = []
     for pattern in given:
         if is_remote(str(pattern)):
-            shards += braceexpand.braceexpand(str(pattern))
+            shards += map(_checked, braceexpand.braceexpand(str(pattern)))
             continue
         folder, rest = split_pattern(str(pattern))  # folders and files may have such letters in their own names
         names = [rest] if (folder / rest).exists() else braceexpand.braceexpand(rest)
@@ -73,6 +76,16 @@ def expand_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
     if not shards:
         raise UserError(f"{urls}: no shards; {_REMEDY}")
     return shards
+
+
+def _checked(url: str) -> str:
+    """Return the address of a shard. UserError for one that would run a command: a config may come from a stranger."""
+    if url.lower().startswith(COMMANDS):
+        if COMMANDS not in allowed():
+            raise UserError(f"{shown(url)}: runs a command; if it is yours, give --allow {COMMANDS}")
+    elif not _ADDRESS.fullmatch(url):
+        raise UserError(f"{shown(url)}: is no address of a shard; write quotes, spaces and $ as %27, %20 and %24")
+    return url
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -116,12 +129,12 @@ def index_tar(path: str) -> tuple[dict[str, dict[str, Member]], str | None]:
         length = os.path.getsize(path)
         with tarfile.open(path, "r:") as archive:
             for info in archive:
-                if info.offset_data + info.size > length:
+                if info.size < 0 or info.offset_data + info.size > length:
                     return samples, f"{info.name} is cut off"
                 if info.isfile() and is_part(info.name) and is_first(info.name):
                     key, extension = split_name(info.name)
                     samples.setdefault(key, {})[extension] = Member(info.offset_data, info.size)
-    except (tarfile.TarError, OSError) as error:
+    except _DAMAGED as error:
         return samples, f"not a readable uncompressed tar ({error}); stream others by Shards"
     return samples, None
 
@@ -176,7 +189,7 @@ class Fields:
         for key, source in self.sources.items():
             extension, path = self._split(source)
             text = decode_text(content(extension))
-            value = _entry(key, json.loads(text), path) if extension in _DECODED else text
+            value = _entry(key, parse_json(text), path) if extension in _DECODED else text
             if is_nothing(value):
                 raise ValueError(f"{source} for {key!r} is empty")
             try:

@@ -28,6 +28,7 @@ from ldm.training.lightning_fixes.signals import GracefulStop, Stopped
 from ldm.training.module import TrainingModule
 from ldm.training.strategies import local_part
 from ldm.weights import files as storage
+from ldm.weights.audit import read_torch
 
 _LOG = logging.getLogger(__name__)
 _BETTER = {"min": torch.lt, "max": torch.gt}
@@ -67,6 +68,7 @@ class Checkpoints(pl.Callback):
         self._frozen: storage.FrozenParts | None = None
         self._due: loop_state.State | None = None  # a save of last.ckpt that was decided on: the state of the loops
         self._asked = self._at_end = False
+        self._is_readable = False  # whether a save of this process was read back
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the best value and what it is one of, and the samples of a batch, in which Lightning counts progress."""
@@ -95,14 +97,14 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals, and do not save again what was just loaded."""
-        self._files.is_restoring = False
         self._seen_step = self._saved_step = trainer.global_step
         if self._samples_per_batch is not None:
-            loop_state.recount(trainer, self._samples_per_batch)
+            loop_state.recount(trainer, int(self._samples_per_batch))
             loop_state.go_on(trainer)
+        self._files.is_restoring = False
         self._samples_per_batch = loop_state.samples_per_batch(trainer)
         if self.separate_frozen:
-            self._frozen = storage.FrozenParts(self.directory, _frozen_names(pl_module))
+            self._frozen = storage.FrozenParts(self.directory, frozen_names(pl_module))
         self._stop.listen(trainer.world_size)
 
     def on_train_batch_end(
@@ -216,15 +218,19 @@ class Checkpoints(pl.Callback):
         problem = self._files.problem
         if trainer.is_global_zero and problem is None:
             try:
+                if not self._is_readable:  # the structure of later ones is the same
+                    read_torch(temporary, checksums=False)
+                    self._is_readable = True
                 if name == LAST and self._is_numbered(trainer.global_step):
                     self._keep_numbered(temporary, trainer.global_step)
-                storage.publish(temporary, self.directory / name, self.directory / PREVIOUS if name == LAST else None)
+                keeps_previous = name != LAST or self._files.is_from_previous
+                storage.publish(temporary, self.directory / name, None if keeps_previous else self.directory / PREVIOUS)
             except (OSError, UserError) as error:
                 problem = error
         if problem is None:
             self._failures = 0
             if name == LAST:
-                self._saved_step = trainer.global_step
+                self._saved_step, self._files.is_from_previous = trainer.global_step, False
             return
         self._failures += 1
         temporary.unlink(missing_ok=True)
@@ -246,6 +252,7 @@ class CheckpointFiles(TorchCheckpointIO):
     def __init__(self) -> None:
         self.problem: Exception | None = None
         self.is_restoring = False  # from reading a checkpoint to the first step
+        self.is_from_previous = False  # the run goes on from previous.ckpt, which stays until there is a good last.ckpt
         self._loops: loop_state.State | None = None
         self._frozen: storage.FrozenParts | None = None
         self._metrics: MetricsCsv | None = None
@@ -269,7 +276,9 @@ class CheckpointFiles(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint onto the CPU, or the one before it if it is damaged. Raises UserError."""
         self.is_restoring = True
-        return storage.first_good(storage.with_earlier(Path(path)), storage.load)[1]
+        found, content = storage.first_good(storage.with_earlier(Path(path)), storage.load)
+        self.is_from_previous = found.name == PREVIOUS
+        return content
 
 
 @contextmanager
@@ -289,13 +298,16 @@ def _metrics_of(trainer: pl.Trainer) -> MetricsCsv | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
 
 
-def _frozen_names(module: TrainingModule) -> list[str]:
-    """List the tensors of submodules that are in eval mode while others train and of which nothing is trained."""
+def frozen_names(module: TrainingModule) -> list[str]:
+    """List tensors of submodules that are in eval mode while others train, and the weights under adapters."""
     names: dict[str, None] = {}
     for prefix, part in module.named_modules(remove_duplicate=False):
         parameters = list(part.parameters())
         if parameters and not part.training and not any(parameter.requires_grad for parameter in parameters):
             names |= dict.fromkeys(part.state_dict(prefix=f"{prefix}."))
+        elif hasattr(part, "lora_A"):
+            own = part.named_parameters(recurse=False)
+            names |= {f"{prefix}.{name}": None for name, value in own if not value.requires_grad}
     return [module.published_name(name) for name in names]
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning_fabric.utilities.seed import pl_worker_init_function
-from torch.utils.data import DataLoader
 
+from ldm.data.core.loader import Loader
 from ldm.distributed import is_first_process
 
 Handler = Callable[[int, FrameType | None], None]
@@ -51,19 +51,34 @@ def stoppable() -> Iterator[None]:
         _give_back(previous)
 
 
-def leave_signals_to_us(loader: DataLoader) -> DataLoader:
+def leave_signals_to_us(loader: Loader) -> Loader:
     """Let the workers of a loader ignore what asks a run to stop: who signals a group would kill them before the save.
 
     They end with the process that they work for.
     """
     if loader.worker_init_fn is None:
-        loader.worker_init_fn = _begin_worker
+        loader.worker_init_fn, loader.starting = _begin_worker, _held_back
     return loader
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Let signals wait. A process that is started meanwhile inherits that: none reaches it before it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no groups to signal either
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _begin_worker(worker_id: int) -> None:
     for number in _ASKING:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKING)
     pl_worker_init_function(worker_id)  # Lightning's seeds, which it gives to loaders without such a function
 
 

@@ -1,12 +1,19 @@
 """The networks and samples of diffusers itself, loaded by its `from_pretrained` from our folders, are ours."""
 
+import json
+from pathlib import Path
+
 import diffusers_models as models
 import pytest
 import tiny
 import torch
+from omegaconf import OmegaConf
 
+from ldm import compat, config
+from ldm.compat.diffusers import TEXTS, read, write
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.sampling import make_sampler
+from ldm.weights import folders
 
 pytestmark = pytest.mark.slow  # importing diffusers takes longer than all of these
 LATENT = models.SIDE // 2
@@ -87,16 +94,63 @@ def test_vq_first_stages_agree(channels, diffusers, tmp_path):
     assert near(theirs.quantize(z)[1], ours.quantize(z)[1])
 
 
+FULL = sorted((Path(__file__).resolve().parents[3] / "configs" / "stability").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
+def test_stable_diffusion_has_the_names_and_shapes_of_diffusers(path, diffusers):
+    """At full size, on the meta device; text encoders are compared with those of transformers by construction."""
+    section = OmegaConf.to_container(compat.load(path, check=False), resolve=True)["model"]
+    for part in write(section, 0.18215).parts:
+        if part.kind in TEXTS:
+            continue
+        node = section["params"]["network" if part.folder == "unet" else "autoencoder"]
+        with torch.device("meta"):
+            ours = config.instantiate({key: node[key] for key in ("target", "params")}).state_dict()
+            theirs = getattr(diffusers, part.kind.name).from_config(part.config).state_dict()
+        renamed = folders.to_theirs(ours, part.names)
+        assert {name: t.shape for name, t in renamed.items()} == {name: t.shape for name, t in theirs.items()}
+
+
+# Fields of the published U-Nets that are not at their defaults.
+PUBLISHED_UNETS = {
+    "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64},
+    "sd2": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+    "sdxl_base": {
+        "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20], "use_linear_projection": True,
+        "block_out_channels": [320, 640, 1280], "transformer_layers_per_block": [1, 2, 10],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "addition_embed_type_num_heads": 64,
+        "projection_class_embeddings_input_dim": 2816, "sample_size": 128,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED_UNETS)
+def test_published_unets_are_those_of_our_configs(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel", **PUBLISHED_UNETS[name]}))
+    theirs = read(tmp_path / "config.json").section
+    path = next(path for path in FULL if path.stem == name)
+    ours = OmegaConf.to_container(compat.load(path, check=False), resolve=True)["model"]["params"]["network"]
+    with torch.device("meta"):
+        states = [config.instantiate(node).state_dict() for node in (theirs, ours)]
+    shapes = [{key: value.shape for key, value in state.items()} for state in states]
+    assert shapes[0] == shapes[1]
+    heads = [node["params"].get("num_heads") or node["params"]["num_head_channels"] for node in (theirs, ours)]
+    assert heads[0] == heads[1]
+
+
 def _pipeline(kind, folder):
     pipeline = kind.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _walk(model: LatentDiffusion, z: torch.Tensor, steps: int, conditioning=None, guidance: float = 1.0):
+def _walk(model: LatentDiffusion, z: torch.Tensor, steps: int, conditioning=None, guidance: float = 1.0, away=None):
     """Return images (B, H, W, C) in [0, 1] by DDIM on the grid that came with the model."""
     with torch.no_grad():
-        for step in make_sampler("ddim", steps=steps)(model.denoiser(conditioning, guidance), z, model.process):
+        for step in make_sampler("ddim", steps=steps)(model.denoiser(conditioning, guidance, away), z, model.process):
             z = step.x
         return ((model.decode(z) + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1)
 
@@ -138,6 +192,37 @@ def test_50_guided_steps_of_stable_diffusion_agree(text, clip_folder, bert_folde
     levels = {"channel_mult": [1, 1, 1, 1]}
     section = models.with_clip(clip_folder) if text == "clip" else models.with_bert(bert_folder, **levels)
     _check_texts(diffusers.StableDiffusionPipeline, section, tmp_path / "folder", "text_encoder")
+
+
+@pytest.mark.parametrize("name", ["sd2", "sdxl"])
+def test_50_guided_steps_of_stable_diffusion_2_and_xl_agree(name, clip_folder, open_clip_folder, diffusers, tmp_path):
+    section = models.FAMILY[name](clip_folder, open_clip_folder)
+    folder, _ = models.folder_of(section, tmp_path / "folder")
+    kinds = {"sd2": diffusers.StableDiffusionPipeline, "sdxl": diffusers.StableDiffusionXLPipeline}
+    pipeline = _pipeline(kinds[name], folder)
+    texts, size = ["a red circle", "two green triangles"], (models.SIDE, models.SIDE)
+    z = torch.randn(2, 4, LATENT, LATENT)
+    drawn = pipeline(texts, latents=z, guidance_scale=3.0, num_inference_steps=50, output_type="np", height=size[0],
+                     width=size[1])  # fmt: skip
+    model = LatentDiffusion.from_pretrained(folder)
+    batch = {"caption": texts, **model.entries_for(size, 2)}
+    away = model.cond_stage_model.unconditional(2, batch)
+    walked = _walk(model, z, 50, model.condition(batch), 3.0, away)
+    assert walked.std() > 0.01
+    assert near(walked, torch.from_numpy(drawn.images), 1e-5)
+
+
+def test_50_steps_of_super_resolution_agree(diffusers, tmp_path):
+    folder, _ = models.folder_of(models.super_resolution(), tmp_path / "folder")
+    pipeline = _pipeline(diffusers.LDMSuperResolutionPipeline, folder)
+    image = torch.rand(2, 3, LATENT, LATENT) * 2 - 1
+    drawn = pipeline(
+        image, num_inference_steps=50, eta=0.0, generator=torch.Generator().manual_seed(1), output_type="np"
+    )
+    z = torch.randn(2, 3, LATENT, LATENT, generator=torch.Generator().manual_seed(1))
+    model = LatentDiffusion.from_pretrained(folder)
+    walked = _walk(model, z, 50, model.condition({"low_res": image}))
+    assert near(walked, torch.from_numpy(drawn.images), 1e-5)
 
 
 def test_50_guided_steps_of_the_papers_text_to_image_agree(bert_folder, diffusers, tmp_path):

@@ -1,7 +1,6 @@
 """Folders of others: every trap of their configs is carried or refused by its field; what is missing is said."""
 
 import json
-import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -10,13 +9,16 @@ import diffusers_models as models
 import pytest
 import tiny
 import torch
+import yaml
 from breakage.foreign_folders import mutations
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from ldm import config
+from ldm import compat, config
 from ldm.cli import export
 from ldm.compat.diffusers import read
 from ldm.errors import UserError
+from ldm.models import cards, saving
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import load_model
 from ldm.weights import load as weights
@@ -77,7 +79,7 @@ REFUSED = [
     (SCHEDULER, "prediction_type", "flow"),
     (SCHEDULER, "beta_schedule", "sigmoid"),
     (SCHEDULER, "timestep_spacing", "karras"),
-    (SCHEDULER, "_class_name", "EulerDiscreteScheduler"),
+    (SCHEDULER, "_class_name", "KarrasVeScheduler"),
     ("model_index.json", "_class_name", "FluxPipeline"),
     ("model_index.json", "image_encoder", ["transformers", "CLIPVisionModel"]),
 ]
@@ -137,6 +139,43 @@ def test_where_a_walk_ends_is_carried(fields, grid, folder):
     assert load_model(folder).model.process.grid is not None
 
 
+SOLVERS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
+           "UniPCMultistepScheduler")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    ("fields", "grid"),
+    [
+        ({}, ("Linspace", {"end": "clean"})),
+        ({"timestep_spacing": "leading", "steps_offset": 1}, ("Leading", {"offset": 1, "end": "clean"})),
+        ({"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min"}, ("Trailing", {"end": "cleanest"})),
+        ({"use_karras_sigmas": True}, ("Karras", {"end": "clean"})),
+    ],
+)
+def test_of_a_solver_the_process_and_the_grid_are_read(name, fields, grid, folder):
+    """As Stable Diffusion XL comes, with what its config has left over from other schedulers."""
+    left_over = {"skip_prk_steps": True, "set_alpha_to_one": False, "sample_max_value": 1.0, "solver_order": 2,
+                 "interpolation_type": "linear", "algorithm_type": "dpmsolver++", "prediction_type": "v_prediction"}
+    kept = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 50}
+    (folder / SCHEDULER).write_text(json.dumps({"_class_name": name, **kept, **left_over, **fields}))
+    params = params_of(folder)
+    assert params["process"]["params"]["process"]["params"] == {"num_steps": 50, "start": 0.00085, "end": 0.012}
+    assert params["prediction"]["target"].endswith("Velocity")
+    found = params["process"]["params"]["grid"]
+    assert (found["target"].rpartition(".")[2], found["params"]) == grid
+    assert load_model(folder).model.process.grid is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("thresholding", True), ("use_flow_sigmas", True), ("use_beta_sigmas", True), ("final_sigmas_type", "one")],
+)
+def test_what_changes_the_process_of_a_solver_is_refused(field, value, folder):
+    (folder / SCHEDULER).write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", field: value}))
+    assert field in refusal(read, folder / "model_index.json")
+
+
 def test_given_betas_and_their_rescaling_are_carried(folder):
     betas = [0.01, 0.02, 0.5]
     models.edit(folder / SCHEDULER, lambda c: c.update(trained_betas=betas, rescale_betas_zero_snr=True,
@@ -187,12 +226,9 @@ def test_old_names_of_attention_and_linear_projections_are_read(tmp_path):
     save_file(state, folder / f"{WEIGHTS}.safetensors")
     check_filled(folder, built)
 
-    folder, built = models.folder_of(models.unet(context_dim=16), tmp_path / "unet")
-    models.edit(folder / "config.json", lambda content: content.update(use_linear_projection=True))
-    state = load_file(folder / f"{WEIGHTS}.safetensors")
-    linear = re.compile(r"attentions\.\d+\.proj_(in|out)\.weight")
-    save_file({name: t[:, :, 0, 0].contiguous() if linear.search(name) else t for name, t in state.items()},
-              folder / f"{WEIGHTS}.safetensors")  # fmt: skip
+    folder, built = models.folder_of(models.unet(context_dim=16, linear_projections=True), tmp_path / "unet")
+    assert json.loads((folder / "config.json").read_text())["use_linear_projection"] is True
+    assert load_file(folder / f"{WEIGHTS}.safetensors")["mid_block.attentions.0.proj_in.weight"].ndim == 2
     check_filled(folder, built)
 
 
@@ -209,6 +245,7 @@ INEXPRESSIBLE = {
     "conv_resample": models.unet(conv_resample=False),
     "channel_mult": models.unet(channel_mult=[2, 4]),
     "dims": models.unet(dims=1),
+    "vector_dim": models.unet(vector_dim=8),
     "codebook_size": models.unet(codebook_size=7),
     "embed_dim": {**models.autoencoder(), "params": {**models.autoencoder()["params"], "embed_dim": 3}},
     "attention": models.autoencoder(attention="linear"),
@@ -279,6 +316,18 @@ def test_shards_and_pickles_are_read(folder, pipeline):
     assert "of-00002" in refusal(LatentDiffusion.from_pretrained, folder)
 
 
+def test_large_weights_are_written_in_shards(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "LARGEST_SHARD", 100_000)
+    folder = LatentDiffusion.from_pretrained(pipeline).save_pretrained(tmp_path / "folder", format="diffusers")
+    index = json.loads((folder / "unet" / f"{WEIGHTS}.safetensors.index.json").read_text())
+    files = sorted({*index["weight_map"].values()})
+    assert len(files) > 1 and files[0] == f"{WEIGHTS}-00001-of-{len(files):05}.safetensors"
+    states = [load_file(folder / "unet" / file) for file in files]
+    assert all(sum(t.nbytes for t in state.values()) <= 100_000 or len(state) == 1 for state in states)
+    assert index["metadata"]["total_size"] == sum(t.nbytes for state in states for t in state.values())
+    assert same_weights(folder, pipeline)
+
+
 class Program:
     """A pickle that would run."""
 
@@ -325,6 +374,48 @@ def test_export_writes_each_format(format, pipeline, tmp_path):
     assert same_weights(written[format], pipeline)
     if format != "compvis":
         assert LatentDiffusion.from_pretrained(written[format]).latent_scale.value == 0.7
+
+
+def test_a_model_card_says_what_it_is_and_how_it_is_loaded(pipeline, tmp_path):
+    run = Path(shutil.copytree(pipeline, tmp_path / "run"))
+    provenance = load_model(run).provenance()
+    measured = {"values": {"frechet[scenenet]": 1.25, "psnr": 3}, "labels": {"frechet[scenenet]": "Frechet (scenenet)"}}
+    measured |= {"intervals": {"psnr": {"low": 2.5, "high": 3.5}}, "n": 10, "data_sha256": "ab12"}
+    for name, sha256 in (("mine", provenance["checkpoint_sha256"]), ("older", "0" * 64)):
+        (run / name).mkdir()
+        (run / name / "evaluation.json").write_text(json.dumps({**measured, "checkpoint_sha256": sha256}))
+    (run / "broken").mkdir()
+    (run / "broken" / "evaluation.json").write_text("{")
+    export.main(["--run", str(run), "--out", str(tmp_path / "out"), "--format", "diffusers"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    front, text = card.split("---\n")[1:3]
+    assert yaml.safe_load(front)["library_name"] == "diffusers"
+    for words in ("LDMPipeline.from_pretrained", "LatentDiffusion.from_pretrained", "mine/evaluation.json", "10 images",
+                  "| Frechet (scenenet) | 1.25 |", "| psnr | 3, 2.5 to 3.5 |", "`ab12`", "scale: 0.7"):  # fmt: skip
+        assert words in text
+    assert "older" not in text and "broken" not in text
+
+
+def test_exports_say_what_they_are_to_other_programs(pipeline, clip_folder, open_clip_folder, tmp_path):
+    from safetensors import safe_open
+
+    def texts(path: Path) -> dict[str, str]:
+        with safe_open(path, "pt") as file:
+            return {key.removeprefix("modelspec."): value for key, value in file.metadata().items() if "." in key}
+
+    export.main(["--run", str(pipeline), "--out", str(tmp_path / "tiny")])
+    found = texts(tmp_path / "tiny.safetensors")
+    assert (found["sai_model_spec"], found["title"], found["prediction_type"]) == ("1.0.0", "tiny", "epsilon")
+    assert found["architecture"] == "latent-diffusion" and "resolution" not in found
+    shipped = Path(__file__).resolve().parents[3] / "configs" / "stability"
+    expected = {"sd1": ("v1", "512x512", "epsilon"), "sd15_inpainting": ("v1-inpainting", "512x512", "epsilon"),
+                "sd2": ("v2-512", "512x512", "epsilon"), "sd2_v": ("v2-768-v", "768x768", "v"),
+                "sdxl_base": ("xl-v1-base", "1024x1024", "epsilon")}  # fmt: skip
+    for name, (architecture, resolution, prediction) in expected.items():
+        section = compat.load(shipped / f"{name}.yaml", check=False)["model"]
+        found = cards.modelspec(OmegaConf.to_container(section, resolve=False), name)
+        assert found["modelspec.architecture"] == f"stable-diffusion-{architecture}"
+        assert (found["modelspec.resolution"], found["modelspec.prediction_type"]) == (resolution, prediction)
 
 
 def test_half_precision_is_written_and_nothing_is_overwritten(pipeline, tmp_path):
