@@ -134,11 +134,12 @@ def test_trials_that_differ_in_sampling_alone_have_figures_of_their_own(tmp_path
 
 
 def test_many_trials_are_shown_in_panels_and_compared_with_what_papers_say(tmp_path):
-    study = replace(read(STUDY.with_name("objectives.yaml")), seeds=(1, 2))
+    objectives = read(STUDY.with_name("objectives.yaml"))
+    study = replace(objectives, seeds=(1, 2), evaluation=replace(objectives.evaluation, steps=(5, 10)))
     trials, workspace = resolve(study), Workspace(tmp_path)
     workspace.create()
     for trial in trials:
-        finish(trial.name, workspace, {"steps": 320, "seconds_per_step": 1.0})
+        finish(trial.name, workspace, {"steps": study.budget.steps, "seconds_per_step": 1.0})
         value = 5.0 if trial.trial.labels["weighting"] == "min-SNR" else 9.0
         for evaluation in sample_evaluations(study, trial):
             evaluated(evaluation.name, workspace, {"frechet[scenenet]": value + trial.trial.seed})
