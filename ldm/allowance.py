@@ -1,21 +1,41 @@
-"""What somebody allows configs to do here: call packages of one's own, run the commands of shards; a leaf module."""
+"""What somebody allows configs to do: call packages of one's own, run commands, write elsewhere; a leaf module."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from contextvars import ContextVar
+from pathlib import Path
 
 VARIABLE = "LDM_ALLOW"
 COMMANDS = "pipe:"  # shards that a shell command writes are allowed by this name
+PLACE = "path:"  # and before a folder, that a run may write there, which is outside of its own
 _allowed: ContextVar[frozenset[str]] = ContextVar("allowed", default=frozenset())
 
 
 def add(name: str) -> None:
-    """Allow a package or COMMANDS, until the program (see `main_guard`) ends."""
+    """Allow a package, COMMANDS, or PLACE with a folder, until the program (see `main_guard`) ends."""
     _allowed.set(_allowed.get() | {name})
 
 
 def allowed() -> list[str]:
     """List what is allowed, by `--allow` or by the environment variable LDM_ALLOW=NAME,NAME."""
     return [*_allowed.get(), *filter(None, re.split(r"[,\s]+", os.environ.get(VARIABLE, "")))]
+
+
+def flags() -> str:
+    """Return the flags by which another program of this environment is allowed the same, each after a space."""
+    return "".join(f" --allow {shlex.quote(name)}" for name in sorted(_allowed.get()))
+
+
+def may_write(folder: str | Path) -> bool:
+    """Return whether a folder lies in one that is allowed."""
+    places = [name.removeprefix(PLACE) for name in allowed() if name.startswith(PLACE)]
+    return any(lies_in(folder, place) for place in places)
+
+
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Return whether a path is that of a folder or lies below it, links followed."""
+    inner = Path(path).expanduser().resolve()
+    return Path(folder).expanduser().resolve() in (inner, *inner.parents)

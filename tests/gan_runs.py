@@ -79,8 +79,6 @@ def train(rank: int, ranks: int, folder: Path, port: int) -> None:
         torch.save(end | {"upkeep": checkpoint["codebook"]["upkeep"]}, folder / f"{variant}-{rank}-of-{ranks}.pt")
 
 
-
-
 if __name__ == "__main__":
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

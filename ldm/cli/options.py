@@ -193,7 +193,7 @@ def choose_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which a device that holds no values refuses
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"--device {name}: not usable on this machine ({reason}); use auto or cpu") from error

@@ -15,8 +15,9 @@ from ldm.config.check import check_sections
 from ldm.config.files import BASE, Reading, Translate, follow_references, read_with_bases
 from ldm.config.nodes import walk
 from ldm.config.overrides import COMMAND_LINE, apply_overrides, overridden_path, parse_override
+from ldm.config.places import allow_places
 from ldm.config.plain import resolve, with_references
-from ldm.config.trust import allow_those_here
+from ldm.config.trust import allow_one_s_own
 from ldm.errors import ConfigError
 
 
@@ -43,15 +44,18 @@ def load(
 
 
 def trust_base(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> None:
-    """Allow what YAML files of one's own, and overrides beside them, name in packages of the working folder.
+    """Allow what YAML files of one's own, and overrides beside them, name: packages of the working folder, places.
 
     What they take from others is not theirs: `base:` counts, the config of a `run:` does not. Raises ConfigError.
     """
     contents = [read_with_bases(path).content for path in paths]
-    contents += [{key.rpartition(".")[2]: value} for key, value in map(parse_override, overrides)]
+    for key, value in map(parse_override, overrides):
+        section, named = key.partition(".")[0], {key.rpartition(".")[2]: value}
+        contents.append({section: named} if section != key else named)
     for content in contents:
+        allow_places(resolve(content, throw_on_missing=False).get("lightning"))
         mappings = [value for _, value in walk(content) if isinstance(value, dict)]
-        allow_those_here(value["target"] for value in mappings if isinstance(value.get("target"), str))
+        allow_one_s_own(value["target"] for value in mappings if isinstance(value.get("target"), str))
         bases = [value[BASE] for value in mappings if isinstance(value.get(BASE), str)]
         trust_base([base for base in bases if Path(base).is_file()])
 

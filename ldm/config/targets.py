@@ -53,7 +53,7 @@ def _find(target: Any, place: str, is_called: bool = True, guesses: bool = True)
             hint = _hint(parts, position, _names_in(holder)) if guesses else ""
             raise ConfigError(f"{'.'.join(parts[:position])} has no {shown(name)}{hint}", place)
         found = getattr(holder, name)
-    if problem := trust.problem_of(found, holder, module, home, is_called):
+    if problem := trust.problem_of(found, holder, module, home, is_called, target):
         raise ConfigError(f"{shown(target, 120)} {problem}", place)
     return found
 

@@ -1,9 +1,10 @@
 """Which code a config may call: a YAML file may come from a stranger, and so may the run folder that holds it.
 
-A target lies within `TRUSTED`, or within a package of one's own, which is named by `allow` (`--allow` on a command
-line), by the environment variable LDM_ALLOW=PACKAGE,PACKAGE, or by a YAML file of `--base` if it lies in the working
-folder. Nothing else is imported. What is found has to be defined there, and has to say what it makes: a class, or a
-constructor, which is a function annotated with the class that it returns.
+A target lies within `OURS`, is one of the classes of others that only compute, or lies within what is allowed: named by
+`allow` (`--allow` on a command line), by the environment variable LDM_ALLOW=NAME,NAME, or by a YAML file of `--base` if
+it lies in the working folder or in one of the packages of `TRUSTED`. Nothing else is imported. What is found has to be
+defined there, and has to say what it makes: a class, or a constructor, which is a function annotated with the class
+that it returns.
 """
 
 import importlib
@@ -17,16 +18,36 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from typing import Any
 
-from ldm.allowance import COMMANDS, add, allowed
+from ldm.allowance import COMMANDS, PLACE, add, allowed
 from ldm.errors import UserError, shown
 
-TRUSTED = (
+OURS = (
     "ldm.autoencoder", "ldm.compat.compvis.data", "ldm.conditioning", "ldm.data", "ldm.diffusion", "ldm.evaluation",
-    "ldm.models", "ldm.networks", "ldm.sampling", "ldm.toy", "ldm.training", "ldm.weights.adapters", "torch.nn",
-    "torch.optim", "torch.utils.data", "torchvision.ops", "torchvision.transforms", "torchao.optim",
-    "bitsandbytes.optim", "pytorch_lightning.callbacks", "pytorch_lightning.loggers", "pytorch_lightning.plugins",
-    "pytorch_lightning.profilers", "pytorch_lightning.strategies",
+    "ldm.models", "ldm.networks", "ldm.sampling", "ldm.toy", "ldm.training", "ldm.weights.adapters",
 )  # fmt: skip
+# Of others, only what computes: their other classes write and delete files, run what they read, or talk to servers.
+# They are found by a class that they inherit from, or by name; one's own YAML may name all classes of these packages.
+_COMPUTE = {
+    "torch.nn": ("torch.nn.Module",),
+    "torch.optim": ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
+    "torch.utils.data": "ChainDataset ConcatDataset StackDataset Subset TensorDataset",
+    "torchvision.ops": ("torch.nn.Module",),
+    "torchvision.transforms": ("builtins.object",),
+    "torchao.optim": ("torch.optim.Optimizer",),
+    "bitsandbytes.optim": ("torch.optim.Optimizer",),
+    "pytorch_lightning.callbacks": (
+        "DeviceStatsMonitor EarlyStopping GradientAccumulationScheduler LearningRateMonitor ModelSummary "
+        "RichModelSummary RichProgressBar StochasticWeightAveraging ThroughputMonitor Timer TQDMProgressBar"
+    ),
+    "pytorch_lightning.loggers": "CSVLogger MLFlowLogger TensorBoardLogger WandbLogger",
+    "pytorch_lightning.plugins": (
+        "BitsandbytesPrecision DoublePrecision HalfPrecision LightningEnvironment LSFEnvironment MixedPrecision "
+        "SLURMEnvironment TorchElasticEnvironment TorchSyncBatchNorm"
+    ),
+    "pytorch_lightning.profilers": "",
+    "pytorch_lightning.strategies": "DDPStrategy FSDPStrategy ModelParallelStrategy SingleDeviceStrategy",
+}
+TRUSTED = (*OURS, *_COMPUTE)
 _OF_THE_RUN = "ldm.training.lightning_fixes"  # writes where the run says, not where a config does
 _BUT = "ldm.training.lightning_fixes.checkpoints.Checkpoints"
 # Functions of ours are constructors only here; elsewhere they read, write and train.
@@ -36,9 +57,9 @@ _WITH_FUNCTIONS = ("ldm.data.", "ldm.diffusion.")
 def allow(package: str) -> str:
     """Let configs name classes of a package or module, until the program (see `main_guard`) ends; return its name.
 
-    "pipe:" lets them run the commands of shards. Raises UserError if it cannot be imported.
+    "pipe:" lets them run the commands of shards, "path:FOLDER" write there. Raises UserError if it cannot be imported.
     """
-    if package == COMMANDS:
+    if package == COMMANDS or package.startswith(PLACE):
         add(package)
         return package
     top = package.partition(".")[0]
@@ -48,18 +69,26 @@ def allow(package: str) -> str:
     return package
 
 
-def allow_those_here(targets: Iterable[str]) -> None:
-    """Allow the packages of these targets that lie in the working folder."""
+def allow_one_s_own(targets: Iterable[str]) -> None:
+    """Allow what YAML of one's own names: packages that lie in the working folder, any class of trusted ones."""
+    targets = set(targets)
     for top in {target.partition(".")[0] for target in targets}:
         if _is_here(top):
             allow(top)
+    for target in targets:
+        if _of_others(target):
+            add(target)
 
 
 def home_of(target: str) -> str:
     """Return the trusted or allowed package within which a target lies, empty if there is none."""
-    if is_within(target, _OF_THE_RUN) and target != _BUT:
-        return ""
-    return next((home for home in (*TRUSTED, *allowed()) if is_within(target, home)), "")
+    home = next((home for home in OURS if is_within(target, home)), "")
+    if home:
+        return "" if is_within(target, _OF_THE_RUN) and target != _BUT else home
+    home, allows = _of_others(target), [name for name in allowed() if is_within(target, name)]
+    if home and (allows or not isinstance(_COMPUTE[home], str) or target.split(".")[-1] in _COMPUTE[home].split()):
+        return home
+    return allows[0] if allows else ""
 
 
 def let_import(home: str) -> None:
@@ -70,7 +99,12 @@ def let_import(home: str) -> None:
 
 def is_theirs(target: str) -> bool:
     """Return whether a target is in one of the trusted packages of others."""
-    return home_of(target) in TRUSTED and not is_within(target, "ldm")
+    return home_of(target) in _COMPUTE
+
+
+def _of_others(target: str) -> str:
+    """Return the trusted package of others within which a target lies, empty if there is none."""
+    return next((home for home in _COMPUTE if is_within(target, home)), "")
 
 
 def is_within(name: str, package: str) -> bool:
@@ -83,15 +117,19 @@ def why_not(target: str) -> str:
     top = target.partition(".")[0]
     if _spec(top) is None:
         return f"there is no package {shown(top)} here"
+    if _of_others(target):
+        return (
+            f"it may do more than compute, and the config may be a stranger's; if you trust it, give --allow {target}"
+        )
     if _is_own(top):
         return f"it is not trusted; if the package is yours, give --allow {top}"
     return "it is not trusted: configs name parts of ldm, layers of torch, callbacks of Lightning, what --allow names"
 
 
-def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool = True) -> str:
+def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool = True, target: str = "") -> str:
     """Return why an object, an attribute of `holder` found in a module, is not for a config to call; empty if it is.
 
-    is_called: false where a function is passed on as it is.
+    target: its name, where it is that of others; is_called: false where a function is passed on as it is.
     """
     is_ours = is_within(home, "ldm")
     is_theirs = home in TRUSTED and not is_ours
@@ -109,6 +147,9 @@ def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool 
         is_method = part is function and inspect.isclass(holder)
         if not (part.__module__ == module if is_ours and not is_method else is_within(part.__module__, home)):
             return f"is only imported there; it belongs to {part.__module__}"
+    computes = _COMPUTE[home] if is_theirs and not any(is_within(target, name) for name in allowed()) else ""
+    if isinstance(computes, tuple) and inspect.isclass(found) and not set(computes) & set(_bases(found)):
+        return f"is no {' or '.join(computes)}; {why_not(target)}"
     is_constructor = not is_theirs and _is_constructor(found, holder, module if is_ours else "")
     if function is not None and is_called and not is_constructor:
         return "does not say which class it makes; name a class, or a function with one behind its ->"
@@ -135,6 +176,15 @@ def made_by(function: Callable[..., Any]) -> type | None:
         made = getattr(function, "__self__", None)
     made = typing.get_origin(made) or made
     return made if inspect.isclass(made) and made is not type(None) else None
+
+
+def _bases(found: type) -> list[str]:
+    """List the classes from which a class inherits, as one imports them."""
+    names = []
+    for base in inspect.getmro(found):
+        parts = base.__module__.split(".")
+        names += [f"{'.'.join(parts[:depth])}.{base.__name__}" for depth in range(1, len(parts) + 1)]
+    return names
 
 
 def _kind(found: Any) -> str:

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.bounds import Count
 from ldm.config.nodes import is_node
 from ldm.config.parameters import parameters_of
+from ldm.config.places import check_places
 from ldm.config.plain import plain, with_references
 from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import fits, hints_of, mismatch
@@ -198,6 +199,7 @@ def make_plan(
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
+    check_places(lightning, run.path)
     check_extensions(lightning, run)
     resolved = {"model": config["model"], "training": training, **data, "lightning": lightning}
     written = with_references(resolved, OmegaConf.to_container(given))

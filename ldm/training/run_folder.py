@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from ldm.allowance import flags
 from ldm.config.files import EVALUATIONS, read_yaml
 from ldm.distributed import is_first_process
 from ldm.environment import environment
@@ -98,7 +99,7 @@ class RunFolder:
         """Say how a run that has ended early goes on."""
         if not self.has_checkpoint:
             return "nothing was saved yet; start it again"
-        return f"it goes on with: python main.py -t -r {shlex.quote(str(self.path))}"
+        return f"it goes on with: python main.py -t -r {shlex.quote(str(self.path))}{flags()}"
 
     # --- what it was made with -------------------------------------------------------------------------------------
 

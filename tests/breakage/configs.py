@@ -86,11 +86,33 @@ def hostile_nodes(canary: Path, helper: Path) -> Iterator[Config]:
         ("ldm.networks.unet.UNet.__init__.__globals__.get", {"key": "torch"}),
         ("ldm.networks.unet.UNet.__subclasses__", {}),
         ("ldm.networks.unet.UNet.forward", {"self": None, "x": None, "t": None}),
+        # classes of what is trusted that run what they read, or write where they are told
+        ("torch.nn.ModuleList", {"modules": _unpickled(helper)}),
+        ("torch.utils.data.ConcatDataset", {"datasets": _unpickled(helper)}),
+        ("torch.nn.Sequential", {"args": _unpickled(helper)}),
+        ("pytorch_lightning.callbacks.ModelCheckpoint", {"dirpath": file, "every_n_train_steps": 1}),
+        ("pytorch_lightning.callbacks.OnExceptionCheckpoint", {"dirpath": file}),
+        ("pytorch_lightning.profilers.SimpleProfiler", {"dirpath": file, "filename": "x"}),
+        ("pytorch_lightning.loggers.CSVLogger", {"save_dir": file}),
+        ("pytorch_lightning.loggers.TensorBoardLogger", {"save_dir": ".", "name": file}),
+        ("ldm.training.callbacks.ImageLogger", {"directory": file, "every_n_steps": 1}),
+        ("ldm.training.lightning_fixes.checkpoints.Checkpoints", {"directory": file, "every_n_steps": 1}),
         # code that lies beside the config
         (f"{helper.stem}.Thing", {}),
         (f"{helper.stem}.make", {}),
     ):
         yield {"target": target, "params": params}
+
+
+def _unpickled(helper: Path) -> Config:
+    """Return a node that unpickles what lies beside the helper, once it is iterated."""
+    pipes = "torch.utils.data.datapipes.iter"
+    found = {
+        "target": f"{pipes}.filelister.FileListerIterDataPipe",
+        "params": {"root": str(helper.parent), "masks": "*.pickle"},
+    }
+    opened = {"target": f"{pipes}.fileopener.FileOpenerIterDataPipe", "params": {"datapipe": found, "mode": "b"}}
+    return {"target": f"{pipes}.routeddecoder.RoutedDecoderIterDataPipe", "params": {"datapipe": opened}}
 
 
 def _training(config: Config) -> Config:

@@ -197,7 +197,8 @@ def test_what_is_knowable_at_the_start_is_found_there(
     assert named in message
 
 
-def test_tensorboard_by_a_config(tmp_path: Path) -> None:
+def test_tensorboard_by_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_ALLOW", f"path:{tmp_path}")
     logger = {"target": "pytorch_lightning.loggers.TensorBoardLogger", "params": {"save_dir": str(tmp_path)}}
     assert not problem(changed(config(), ("lightning", "logger"), logger), tmp_path)
     assert not problem(changed(config(), ("lightning", "logger"), {"tensorboard": {**logger, "params": {}}}), tmp_path)

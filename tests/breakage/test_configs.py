@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,19 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     code = f"open({str(canary(run))!r}, 'w')\nclass Thing: ...\ndef make() -> Thing: ...\n"
     for folder in (run, run / "configs", tmp_path):
         (folder / f"{HELPER}.py").write_text(code)
+        (folder / f"{HELPER}.pickle").write_bytes(pickle.dumps(Touch(str(canary(run)))))
     monkeypatch.chdir(tmp_path)
     return run
+
+
+class Touch:
+    """Opens a file for writing when it is unpickled."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.file, "w")
 
 
 def canary(run: Path) -> Path:

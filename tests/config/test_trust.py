@@ -118,6 +118,71 @@ def test_what_writes_where_a_run_says_is_for_no_config() -> None:
     assert find_target("ldm.training.lightning_fixes.checkpoints.Checkpoints")
 
 
+WRITE_OR_RUN = [
+    "torch.utils.data.datapipes.iter.routeddecoder.RoutedDecoderIterDataPipe",
+    "torch.utils.data.datapipes.iter.FileOpener",
+    "torch.utils.data.DataLoader",
+    "torch.optim.swa_utils.AveragedModel",
+    "pytorch_lightning.callbacks.ModelCheckpoint",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.OnExceptionCheckpoint",
+    "pytorch_lightning.callbacks.LearningRateFinder",
+    "pytorch_lightning.callbacks.LambdaCallback",
+    "pytorch_lightning.loggers.CometLogger",
+    "pytorch_lightning.plugins.TorchCheckpointIO",
+    "pytorch_lightning.profilers.SimpleProfiler",
+    "pytorch_lightning.strategies.DeepSpeedStrategy",
+]
+
+
+@pytest.mark.parametrize("target", WRITE_OR_RUN)
+def test_a_run_names_nothing_of_others_that_writes_or_runs_what_it_reads(target: str, tmp_path: Path) -> None:
+    run, base = run_folder(tmp_path, target), write(tmp_path / "a.yaml", target)
+    assert "not trusted" in (said := planned("-r", run)) or f"--allow {target}" in said, said
+    assert "--allow" not in planned("-r", run, "--allow", target)
+    assert "--allow" not in planned("--base", base)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["torch.nn.Linear", "torch.optim.Muon", "torch.optim.lr_scheduler.CosineAnnealingLR", "torch.utils.data.Subset",
+     "torchvision.transforms.RandomCrop", "torchvision.transforms.v2.RandomCrop", "pytorch_lightning.callbacks.Timer",
+     "pytorch_lightning.loggers.csv_logs.CSVLogger", "pytorch_lightning.strategies.DDPStrategy"],
+)  # fmt: skip
+def test_but_what_computes(target: str) -> None:
+    assert find_target(target)
+
+
+ELSEWHERE = {
+    "save_dir": {"logger": {"target": "pytorch_lightning.loggers.CSVLogger", "params": {"save_dir": "elsewhere"}}},
+    "name": {"logger": {"target": "pytorch_lightning.loggers.TensorBoardLogger", "params": {"name": "../elsewhere"}}},
+    "tracking_uri": {
+        "logger": {"target": "pytorch_lightning.loggers.MLFlowLogger", "params": {"tracking_uri": "http://a.b"}}
+    },
+    "directory": {"modelcheckpoint": {"params": {"directory": "~/elsewhere"}}},
+    "images.params.directory": {
+        "callbacks": {"images": {"target": "ldm.training.callbacks.ImageLogger", "params": {"directory": "/elsewhere"}}}
+    },
+    "folder": {"cache_latents": {"folder": "/elsewhere"}},
+}
+
+
+@pytest.mark.parametrize("key", ELSEWHERE)
+def test_a_run_writes_into_its_own_folder(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(run_folder(tmp_path, "ldm.toy.shapes.Shapes"))
+    config = run / "configs" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["lightning"] |= ELSEWHERE[key]
+    content["data"]["params"]["train"]["params"] |= {"num_samples": 4}
+    content["data"]["params"]["validation"]["params"] |= {"num_samples": 4}
+    config.write_text(yaml.safe_dump(content))
+    said = planned("-r", str(run))
+    assert f"{key}: " in said and "--allow path:" in said
+    assert planned("-r", str(run), "--allow", said.partition("--allow ")[2].split()[0]) == ""
+    assert planned("--base", str(config)) == ""
+
+
 def test_what_a_program_allows_ends_with_it(module: str) -> None:
     main_guard(lambda argv: find_target(f"{allow(module)}.Items") and None)([])
     with pytest.raises(UserError, match=module):

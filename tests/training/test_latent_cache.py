@@ -90,9 +90,7 @@ def test_training_from_the_cache_is_training_from_images(images: Path, tmp_path:
     assert (tmp_path / "cache" / "null.safetensors").exists() == frozen_text
 
 
-def test_a_run_from_the_cache_goes_on_without_the_files_that_it_once_started_from(
-    images: Path, tmp_path: Path
-) -> None:
+def test_a_run_from_the_cache_goes_on_without_the_files_that_it_once_started_from(images: Path, tmp_path: Path) -> None:
     settings = {"views": 3, "rows": ROWS, "folder": str(tmp_path / "cache")}
     whole = train(config(images, settings), new_run(tmp_path / "whole")).folder
     begun = train(config(images, settings), new_run(tmp_path / "begun"), options=RunOptions(max_steps=2)).folder

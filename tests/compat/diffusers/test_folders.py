@@ -155,8 +155,15 @@ SOLVERS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolv
 )
 def test_of_a_solver_the_process_and_the_grid_are_read(name, fields, grid, folder):
     """As Stable Diffusion XL comes, with what its config has left over from other schedulers."""
-    left_over = {"skip_prk_steps": True, "set_alpha_to_one": False, "sample_max_value": 1.0, "solver_order": 2,
-                 "interpolation_type": "linear", "algorithm_type": "dpmsolver++", "prediction_type": "v_prediction"}
+    left_over = {
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+        "sample_max_value": 1.0,
+        "solver_order": 2,
+        "interpolation_type": "linear",
+        "algorithm_type": "dpmsolver++",
+        "prediction_type": "v_prediction",
+    }
     kept = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 50}
     (folder / SCHEDULER).write_text(json.dumps({"_class_name": name, **kept, **left_over, **fields}))
     params = params_of(folder)
