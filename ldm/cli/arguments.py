@@ -118,7 +118,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises UserError for what is unknown.
     """
     parser = _parser()
-    overrides, words = split_overrides(argv)
+    overrides, words = split_overrides(argv, _with_a_value(parser))
     options, unknown = parser.parse_known_args(words)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
@@ -130,10 +130,16 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line in which `dotted.key=value` may stand anywhere; these become `options.overrides`."""
-    overrides, words = split_overrides(sys.argv[1:] if argv is None else argv)
+    overrides, words = split_overrides(sys.argv[1:] if argv is None else argv, _with_a_value(parser))
     options = parser.parse_args(words)
     options.overrides = overrides
     return options
+
+
+def _with_a_value(parser: argparse.ArgumentParser) -> list[str]:
+    """List the flags that the next word belongs to, whatever it is."""
+    actions = [action for action in parser._actions if action.nargs in (None, "+")]
+    return [flag for action in actions for flag in action.option_strings]
 
 
 def _parser() -> argparse.ArgumentParser:

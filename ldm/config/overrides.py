@@ -14,10 +14,18 @@ _OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+|\[\d+\])+=")
 _COMMENT = re.compile(r"""[^"'\[{]*\s#""")
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate the overrides, `dotted.key=value`, from the other words of a command line."""
-    overrides = [word for word in words if _OVERRIDE.match(word)]
-    return overrides, [word for word in words if not _OVERRIDE.match(word)]
+def split_overrides(words: Sequence[str], flags: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Separate the overrides, `dotted.key=value`, from the other words of a command line.
+
+    What follows one of these `flags`, whole or shortened, is its value: `--prompt a.b=3` asks for that text.
+    """
+    parts: tuple[list[str], list[str]] = ([], [])
+    before = ""
+    for word in words:
+        is_value = before in flags or (before[:2] == "--" != before and any(flag.startswith(before) for flag in flags))
+        parts[is_value or not _OVERRIDE.match(word)].append(word)
+        before = "" if is_value else word
+    return parts
 
 
 def parse_override(override: str) -> tuple[str, Any]:

@@ -23,6 +23,7 @@ from ldm.errors import UserError
 from ldm.transfer import sent
 
 _LARGEST_ORDER = 3  # of multistep samplers
+_MOST_STEPS = 100_000  # whose times are computed before the first
 Refine = Callable[[Tensor], Tensor]
 Constrain = Callable[[Tensor, Tensor], Tensor]
 
@@ -143,6 +144,8 @@ class GridSampler:
 
     def times(self, process: Process) -> Tensor:
         """Return the times of the walk, float64 (S + 1,). UserError if grid or start do not fit the process."""
+        if self.steps > _MOST_STEPS:
+            raise UserError(f"sampler: {self.steps} steps; use at most {_MOST_STEPS}")
         grid = resolve_grid(self.grid or self.default_grid(process))
         return last_steps(grid(process, self.steps), self.start)
 

@@ -223,6 +223,13 @@ def test_overrides_are_told_from_other_words_by_their_form() -> None:
     )
 
 
+def test_what_follows_a_flag_with_a_value_is_no_override() -> None:
+    words = ["--prompt", "a.b=1", "c.d=2", "--pro", "e.f=3", "-t", "g.h=4", "--", "i.j=5", "--prompt=k.l=6"]
+    overrides, rest = split_overrides(words, ["--prompt", "-p"])
+    assert overrides == ["c.d=2", "g.h=4", "i.j=5"]
+    assert rest == ["--prompt", "a.b=1", "--pro", "e.f=3", "-t", "--", "--prompt=k.l=6"]
+
+
 def test_overrides_set_one_value_each() -> None:
     config = model(part=node("a.A", x=1), parts=[{"a": 1}, 2])
     given = ["model.params.part.target=a.B", "model.params.parts[0].a=3", "model.params.parts.1=[5]", "model.new.key=x"]

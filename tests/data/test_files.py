@@ -132,6 +132,15 @@ def test_no_field_of_a_table_is_swallowed(tmp_path, name, text, message):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+def test_a_first_line_that_tells_a_spreadsheet_what_separates_the_fields(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "t.csv").write_text('sep=;\r\nfile;caption\r\na.png;"a ball; red, on grass"\r\n')
+    assert CaptionedFolder(tmp_path, 8, "t.csv")[0]["caption"] == "a ball; red, on grass"
+    (tmp_path / "t.csv").write_text("sep=;\nfile;caption\na.png;a ball; red\n")
+    with pytest.raises(UserError, match="line 3 has 3 fields"):
+        CaptionedFolder(tmp_path, 8, "t.csv")
+
+
 def test_a_struct_of_parquet_is_no_caption(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"image": [png(pixels(0))], "caption": [[{"raw": "x"}]]}), tmp_path / "t.parquet")

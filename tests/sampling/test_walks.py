@@ -112,6 +112,11 @@ def test_an_order_needs_as_many_steps(cls):
             cls(order=order).times(PUBLISHED)
 
 
+def test_absurdly_many_steps_are_refused_before_their_times_fill_the_memory():
+    with pytest.raises(UserError, match="10000000000 steps; use at most 100000"):
+        DPMSolver(steps=10**10).times(PUBLISHED)
+
+
 @pytest.mark.parametrize("options", [{"s_churn": -1.0}, {"s_noise": math.nan}, {"s_tmin": 3.0, "s_tmax": 2.0}])
 def test_impossible_churn_is_refused(options):
     with pytest.raises(UserError, match=f"heun.*{next(iter(options))}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +30,7 @@ from ldm.errors import UserError
 __all__ = ["CaptionedFolder"]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SAYS = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # a first line that tells spreadsheets what separates fields
 _JSON_LINES = (".jsonl", ".ndjson")
 _ENDINGS = (*_DELIMITERS, *_JSON_LINES)
 _METADATA = ("metadata.csv", "metadata.jsonl")  # of the Hugging Face hub's imagefolder: files below its own folder
@@ -157,6 +159,8 @@ def _read_rows(path: Path, columns: Collection[str]) -> list[Row]:
     try:
         if ending in _DELIMITERS:
             text = read_text(path)
+            if said := _SAYS.match(text):
+                return list(_csv_rows(text[said.end() :], said[1], columns, path, first=2))
             return list(_csv_rows(text, _delimiter(text, ending), columns, path))
         if ending in _JSON_LINES:
             return list(_json_rows(read_text(path), path))
@@ -171,21 +175,22 @@ def _delimiter(text: str, ending: str) -> str:
     return ";" if ending == ".csv" and header.count(";") > header.count(",") else _DELIMITERS[ending]
 
 
-def _csv_rows(text: str, delimiter: str, columns: Collection[str], path: Path) -> Iterator[Row]:
+def _csv_rows(text: str, delimiter: str, columns: Collection[str], path: Path, first: int = 1) -> Iterator[Row]:
+    """Yield rows with the numbers of their lines, that of the header being `first`. Raises UserError."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     remedy = f'put texts with {delimiter!r} or " into double quotes, and double the " in them'
-    line = 1
+    line = first
     try:
         header = [name.strip() for name in next(reader, [])]
         if twice := [name for name in columns if header.count(name) > 1]:
-            raise UserError(f"{path}: line 1: {header.count(twice[0])} columns are named {twice[0]!r}; rename them")
-        line = reader.line_num + 1
+            raise UserError(f"{path}: line {line}: {header.count(twice[0])} columns are named {twice[0]!r}; rename")
+        line = reader.line_num + first
         for values in reader:
             if any(value.strip() for value in values[len(header) :]):
                 raise UserError(f"{path}: line {line} has {len(values)} fields, the header {len(header)}; {remedy}")
             if values:
                 yield line, dict(zip(header, values, strict=False))
-            line = reader.line_num + 1
+            line = reader.line_num + first
     except csv.Error as error:
         raise UserError(f"{path}: line {line}: {error}; {remedy}") from error
 
