@@ -14,6 +14,7 @@ from ldm.errors import ConfigError, UserError
 from ldm.networks import fused_norm
 from ldm.training.launch import Launch
 
+_FEW = 64  # processes are let start on any CPU
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 
 
@@ -57,6 +58,9 @@ class Devices:
 
     def check(self) -> None:
         """Raise UserError for devices that this machine does not have."""
+        most = max(_FEW, 4 * (os.cpu_count() or 1))
+        if self.accelerator == "cpu" and self.count > most:
+            raise UserError(f"devices: {self.count} processes on {os.cpu_count()} cores; use at most {most}")
         if self.accelerator in ("cpu", "tpu"):
             return
         present = _count_accelerators()

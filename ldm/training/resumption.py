@@ -50,7 +50,11 @@ class Resumption(pl.Callback):
         made = checkpoint["global_step"]
         if 0 <= trainer.max_steps < made:
             raise UserError(f"max_steps: {trainer.max_steps} asked for, but the run has made {made} steps; give more")
-        _check_counts(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops")
+        progress = checkpoint["loops"]["fit_loop"]
+        _check_counts(progress, trainer.fit_loop.state_dict(), "loops")
+        epochs = progress["epoch_progress"]["current"]["processed"]
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs < epochs:
+            raise UserError(f"max_epochs: {trainer.max_epochs} asked for, but the run has made {epochs}; give more")
         configured = pl_module.configure_optimizers()
         optimizer, steps = configured["optimizer"], configured.get("lr_scheduler", {}).get("scheduler")
         (state,) = checkpoint["optimizer_states"]

@@ -84,6 +84,8 @@ def test_absent_devices_are_named() -> None:
     with pytest.raises(UserError, match="GPU 997,999 "):
         Devices("gpu", [997, 999]).check()
     Devices("cpu", 64).check()
+    with pytest.raises(UserError, match="devices: 99999 processes on .* cores; use at most"):
+        Devices("cpu", 99999).check()
 
 
 def test_learning_rate_per_sample_is_scaled_by_default_as_in_the_original() -> None:

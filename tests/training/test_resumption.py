@@ -141,6 +141,15 @@ def test_another_model_is_refused_with_what_the_run_keeps(
     assert all(name in line for name in named), line
 
 
+def test_a_shorter_training_than_was_made_is_refused(run: Path, capsys: Any) -> None:
+    assert "max_steps: 1 asked for, but the run has made 2 steps" in refused(run, capsys, "--max_steps", "1")
+    content = storage.load(run / "checkpoints" / "last.ckpt")
+    content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] = 13
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    said = refused(run, capsys, "lightning.trainer.max_epochs=1")
+    assert "max_epochs: 1 asked for, but the run has made 13; give more" in said
+
+
 def test_auto_tells_that_its_base_was_edited(run: Path, tmp_path: Path, caplog: Any) -> None:
     logs, base = tmp_path / "logs", write_config(tmp_path)
     words = ["-b", str(base), "-t", "-l", str(logs), "-r", "auto", "--no-test"]
