@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from ldm.config import instantiate
@@ -22,7 +24,7 @@ from ldm.data.core.latents import CacheSettings
 from ldm.data.core.module import DataModule
 from ldm.distributed import is_first_process
 from ldm.doctor.data_fit import check_data_fits_model, size_problems
-from ldm.errors import ConfigError, UserError, lack_of_memory, refused_by_the_system
+from ldm.errors import ConfigError, UserError, lack_of_memory, refused_by_the_system, shown
 from ldm.models.loading import train_option
 from ldm.training.callbacks import check_previews
 from ldm.training.cost import cost_lines
@@ -187,6 +189,8 @@ def _told(plan: Plan) -> Iterator[Plan]:
             raise (UserError(f"{death}; {run.how_to_go_on}") if death else SystemExit(1)) from error
         if line := lack_of_memory(error) or refused_by_the_system(error):
             raise UserError(f"{line}; {run.how_to_go_on}") from error
+        if isinstance(error, MisconfigurationException) or _is_of_an_extension(error):
+            raise ConfigError(shown(" ".join(str(error).split()), 250), "lightning") from error
         if run.log.exists() and not isinstance(error, UserError):  # it trained, or was about to
             with _also_written_to(run.log):
                 _log.exception("training ended by an error")
@@ -194,6 +198,12 @@ def _told(plan: Plan) -> Iterator[Plan]:
     finally:
         for worker in set(active_children()) - others:  # one that hangs in a read; it hears no SIGTERM
             worker.kill()
+
+
+def _is_of_an_extension(error: BaseException) -> bool:
+    """Return whether a callback or logger of Lightning, which a config names, raised an error: of its settings."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith(("pytorch_lightning.callbacks", "pytorch_lightning.loggers"))
 
 
 def first_stage_problem(plan: Plan) -> str:

@@ -247,6 +247,17 @@ def test_a_lack_of_memory_is_one_line_with_what_was_asked_for_and_how_to_go_on(
     assert storage.load(run / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
+def test_what_a_callback_of_lightning_says_of_its_settings_is_one_line(
+    latent_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = "{target: pytorch_lightning.callbacks.%s}"
+    stopping = callbacks % "EarlyStopping, params: {monitor: nothing}"
+    averaging = callbacks % "StochasticWeightAveraging, params: {swa_lrs: 0.1}"
+    for callback, named in ((stopping, "`nothing` which is not available"), (averaging, "SWA with `swa_epoch_start`")):
+        words = ["-l", str(tmp_path / "logs"), UNTRAINED, f"lightning.callbacks.x={callback}"]
+        assert named in refusal(["-b", latent_config, "-t", *words], capsys)
+
+
 def test_errors_of_the_program_keep_their_type_and_are_logged(latent_config: str, tmp_path: Path) -> None:
     words = [UNTRAINED, f"lightning.callbacks.failing.target={__name__}.Failing"]
     with pytest.raises(ZeroDivisionError):
