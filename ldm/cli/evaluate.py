@@ -40,7 +40,7 @@ from ldm.cli.options import (
     model_source,
     progress,
 )
-from ldm.config.trust import allow_one_s_own
+from ldm.config.trust import allow_own
 from ldm.errors import UserError
 from ldm.evaluation.build import known_names
 from ldm.evaluation.intervals import interval_text
@@ -65,7 +65,7 @@ _LONGEST_WAIT = timedelta(days=7)  # of a rank for the others, whose parts or se
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate, and log the values."""
     given = parse_with_overrides(_parser(), argv)
-    allow_one_s_own([*(given.metrics or ()), given.extractor])
+    allow_own([*(given.metrics or ()), given.extractor])
     counts = {"--n": given.n, "--reference-n": given.reference_n, "--batch-size": given.batch_size}
     for flag, value in counts.items():
         if value is not None and value < 1:

@@ -17,7 +17,7 @@ from ldm.config.nodes import walk
 from ldm.config.overrides import COMMAND_LINE, apply_overrides, overridden_path, parse_override
 from ldm.config.places import allow_places
 from ldm.config.plain import resolve, with_references
-from ldm.config.trust import allow_one_s_own
+from ldm.config.trust import allow_own
 from ldm.errors import ConfigError
 
 
@@ -55,7 +55,7 @@ def trust_base(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> No
     for content in contents:
         allow_places(resolve(content, throw_on_missing=False).get("lightning"))
         mappings = [value for _, value in walk(content) if isinstance(value, dict)]
-        allow_one_s_own(value["target"] for value in mappings if isinstance(value.get("target"), str))
+        allow_own(value["target"] for value in mappings if isinstance(value.get("target"), str))
         bases = [value[BASE] for value in mappings if isinstance(value.get(BASE), str)]
         trust_base([base for base in bases if Path(base).is_file()])
 

@@ -26,28 +26,34 @@ OURS = (
     "ldm.models", "ldm.networks", "ldm.sampling", "ldm.toy", "ldm.training", "ldm.weights.adapters",
 )  # fmt: skip
 # Of others, only what computes: their other classes write and delete files, run what they read, or talk to servers.
-# They are found by a class that they inherit from, or by name; one's own YAML may name all classes of these packages.
-_COMPUTE = {
+# They are known by a class from which they inherit, or by name; one's own YAML may name all classes of these packages.
+_BY_BASE = {
     "torch.nn": ("torch.nn.Module",),
     "torch.optim": ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
-    "torch.utils.data": "ChainDataset ConcatDataset StackDataset Subset TensorDataset",
     "torchvision.ops": ("torch.nn.Module",),
     "torchvision.transforms": ("builtins.object",),
     "torchao.optim": ("torch.optim.Optimizer",),
     "bitsandbytes.optim": ("torch.optim.Optimizer",),
-    "pytorch_lightning.callbacks": (
-        "DeviceStatsMonitor EarlyStopping GradientAccumulationScheduler LearningRateMonitor ModelSummary "
-        "RichModelSummary RichProgressBar StochasticWeightAveraging ThroughputMonitor Timer TQDMProgressBar"
-    ),
-    "pytorch_lightning.loggers": "CSVLogger MLFlowLogger TensorBoardLogger WandbLogger",
-    "pytorch_lightning.plugins": (
-        "BitsandbytesPrecision DoublePrecision HalfPrecision LightningEnvironment LSFEnvironment MixedPrecision "
-        "SLURMEnvironment TorchElasticEnvironment TorchSyncBatchNorm"
-    ),
-    "pytorch_lightning.profilers": "",
-    "pytorch_lightning.strategies": "DDPStrategy FSDPStrategy ModelParallelStrategy SingleDeviceStrategy",
 }
-TRUSTED = (*OURS, *_COMPUTE)
+_BY_NAME = {
+    "torch.utils.data": ("ChainDataset", "ConcatDataset", "StackDataset", "Subset", "TensorDataset"),
+    "pytorch_lightning.callbacks": (
+        "DeviceStatsMonitor", "EarlyStopping", "GradientAccumulationScheduler", "LearningRateMonitor", "ModelSummary",
+        "RichModelSummary", "RichProgressBar", "StochasticWeightAveraging", "ThroughputMonitor", "Timer",
+        "TQDMProgressBar",
+    ),
+    "pytorch_lightning.loggers": ("CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"),
+    "pytorch_lightning.plugins": (
+        "BitsandbytesPrecision", "DoublePrecision", "HalfPrecision", "LightningEnvironment", "LSFEnvironment",
+        "MixedPrecision", "SLURMEnvironment", "TorchElasticEnvironment", "TorchSyncBatchNorm",
+    ),
+    "pytorch_lightning.profilers": (),
+    "pytorch_lightning.strategies": (
+        "DDPStrategy", "FSDPStrategy", "ModelParallelStrategy", "SingleDeviceStrategy",
+    ),
+}  # fmt: skip
+_THEIRS = (*_BY_BASE, *_BY_NAME)
+TRUSTED = (*OURS, *_THEIRS)
 _OF_THE_RUN = "ldm.training.lightning_fixes"  # writes where the run says, not where a config does
 _BUT = "ldm.training.lightning_fixes.checkpoints.Checkpoints"
 # Functions of ours are constructors only here; elsewhere they read, write and train.
@@ -69,7 +75,7 @@ def allow(package: str) -> str:
     return package
 
 
-def allow_one_s_own(targets: Iterable[str]) -> None:
+def allow_own(targets: Iterable[str]) -> None:
     """Allow what YAML of one's own names: packages that lie in the working folder, any class of trusted ones."""
     targets = set(targets)
     for top in {target.partition(".")[0] for target in targets}:
@@ -86,7 +92,7 @@ def home_of(target: str) -> str:
     if home:
         return "" if is_within(target, _OF_THE_RUN) and target != _BUT else home
     home, allows = _of_others(target), [name for name in allowed() if is_within(target, name)]
-    if home and (allows or not isinstance(_COMPUTE[home], str) or target.split(".")[-1] in _COMPUTE[home].split()):
+    if home and (allows or home in _BY_BASE or target.rpartition(".")[2] in _BY_NAME[home]):
         return home
     return allows[0] if allows else ""
 
@@ -99,12 +105,12 @@ def let_import(home: str) -> None:
 
 def is_theirs(target: str) -> bool:
     """Return whether a target is in one of the trusted packages of others."""
-    return home_of(target) in _COMPUTE
+    return home_of(target) in _THEIRS
 
 
 def _of_others(target: str) -> str:
     """Return the trusted package of others within which a target lies, empty if there is none."""
-    return next((home for home in _COMPUTE if is_within(target, home)), "")
+    return next((home for home in _THEIRS if is_within(target, home)), "")
 
 
 def is_within(name: str, package: str) -> bool:
@@ -118,9 +124,7 @@ def why_not(target: str) -> str:
     if _spec(top) is None:
         return f"there is no package {shown(top)} here"
     if _of_others(target):
-        return (
-            f"it may do more than compute, and the config may be a stranger's; if you trust it, give --allow {target}"
-        )
+        return f"it may write, run or send something; if you trust the config, give --allow {target}"
     if _is_own(top):
         return f"it is not trusted; if the package is yours, give --allow {top}"
     return "it is not trusted: configs name parts of ldm, layers of torch, callbacks of Lightning, what --allow names"
@@ -147,9 +151,9 @@ def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool 
         is_method = part is function and inspect.isclass(holder)
         if not (part.__module__ == module if is_ours and not is_method else is_within(part.__module__, home)):
             return f"is only imported there; it belongs to {part.__module__}"
-    computes = _COMPUTE[home] if is_theirs and not any(is_within(target, name) for name in allowed()) else ""
-    if isinstance(computes, tuple) and inspect.isclass(found) and not set(computes) & set(_bases(found)):
-        return f"is no {' or '.join(computes)}; {why_not(target)}"
+    bases = () if any(is_within(target, name) for name in allowed()) else _BY_BASE.get(home, ())
+    if bases and inspect.isclass(found) and not set(bases) & set(_bases(found)):
+        return f"is no {' or '.join(bases)}; {why_not(target)}"
     is_constructor = not is_theirs and _is_constructor(found, holder, module if is_ours else "")
     if function is not None and is_called and not is_constructor:
         return "does not say which class it makes; name a class, or a function with one behind its ->"
