@@ -10,12 +10,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ldm"
 
-LEAVES = ("allowance", "errors", "bounds", "distributed", "transfer", "writing")  # every layer may import these
+LEAVES = (
+    "allowance",
+    "errors",
+    "bounds",
+    "distributed",
+    "pairs",
+    "transfer",
+    "writing",
+)  # every layer may import these
 # Each layer -> the layers that it may import, besides itself and the leaves.
 ARROWS = {
     "allowance": set(),
     "errors": set(),
     "bounds": set(),
+    "pairs": set(),
     "environment": set(),
     "aliases": set(),
     "distributed": set(),

@@ -16,6 +16,7 @@ from ldm.config.targets import did_you_mean
 from ldm.errors import UserError, shown
 from ldm.training.cards import Card
 
+LOGS = "logs"
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 _OWN = "let configs name classes of a package or module of your own; also LDM_ALLOW=PACKAGE,PACKAGE"
@@ -166,7 +167,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("-r", "--resume", default="", metavar="RUN", help=_RESUME)
     add("-n", "--name", default="", help="name of the run, behind the time")
     add("-f", "--postfix", default="", help="end of the name of the run")
-    add("-l", "--logdir", default="logs", metavar="DIR", help="where run folders are made")
+    add("-l", "--logdir", default=LOGS, metavar="DIR", help="where run folders are made")
     add("-s", "--seed", type=int, default=None, help=_SEED)
     add("--scale_lr", default=None, **_FLAG, help="multiply base_learning_rate by the global batch size (default true)")
     add("--gpus", default=None, help="GPUs: `1` how many; `0,` or `0,1` which; `auto` all; `0` none")

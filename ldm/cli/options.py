@@ -16,6 +16,7 @@ from ldm.diffusion.grids import grid_names
 from ldm.errors import UserError
 from ldm.models.guidance import Guidance
 from ldm.models.loading import ModelSource
+from ldm.pairs import pairs_of
 from ldm.sampling import make_sampler, sampler_names, sampler_options
 from ldm.sampling.base import Sampler
 
@@ -145,12 +146,15 @@ def choose_sampler(spec: str, steps: int, grid: str | None, eta: float | None, d
     """Return the sampler that the arguments describe. UserError for an eta that it cannot use."""
     if eta is not None and eta < 0:
         raise UserError(f"--ddim_eta {eta:g}: use 0 (no noise) or more")
-    name = spec.partition(":")[0]
+    name, _, rest = spec.partition(":")
+    how = {} if name == "ddpm" else {"steps": steps, "grid": grid}
+    flags = how if eta is None else {**how, "eta": eta}
+    if again := [key for key in pairs_of(rest.split(","), f"--sampler {name}") if key in flags]:
+        raise UserError(f"--sampler {spec}: {again[0]} has a flag of its own; give it by that alone")
     has_eta = "eta" in sampler_options(name)
     if eta and not has_eta and name != "ddpm":
         raise UserError(f"--ddim_eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
     eta = default_eta if eta is None and name == "ddim" else eta
-    how = {} if name == "ddpm" else {"steps": steps, "grid": grid}
     return make_sampler(spec, **how, **({"eta": eta} if has_eta else {}))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from ldm import compat
-from ldm.cli.arguments import Arguments, parse
+from ldm.cli.arguments import LOGS, Arguments, parse
 from ldm.cli.entry import main_guard
 from ldm.config import trust_base
 from ldm.distributed import is_first_process
@@ -22,6 +22,8 @@ from ldm.training.plan import MISSING, Plan, RunOptions, make_plan
 from ldm.training.resumption import tell_edits
 from ldm.training.run import build_without_memory, cost_of, describe, first_stage_problem, train_plan
 from ldm.training.run_folder import AUTO, RunFolder, choose_run
+
+_OF_TRAINER = ("gpus", "devices", "accelerator", "num_nodes", "strategy", "precision", "max_steps")
 
 
 @main_guard
@@ -47,6 +49,13 @@ def plan_of(arguments: Arguments) -> Plan:
     """Return the plan of a command line. Writes nothing. Raises UserError."""
     if arguments.name and arguments.resume and arguments.resume != AUTO:
         raise UserError("--name and --resume: a run that goes on keeps its name; drop --name")
+    if arguments.resume and arguments.resume != AUTO and (arguments.postfix or arguments.logdir != LOGS):
+        flag = "--postfix" if arguments.postfix else "--logdir"
+        raise UserError(f"{flag} and --resume: a run that goes on keeps its folder; drop {flag}")
+    for override in arguments.overrides:
+        section, _, flag = override.partition("=")[0].rpartition(".")
+        if section == "lightning.trainer" and flag in _OF_TRAINER and getattr(arguments, flag) is not None:
+            raise UserError(f"--{flag} and {override}: give one of them")
     name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
     trust_base(arguments.base, arguments.overrides if arguments.base else ())

@@ -66,6 +66,8 @@ def read_yaml(path: str | Path) -> Config:
         raise ConfigError(f"no such file{_similar(path)}", source=str(path)) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", source=str(path)) from error
+    except text.Damaged as error:
+        raise ConfigError(str(error), source=str(path)) from None
     except ValueError as error:
         raise ConfigError(f"is not valid YAML: {error}", source=str(path)) from error
     if not isinstance(content, dict | None):

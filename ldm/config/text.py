@@ -1,6 +1,7 @@
 """YAML text -> plain values: what would crash the parser, fill memory or take minutes is refused before it does."""
 
 import codecs
+import hashlib
 import io
 from copy import deepcopy
 from functools import lru_cache
@@ -13,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.nodes import walk
 
+SEAL = "# SHA-256 of the lines below: "
 LARGEST = 1_000_000  # bytes of a file, and characters of a config whose interpolations are resolved
 MOST = 10_000  # values, the limit of OmegaConf
 DEEPEST = 50  # mappings and lists within each other
@@ -20,6 +22,15 @@ _TOO_DEEP = f"is nested more than {DEEPEST} deep"
 _INTEGERS = range(-(2**63), 2**64)
 _OF_TAGS = (ValueError, LookupError, TypeError, AttributeError, OSError)  # what values under a wrong tag raise
 _STARTS, _ENDS = (yaml.CollectionStartEvent, yaml.CollectionEndEvent)
+
+
+class Damaged(ValueError):
+    """A file is not as a program wrote it."""
+
+
+def sealed(text: str) -> str:
+    """Return text below a line by which `read` finds out whether it was damaged, or edited, since."""
+    return f"{SEAL}{_digest(text)}\n{text}"
 
 
 def parse(text: str) -> Any:
@@ -44,7 +55,7 @@ def _parsed(text: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """Return what a YAML file says. Raises OSError, and ValueError as `parse` does."""
+    """Return what a YAML file says. Raises OSError, Damaged for a broken seal, and ValueError as `parse` does."""
     if path.exists() and not path.is_file():
         raise OSError("is no file")  # opening a pipe would wait for somebody to write
     with path.open("rb") as file:
@@ -52,7 +63,15 @@ def read(path: Path) -> Any:
     if len(content) > LARGEST:
         raise ValueError(f"holds more than {LARGEST:,} bytes, which is no config")
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return parse(content.decode("utf-16" if is_wide else "utf-8-sig"))
+    text = content.decode("utf-16" if is_wide else "utf-8-sig").replace("\r\n", "\n")
+    first, _, rest = text.partition("\n")
+    if first.startswith(SEAL) and first.removeprefix(SEAL) != _digest(rest):
+        raise Damaged("is not as it was written; restore it, or, if you edited it, remove its first line")
+    return parse(text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_plain(text: str) -> bool:

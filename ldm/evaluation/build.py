@@ -22,6 +22,7 @@ from ldm.evaluation.distributions import DistributionMetric
 from ldm.evaluation.image_metrics import FunctionMetric, Metric
 from ldm.evaluation.metric_suite import MetricSuite
 from ldm.evaluation.names import USUAL_NAMES
+from ldm.pairs import pairs_of
 
 PROVIDERS = ("ldm.evaluation.names", "ldm.toy.names")
 
@@ -42,7 +43,7 @@ def build_from_spec(spec: str, known: Mapping[str, str], option: str, **offered:
         hint = _usual(name) or did_you_mean(name, known) or f"; known are {', '.join(known)}"
         raise UserError(f"{option} {name}: unknown{hint}; or write a dotted target")
     target = find_target(known.get(name, name), option, is_called=False)
-    given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
+    given = pairs_of(rest.split(","), f"{option} {name}")
     if not isinstance(target, type):
         if given:
             raise UserError(f"{option} {spec}: {name} takes no options")

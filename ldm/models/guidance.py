@@ -16,6 +16,7 @@ from ldm.diffusion.guidance import Pair, extrapolated, extrapolation, guided, pr
 from ldm.diffusion.prediction import Denoise, Denoised
 from ldm.diffusion.process import Process
 from ldm.errors import UserError
+from ldm.pairs import pairs_of
 from ldm.sampling.base import Sampler, last
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class Guidance:
         """Return the guidance of `NAME=value` options; an interval is START:STOP. UserError for others."""
         given: dict[str, Any] = {}
         names = [one.name for one in fields(cls) if one.init and one.name not in ("scale", "guide")]
-        for option in options:
-            name, _, text = option.partition("=")
+        for name, text in pairs_of(options, "guidance").items():
+            option = f"{name}={text}"
             if name not in names:
                 raise UserError(f"guidance {option}: unknown; use NAME=value with {', '.join(names)}")
             try:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.pairs import pairs_of
 
 
 def sampler_names() -> list[str]:
@@ -39,7 +40,7 @@ def make_sampler(name: str, **options: Any) -> Any:
     name, _, rest = name.partition(":")
     types = sampler_options(name)
     given = {key: value for key, value in options.items() if value is not None}
-    given |= {key: text for key, _, text in (pair.partition("=") for pair in rest.split(",") if pair)}
+    given |= pairs_of(rest.split(","), f"sampler {name}")
     if unknown := [key for key in given if key not in types]:
         raise UserError(f"sampler {name}: has no {unknown[0]}; it has {', '.join(types)}")
     return sampler_class(name)(**{key: _read(name, key, value, types[key]) for key, value in given.items()})

@@ -16,7 +16,7 @@ from ldm.config.nodes import is_node
 from ldm.config.parameters import parameters_of
 from ldm.config.targets import find_target
 from ldm.config.types import hints_of
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, did_you_mean
 from ldm.training.lightning_fixes.checkpoints import Checkpoints
 from ldm.training.run_folder import RunFolder
 
@@ -74,6 +74,8 @@ def callbacks(lightning: Mapping[str, Any], run: RunFolder) -> Iterator[Extensio
     for name in [*_CALLBACKS, *(name for name in configured if name not in _CALLBACKS)]:
         node, place = configured.get(name, {}), f"lightning.callbacks.{name}"
         if node is None:
+            if name not in _CALLBACKS and (hint := did_you_mean(name, _CALLBACKS)):
+                raise ConfigError(f"there is none of this name to be left out{hint}", place)
             continue
         if not isinstance(node, dict):
             raise ConfigError(f"{node!r} is no node; give params, or null to leave it out", place)

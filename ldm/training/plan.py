@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -28,14 +28,14 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.bounds import Count
-from ldm.config.nodes import is_node
+from ldm.config.nodes import is_node, join, walk
 from ldm.config.parameters import parameters_of
 from ldm.config.places import check_places
 from ldm.config.plain import plain, with_references
 from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import fits, hints_of, mismatch
 from ldm.data.core.latents import CacheSettings
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, shown
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.compilation import Compilation
 from ldm.training.devices import Devices, choose
@@ -64,6 +64,7 @@ _SHARES = (
     "val_check_interval", "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
     "overfit_batches",
 )  # fmt: skip
+_ABOVE_ZERO = ("val_check_interval", "limit_train_batches")
 _ENDLESS = ("max_steps", "max_epochs")  # -1: without limit
 _ONE_SAMPLE = {"params": {"batch_size": 1}}
 MISSING = "missing; a config has the sections model, training, data and lightning"
@@ -184,6 +185,7 @@ def make_plan(
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
     cache_settings(lightning)
     compilation(lightning)
+    _check_weights(config, run)
     trainer = (lightning.get("trainer") or {}) | options.of_trainer()
     launch = detect(os.environ)
     devices = choose(options.gpus, options.devices, options.accelerator, trainer, launch)
@@ -255,6 +257,22 @@ def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -
             raise ConfigError(f"unknown{hint}", f"{path}.{key}")
 
 
+def _check_weights(config: Mapping[str, Any], run: RunFolder) -> None:
+    """Raise ConfigError for weights that a run is to read when it goes on, though its checkpoint has all of them."""
+    before = {} if run.is_new else dict(_weights(run.saved_content() or {}))
+    for path, name in _weights({} if run.is_new else config):
+        if name != before.get(path):
+            problem = f"{shown(name, 80)} would not be read: a run that goes on has its weights in its checkpoint"
+            raise ConfigError(f"{problem}; leave it out, or start a new run", path)
+
+
+def _weights(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the files of weights that a config names, with their places."""
+    for path, value in walk({name: config[name] for name in ("model", "training") if name in config}):
+        if isinstance(value, dict) and isinstance(value.get("checkpoint"), str):
+            yield join(path, "checkpoint"), value["checkpoint"]
+
+
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
     """Check names and types of the trainer's arguments, and what Lightning would only find out much later."""
     _, hints = lightning_hints()
@@ -265,6 +283,10 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             raise ConfigError(problem, place)
         if name in _COUNTS and value is not None and value < (-1 if name in _ENDLESS else 1):
             raise ConfigError(f"{value} is less than 1", place)
+        if name in _ABOVE_ZERO and isinstance(value, int | float) and not value > 0:
+            raise ConfigError(f"{value!r} is not above 0; leave it out for the whole epoch", place)
+        if name == "gradient_clip_val" and value is not None and not value >= 0:
+            raise ConfigError(f"{value!r} is not 0 (no clipping) or more", place)
         if name in _SHARES and isinstance(value, int | float) and (value < 0 or type(value) is float and value > 1):
             raise ConfigError(f"{value!r} is neither a share, 0.0 to 1.0, nor a count, a whole number", place)
     strategy, precision = trainer.get("strategy") or "auto", str(trainer.get("precision", 32))

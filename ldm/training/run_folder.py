@@ -30,6 +30,7 @@ import yaml
 
 from ldm.allowance import flags
 from ldm.config.files import EVALUATIONS, read_yaml
+from ldm.config.text import sealed
 from ldm.distributed import is_first_process
 from ldm.environment import environment
 from ldm.errors import UserError
@@ -109,11 +110,12 @@ class RunFolder:
         config = self.configs / _CONFIG
         if not config.is_file():
             raise UserError(f"--resume: {self.path} has no configs/{_CONFIG}; give a run folder of this program")
-        content = self.saved_content()
-        if content is None:
-            older = sorted(self.configs.glob("config-*.yaml"))
-            hint = f"copy {older[-1].name} over it" if older else "give the config again, by --base, in a new run"
-            raise UserError(f"--resume: {config} is damaged; {hint}")
+        try:
+            content = read_yaml(config)
+        except UserError as error:
+            raise UserError(f"--resume: {error}{self._older()}") from error
+        if not content:
+            raise UserError(f"--resume: {config} is empty{self._older()}")
         if "model" in content and "training" not in content:
             # Its random draws and the state of its optimiser belong to another program.
             raise UserError(
@@ -121,6 +123,11 @@ class RunFolder:
                 f"on exactly; start a new run: --base {config} -t training.checkpoint={self.path}"
             )
         return config
+
+    def _older(self) -> str:
+        """Say what could take the place of a damaged config."""
+        older = sorted(self.configs.glob("config-*.yaml"))
+        return f"; {older[-1].name} is an earlier one" if older else "; or give one by --base in a new run"
 
     def saved_content(self) -> dict[str, Any] | None:
         """Return what the config of the run says, None where it is absent, empty or damaged."""
@@ -154,7 +161,8 @@ class RunFolder:
         start = _start_of(self)
         if self.is_new:
             start = {"number": _last_number(self.path.parent) + 1, "name": self.name, "postfix": self.postfix}
-        target, text = self.configs / _CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        target = self.configs / _CONFIG
+        text = sealed(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         content = json.dumps({"seed": seed, "start": start, "data": dict(data), **environment()}, indent=2)
         with self._to_be_written():
             for folder in (self.checkpoints, self.images, self.configs):

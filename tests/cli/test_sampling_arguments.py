@@ -46,6 +46,21 @@ def test_eta_needs_a_sampler_that_has_one():
         chosen("--ddim_eta", "-1")
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--sampler", "heun:steps=3"), "steps has a flag of its own"),
+        (("--sampler", "ddim:grid=karras"), "grid has a flag of its own"),
+        (("--sampler", "ddim:eta=0.5", "--eta", "0.3"), "eta has a flag of its own"),
+        (("--sampler", "heun:s_churn=1,s_churn=2"), "s_churn is given twice"),
+        (("--device", "meta"), "--device meta: not usable"),
+    ],
+)
+def test_what_is_said_twice_or_cannot_be_used_is_refused(argv, said):
+    with pytest.raises(UserError, match=said):
+        chosen(*argv) if "--device" not in argv else choose_device(argv[1])
+
+
 @pytest.mark.parametrize("name", sampler_names())
 def test_every_sampler_can_be_chosen_with_the_grid_of_its_own(name):
     sampler = chosen("--sampler", name)

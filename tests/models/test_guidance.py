@@ -173,6 +173,7 @@ def test_guidance_needs_a_null_condition():
         (["apg_momentum=nan"], "apg_momentum is nan"),
         (["intervall=0:1"], "intervall.*interval"),
         (["scale=2"], "scale=2: unknown"),
+        (["rescale=0.5", "rescale=0.7"], "rescale is given twice"),
     ],
 )
 def test_mistakes_are_named_in_one_line(words, named):

@@ -139,6 +139,8 @@ def test_options_of_a_sampler_may_follow_its_name():
     for spec, named in (("heun:s_churn=much", "s_churn=much is no number"), ("unipc:order=2.5", "order=2.5.*whole")):
         with pytest.raises(UserError, match=named):
             make_sampler(spec)
+    with pytest.raises(UserError, match="heun: s_churn is given twice, as 4 and 5"):
+        make_sampler("heun:s_churn=4,s_churn=5")
     assert make_sampler("heun:grid=karras,s_tmax=inf").grid == "karras"
 
 

@@ -12,6 +12,7 @@ import yaml
 from breakage.processes import write_config
 from PIL import Image
 
+from ldm.cli.sample import main as sample
 from ldm.cli.train import main
 from ldm.data.core.module import DataModule
 from ldm.data.readers.captions import CaptionedFolder
@@ -148,6 +149,45 @@ def test_a_shorter_training_than_was_made_is_refused(run: Path, capsys: Any) -> 
     torch.save(content, run / "checkpoints" / "last.ckpt")
     said = refused(run, capsys, "lightning.trainer.max_epochs=1")
     assert "max_epochs: 1 asked for, but the run has made 13; give more" in said
+
+
+@pytest.mark.parametrize(
+    "key", ["training.checkpoint", "model.checkpoint", "model.params.autoencoder.checkpoint"],
+)  # fmt: skip
+def test_other_weights_than_its_own_are_refused(key: str, run: Path, capsys: Any) -> None:
+    said = refused(run, capsys, f"{key}=elsewhere")
+    assert f"{key}: elsewhere would not be read: a run that goes on has its weights in its checkpoint" in said
+
+
+@pytest.mark.parametrize("damage", ["cut", "digit"])
+def test_a_damaged_config_is_found_and_an_edited_one_is_confirmed(damage: str, run: Path, capsys: Any) -> None:
+    config = run / "configs" / "config.yaml"
+    text = config.read_text()
+    config.write_text(text[: text.index("lightning:")] if damage == "cut" else text.replace("seed: 23", "seed: 22", 1))
+    assert config.read_text() != text
+    assert f"{config}: is not as it was written" in refused(run, capsys)
+    with pytest.raises(SystemExit):
+        sample(["--run", str(run), "--n_samples", "1", "--device", "cpu"])
+    assert "is not as it was written" in capsys.readouterr().err.splitlines()[-1]
+    if damage == "digit":
+        config.write_text(config.read_text().partition("\n")[2])  # the remedy
+        go_on(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lightning.trainer.max_steps=9"], "--max_steps and lightning.trainer.max_steps=9: give one of them"),
+        (["-l", "elsewhere"], "--logdir and --resume"),
+        (["-f", "_x"], "--postfix and --resume"),
+        (["lightning.callbacks.image_loger=null"], "did you mean image_logger"),
+        (["lightning.trainer.gradient_clip_val=-1"], "gradient_clip_val: -1 is not 0 (no clipping) or more"),
+        (["lightning.trainer.val_check_interval=0"], "val_check_interval: 0 is not above 0"),
+        (["lightning.trainer.limit_train_batches=0"], "limit_train_batches: 0 is not above 0"),
+    ],
+)  # fmt: skip
+def test_what_would_be_dropped_or_do_harm_is_refused(words: list[str], said: str, run: Path, capsys: Any) -> None:
+    assert said in refused(run, capsys, *words)
 
 
 def test_auto_tells_that_its_base_was_edited(run: Path, tmp_path: Path, caplog: Any) -> None:

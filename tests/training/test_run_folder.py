@@ -170,7 +170,7 @@ def test_a_damaged_config_is_named_with_the_one_before(content: bytes, tmp_path:
     path = a_run(tmp_path, "2026-01-01T00-00-00_demo")
     (path / "configs" / "config.yaml").write_bytes(content)
     (path / "configs" / "config-2026-01-01T01-00-00.yaml").write_text("model: {}\n")
-    with pytest.raises(UserError, match="config.yaml is damaged; copy config-2026-01-01T01-00-00.yaml"):
+    with pytest.raises(UserError, match="config.yaml.*; config-2026-01-01T01-00-00.yaml is an earlier one"):
         _ = choose_run(tmp_path, resume=str(path)).saved_config
 
 
