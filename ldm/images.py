@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from ldm.errors import UserError, writable
 Box = Sequence[float]  # left, top, width, height in [0, 1]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GRID_PIXELS = 2**26
+_log = logging.getLogger(__name__)
 GRID_LIMIT = 400  # images in a grid
 _GOLDEN = 0.618034  # turns of the colour wheel between neighbours, which then differ most
 _PROJECTION_SEED = 0
@@ -111,7 +113,8 @@ def draw_boxes(
 class ImageWriter:
     """Write images into `folder`; no existing file is overwritten.
 
-    columns: of the grid, which shows the first `grid_limit` images, at most 64 million pixels in all.
+    columns: of the grid, which shows the first `grid_limit` images, at most 64 million pixels in all; what would take
+    more is left out of it, and told.
     """
 
     def __init__(self, folder: str | Path, columns: int = 4, grid_limit: int = GRID_LIMIT) -> None:
@@ -120,6 +123,8 @@ class ImageWriter:
         self.grid_limit = grid_limit
         self.entries: list[dict[str, Any]] = []
         self._cells: list[Tensor] = []
+        self._cell_size = (0, 0)
+        self._left_out = 0
         self._next_sample: int | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,22 +148,31 @@ class ImageWriter:
             np.save(self.folder / file, rearrange(image, "c h w -> h w c").numpy())
         self.entries.append({"file": file, **details})
         cell = side_by_side([_visible(shown) for shown in (source, image) if shown is not None])
-        if len(self._cells) < self.grid_limit and cell[0].numel() * (len(self._cells) + 1) < _GRID_PIXELS:
-            self._cells.append(cell)
+        if len(self._cells) < self.grid_limit:
+            size = (max(self._cell_size[0], cell.shape[1]), max(self._cell_size[1], cell.shape[2]))
+            if math.prod(size) * self._num_cells(len(self._cells) + 1) <= _GRID_PIXELS:
+                self._cells.append(cell)
+                self._cell_size = size
+            else:
+                self._left_out += 1
 
     def finish(self, record: Mapping[str, Any]) -> Path:
         """Write the grid and the record of all images; return the path of the record."""
         stem = self.folder / f"grid-{self._next_grid:04}"
         if self._cells:
-            sides = (max(each) for each in zip(*(cell.shape for cell in self._cells), strict=True))
-            channels, height, width = sides
-            cells = torch.stack([_padded(cell, channels, height, width) for cell in self._cells])
+            channels = max(len(cell) for cell in self._cells)
+            cells = torch.stack([_padded(cell, channels, *self._cell_size) for cell in self._cells])
             to_pil(image_grid(cells, self.columns)).save(stem.with_suffix(".png"))
+        if self._left_out:
+            _log.info("%s.png leaves out %d images, which would make its cells too large", stem, self._left_out)
         content = {**record, **environment(), "samples": self.entries}
         stem.with_suffix(".json").write_text(
             writable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
         )
         return stem.with_suffix(".json")
+
+    def _num_cells(self, images: int) -> int:
+        return math.ceil(images / self.columns) * min(self.columns, images)
 
     def _numbered(self, suffix: str) -> str:
         if self._next_sample is None:

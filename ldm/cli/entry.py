@@ -8,8 +8,10 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from functools import wraps
+from typing import Any, TextIO
 
 from ldm.distributed import is_first_process
 from ldm.errors import UserError, lack_of_memory, refused_by_the_system
@@ -25,6 +27,7 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
 
     @wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
+        outlive_streams()
         configure_logging()
         try:
             words = expand_homes(sys.argv[1:] if argv is None else argv)
@@ -45,6 +48,42 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
         return 0
 
     return guarded
+
+
+class _Stderr:
+    """Stderr as it is, until it can no longer be written to; from then on it is the null device."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def outlive_streams() -> None:
+    """Let nothing end because stdout or stderr is closed, or the disk behind stderr is full."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process runs
+    if not isinstance(sys.stderr, _Stderr):
+        sys.stderr = _Stderr(sys.stderr)
 
 
 def expand_homes(words: Sequence[str]) -> list[str]:

@@ -40,10 +40,15 @@ class GroupNorm32(nn.GroupNorm):
 
     def _by_torch(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:
-            return super().forward(x).to(x.dtype)
+            return _group_norm(x, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
         # The kernels accumulate half inputs in float32 themselves; left to autocast they would copy x to float32.
         with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+            return _group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def _group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Call what `F.group_norm` calls, which itself refuses the single value of an image of one latent."""
+    return torch.group_norm(x, groups, weight, bias, eps, torch.backends.cudnn.enabled)
 
 
 def activated(norm: nn.Module, x: Tensor, silu: nn.Module | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """Arguments that the scripts share, and how mistakes are reported."""
 
+import sys
+
 import pytest
 import torch
 
@@ -122,6 +124,13 @@ def run(error):
 def test_mistakes_are_one_line_and_status_1(capsys):
     assert run(UserError("a thing:\nis wrong")) == 1
     assert capsys.readouterr().err == "error: a thing: is wrong\n"
+
+
+def test_a_lost_stderr_ends_nothing(monkeypatch):
+    with open("/dev/full", "w", buffering=1) as full:
+        for stream in (full, None):
+            monkeypatch.setattr("sys.stderr", stream)
+            assert main_guard(lambda argv=None: (print("lost", file=sys.stderr), sys.stderr.flush()))([]) == 0
 
 
 def test_an_interrupt_is_status_130_and_a_bug_keeps_its_traceback():

@@ -66,6 +66,16 @@ def test_images_with_names_are_shown_next_to_their_sources(tmp_path):
     assert (rows[:4, :6] == 5).all() and (rows[:4, 6:] == 9).all() and (rows[6:] == 0).all()
 
 
+def test_extreme_images_are_left_out_of_a_grid_and_that_is_told(tmp_path, caplog):
+    folder = ImageWriter(tmp_path, columns=2)
+    for size in ((2, 20000), (20000, 2), (4, 4)):  # whose grid would have 800 million pixels
+        folder.add(torch.zeros(1, *size, dtype=torch.uint8), {})
+    with caplog.at_level("INFO"):
+        assert len(json.loads(folder.finish({}).read_text())["samples"]) == 3
+    assert Image.open(tmp_path / "grid-0000.png").size == (40000, 4)
+    assert "leaves out 1 images" in caplog.text
+
+
 def test_other_channels_become_arrays(tmp_path):
     folder = ImageWriter(tmp_path)
     image = torch.randint(0, 256, (5, 4, 6), dtype=torch.uint8)

@@ -30,6 +30,11 @@ def test_group_norm_keeps_dtype_and_memory_format(dtype, memory_format):
     torch.testing.assert_close(y.float(), norm(x.float()), atol=0.03, rtol=0.03)
 
 
+def test_the_single_value_of_a_group_is_normalised_to_the_bias(randomised):
+    norm = randomised(GroupNorm32(32))
+    torch.testing.assert_close(norm(torch.randn(1, 32, 1, 1)).flatten(), norm.bias, atol=1e-4, rtol=0)  # eps magnifies rounding
+
+
 def test_half_inputs_are_normalised_with_float32_statistics():
     x = torch.full((1, 32, 64, 64), 300.0, dtype=torch.float16)  # the sum of squares overflows half precision
     x[..., ::2] = -300.0
