@@ -10,12 +10,13 @@ from pathlib import Path
 
 VARIABLE = "LDM_ALLOW"
 COMMANDS = "pipe:"  # shards that a shell command writes are allowed by this name
+VARIABLES = "env:"  # and before a name, that a config may read this variable of the environment
 PLACE = "path:"  # and before a folder, that a run may write there, which is outside of its own
 _allowed: ContextVar[frozenset[str]] = ContextVar("allowed", default=frozenset())
 
 
 def add(name: str) -> None:
-    """Allow a package, COMMANDS, or PLACE with a folder, until the program (see `main_guard`) ends."""
+    """Allow a package, COMMANDS, a place or a variable, until the program (see `main_guard`) ends."""
     _allowed.set(_allowed.get() | {name})
 
 

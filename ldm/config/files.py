@@ -31,6 +31,7 @@ BASE, RUN = REFERENCE_KEYS
 # Where a run folder has its config: ours, a published model, a run of the original.
 CONFIGS = "configs"
 CONFIGS_OF_RUNS = (f"{CONFIGS}/config.yaml", "config.yaml", f"{CONFIGS}/*-project.yaml")
+_MOST_FILES = 200  # of one config, however they name each other
 EVALUATIONS = "evaluations"  # its folder for the results of each evaluation
 
 
@@ -40,6 +41,10 @@ class Reading:
 
     content: Config
     origins: tuple[tuple[str, frozenset[str]], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.origins) > _MOST_FILES:
+            raise ConfigError(f"leads to more than {_MOST_FILES} files", BASE, self.origins[-1][0])
 
     def under(self, above: "Reading") -> "Reading":
         """Lay another reading over this one."""

@@ -16,7 +16,7 @@ from ldm.config.files import BASE, Reading, Translate, follow_references, read_w
 from ldm.config.nodes import walk
 from ldm.config.overrides import COMMAND_LINE, apply_overrides, overridden_path, parse_override
 from ldm.config.places import allow_places
-from ldm.config.plain import resolve, with_references
+from ldm.config.plain import allow_variables, resolve, with_references
 from ldm.config.trust import allow_own
 from ldm.errors import ConfigError
 
@@ -44,20 +44,32 @@ def load(
 
 
 def trust_base(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> None:
-    """Allow what YAML files of one's own, and overrides beside them, name: packages of the working folder, places.
+    """Allow what YAML files of one's own, and overrides beside them, name: classes, places, variables.
 
     What they take from others is not theirs: `base:` counts, the config of a `run:` does not. Raises ConfigError.
     """
-    contents = [read_with_bases(path).content for path in paths]
+    waiting, seen = list(paths), set()
     for key, value in map(parse_override, overrides):
         section, named = key.partition(".")[0], {key.rpartition(".")[2]: value}
-        contents.append({section: named} if section != key else named)
-    for content in contents:
-        allow_places(resolve(content, throw_on_missing=False).get("lightning"))
-        mappings = [value for _, value in walk(content) if isinstance(value, dict)]
-        allow_own(value["target"] for value in mappings if isinstance(value.get("target"), str))
-        bases = [value[BASE] for value in mappings if isinstance(value.get(BASE), str)]
-        trust_base([base for base in bases if Path(base).is_file()])
+        waiting += _trust({section: named} if section != key else named)
+    while waiting:
+        path = waiting.pop()
+        if (place := Path(path).resolve()) not in seen:
+            seen.add(place)
+            waiting += _trust(read_with_bases(path).content)
+
+
+def _trust(content: dict[str, Any]) -> list[str]:
+    """Allow what a config of one's own names; return the files that its nodes begin with."""
+    values = [value for _, value in walk(content)]
+    for text in values:
+        if isinstance(text, str):
+            allow_variables(text)
+    allow_places(resolve(content, throw_on_missing=False).get("lightning"))
+    mappings = [value for value in values if isinstance(value, dict)]
+    allow_own(value["target"] for value in mappings if isinstance(value.get("target"), str))
+    bases = [value[BASE] for value in mappings if isinstance(value.get(BASE), str)]
+    return [base for base in bases if Path(base).is_file()]
 
 
 def read(

@@ -8,13 +8,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.allowance import VARIABLES, add, allowed
 from ldm.config.nodes import join, walk
 from ldm.config.text import DEEPEST, LARGEST
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, shown
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
-_NESTED = re.compile(r"\$\{[^}]*\$\{")
-_RESOLVERS = ("oc.env",)
+_BEGIN = re.compile(r"(?<!\\)(?:\\\\)*\$\{")  # of one that is not escaped
+_VARIABLE = re.compile(r"\s*oc\.env\s*:\s*([^\s,]+)\s*(?:,.*)?")
 _ABSENT = object()
 _PLAIN = (dict, list, str, int, float, bool, type(None))
 
@@ -49,6 +50,13 @@ def resolve(config: dict[str, Any], throw_on_missing: bool = True) -> dict[str, 
         return plain(OmegaConf.create(config), throw_on_missing)
     except RecursionError:
         raise ConfigError("its interpolations refer to each other too often") from None
+
+
+def allow_variables(text: str) -> None:
+    """Allow the variables of the environment that a text of one's own reads."""
+    for name in _REFERENCE.findall(text):
+        if variable := _VARIABLE.fullmatch(name):
+            add(f"{VARIABLES}{variable[1]}")
 
 
 def _is_settled(value: Any) -> bool:
@@ -87,16 +95,20 @@ class _Expansion:
             for key, child in value.items() if isinstance(value, dict) else enumerate(value):
                 yield self._measured(child, (*place, key))
         elif isinstance(value, str):
-            if _NESTED.search(value):
-                raise ConfigError("has an interpolation within another, which is not supported", path)
             yield len(value), 0
-            for name in _REFERENCE.findall(value):
-                yield self._of_reference(name, place[:-1], path)
+            for begin in _BEGIN.finditer(value):
+                found = _REFERENCE.match(value, begin.end() - 2)
+                if found is None:
+                    raise ConfigError("has an interpolation that is not closed, or one within another", path)
+                yield self._of_reference(found[1], place[:-1], path)
 
     def _of_reference(self, name: str, parent: tuple[Any, ...], path: str) -> tuple[int, int]:
         if ":" in name:
-            if (resolver := name.partition(":")[0].strip()) not in _RESOLVERS:
-                raise ConfigError(f"{resolver} is unknown in an interpolation; use a key, or oc.env:NAME", path)
+            if (variable := _VARIABLE.fullmatch(name)) is None:
+                raise ConfigError(f"{shown(name)} is unknown in an interpolation; use a key, or oc.env:NAME", path)
+            if f"{VARIABLES}{variable[1]}" not in allowed():
+                hint = f"the config may be a stranger's; if you trust it, give --allow {VARIABLES}{shown(variable[1])}"
+                raise ConfigError(f"reads {shown(variable[1])} of the environment, and {hint}", path)
             return 0, 0
         dots = len(name) - len(name.lstrip("."))
         base = parent[: len(parent) - dots + 1] if dots else ()

@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from typing import Any
 
-from ldm.allowance import COMMANDS, PLACE, add, allowed
+from ldm.allowance import COMMANDS, PLACE, VARIABLES, add, allowed
 from ldm.errors import UserError, shown
 
 OURS = (
@@ -63,9 +63,10 @@ _WITH_FUNCTIONS = ("ldm.data.", "ldm.diffusion.")
 def allow(package: str) -> str:
     """Let configs name classes of a package or module, until the program (see `main_guard`) ends; return its name.
 
-    "pipe:" lets them run the commands of shards, "path:FOLDER" write there. Raises UserError if it cannot be imported.
+    "pipe:" lets them run the commands of shards, "path:FOLDER" write there, "env:NAME" read that variable. Raises
+    UserError if it cannot be imported.
     """
-    if package == COMMANDS or package.startswith(PLACE):
+    if package == COMMANDS or package.startswith((PLACE, VARIABLES)):
         add(package)
         return package
     top = package.partition(".")[0]

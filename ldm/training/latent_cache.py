@@ -41,7 +41,7 @@ from ldm.weights import load as checkpoint
 from ldm.writing import write_text
 
 _log = logging.getLogger(__name__)
-_PATH, _FORMAT = "lightning.cache_latents", 1
+_PATH, _FORMAT = "lightning.cache_latents", 2
 _FROZEN = ("first_stage_model.", "cond_stage_model.")
 Identity = dict[str, Any]
 

@@ -201,7 +201,8 @@ def make_plan(
     training = {key: value for key, value in config["training"].items() if key != "base_learning_rate"}
     training |= {"learning_rate": rate, "global_batch": batch.total}
     lightning["trainer"] = trainer | {"accelerator": devices.accelerator, "devices": devices.devices}
-    check_places(lightning, run.path)
+    if not run.is_new:
+        check_places(lightning, run.path)
     check_extensions(lightning, run)
     resolved = {"model": config["model"], "training": training, **data, "lightning": lightning}
     written = with_references(resolved, OmegaConf.to_container(given))

@@ -12,6 +12,8 @@ from typing import Any
 from ldm import compat
 from ldm.config.files import config_of_run
 from ldm.config.nodes import is_node, walk
+from ldm.config.places import check_places
+from ldm.config.plain import plain
 from ldm.errors import UserError
 from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.run import train
@@ -40,7 +42,9 @@ def train_config(config: Path, logs: Path, overrides: Sequence[str], title: str,
     words = ["--base", str(config), "-t", "--logdir", str(logs), "--name", name, *overrides]
     _log.info("\n%s\npython main.py %s\n", title, shlex.join(words))
     try:
-        return train(compat.load(config, overrides), new_run(logs, name)).folder
+        content, run = compat.load(config, overrides), new_run(logs, name)
+        check_places(plain(content.get("lightning")) or {}, run.path)  # the config may be that of a stranger's teacher
+        return train(content, run).folder
     except Stopped as stop:
         raise UserError(str(stop)) from stop
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ldm import compat
-from ldm.config import ConfigError, load, read
+from ldm.config import ConfigError, load, read, trust_base
 from ldm.config.files import read_with_bases
 from ldm.config.merge import merge
 from ldm.config.overrides import apply_overrides, parse_override, split_overrides
@@ -210,6 +210,18 @@ def test_a_published_first_stage_brings_its_config(tmp_path: Path) -> None:
     assert (got.target, got.checkpoint, got.params.embed_dim) == (OURS, str(folder), 4)
     again = compat.load(write(tmp_path / "again.yaml", yaml.safe_dump(compat.read(path))))
     assert again.model.params.autoencoder == got
+
+
+@pytest.mark.parametrize("form", ["base", "nodes"])
+def test_files_that_name_each_other_twice_are_refused_before_their_number_explodes(tmp_path: Path, form: str) -> None:
+    (tmp_path / "0.yaml").write_text("model: {target: a.B, params: {x: {target: a.B}, y: {target: a.B}}}\n")
+    for i in range(1, 30):
+        node = f"{{base: {i - 1}.yaml}}"
+        nodes = f"model: {{target: a.B, params: {{x: {node}, y: {node}}}}}"
+        (tmp_path / f"{i}.yaml").write_text(nodes if form == "nodes" else f"base: [{i - 1}.yaml, {i - 1}.yaml]\n")
+    with pytest.raises(ConfigError, match="more than 200 files"):
+        trust_base([tmp_path / "29.yaml"])
+        compat.load(tmp_path / "29.yaml", check=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- overrides

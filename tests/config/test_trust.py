@@ -15,6 +15,7 @@ from ldm.cli.entry import main_guard
 from ldm.cli.train import plan_of
 from ldm.conditioning.tokenizers import HuggingFaceTokenizer
 from ldm.config import allow
+from ldm.config.plain import resolve
 from ldm.config.targets import find_target, is_slip
 from ldm.errors import UserError
 
@@ -181,6 +182,34 @@ def test_a_run_writes_into_its_own_folder(key: str, tmp_path: Path, monkeypatch:
     assert f"{key}: " in said and "--allow path:" in said
     assert planned("-r", str(run), "--allow", said.partition("--allow ")[2].split()[0]) == ""
     assert planned("--base", str(config)) == ""
+
+
+@pytest.mark.parametrize("text", ["${oc.env:SECRET}", "x/${ oc.env : SECRET }/y", "${oc.env:SECRET,nothing}"])
+def test_a_run_reads_no_variable_of_the_environment(text: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SECRET", "3")
+    run = Path(run_folder(tmp_path, "ldm.toy.shapes.Shapes"))
+    config = run / "configs" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    for name in ("train", "validation"):
+        content["data"]["params"][name]["params"] |= {"num_samples": 4}
+    content["data"]["params"]["train"]["params"]["fields"] = [text]
+    config.write_text(yaml.safe_dump(content))
+    assert "reads SECRET of the environment" in (said := planned("-r", str(run)))
+    assert "--allow env:SECRET" in said
+    for words in (["-r", str(run), "--allow", "env:SECRET"], ["--base", str(config)]):
+        assert "environment" not in planned(*words)
+
+
+@pytest.mark.parametrize(
+    "text", ["${oc.env:SECRET,{}}", "${oc.${a}:SECRET}", "${oc.env:${a}}", "${oc.decode:'${a}'}", "${x"]
+)
+def test_nor_by_a_text_of_another_form(text: str) -> None:
+    with pytest.raises(UserError, match="a: .*(interpolation|environment)"):
+        resolve({"a": text})
+
+
+def test_escaped_interpolations_are_texts() -> None:
+    assert resolve({"a": "\\${oc.env:SECRET}", "b": "${a}"})["a"] == "${oc.env:SECRET}"
 
 
 def test_what_a_program_allows_ends_with_it(module: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.autoencoder.regularizers import DiagonalGaussian
 from ldm.data.core.derived import DerivedDataset
-from ldm.data.core.latents import CachedLatents, LatentFiles
+from ldm.data.core.latents import CachedLatents, LatentFiles, read_null
 from ldm.data.core.transforms import SampleKey
 from ldm.errors import UserError
 from ldm.training.latent_cache import LatentCache
@@ -90,7 +90,10 @@ def test_training_from_the_cache_is_training_from_images(images: Path, tmp_path:
     assert (tmp_path / "cache" / "null.safetensors").exists() == frozen_text
 
 
-def test_a_run_from_the_cache_goes_on_without_the_files_that_it_once_started_from(images: Path, tmp_path: Path) -> None:
+def test_a_run_from_the_cache_goes_on_without_the_files_that_it_once_started_from(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDM_ALLOW", f"path:{tmp_path}")
     settings = {"views": 3, "rows": ROWS, "folder": str(tmp_path / "cache")}
     whole = train(config(images, settings), new_run(tmp_path / "whole")).folder
     begun = train(config(images, settings), new_run(tmp_path / "begun"), options=RunOptions(max_steps=2)).folder
@@ -193,6 +196,33 @@ def test_a_damaged_or_foreign_file_is_refused_by_name(images: Path, tmp_path: Pa
     cache.files.index.write_text("{")
     with pytest.raises(UserError, match="cache.json.*damaged; delete"):
         make_cache(tmp_path, config(images, settings))
+
+
+@pytest.mark.parametrize("frozen_text", [False, True])
+def test_a_flipped_bit_of_a_cache_is_found_wherever_it_is(images: Path, tmp_path: Path, frozen_text: bool) -> None:
+    _, cache = make_cache(tmp_path, config(images, {"folder": str(tmp_path / "cache")}, frozen_text))
+    encode(cache)
+    paths, read = [cache.files.path(0)], lambda: [CachedLatents(cache.files)[i] for i in range(COUNT)]
+    if frozen_text:
+        paths.append(cache.files.null)
+    for path in paths:
+        whole, found = path.read_bytes(), 0
+        for place in np.random.default_rng(0).choice(len(whole), 60, replace=False):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << int(place) % 8
+            path.write_bytes(flipped)
+            try:
+                cache.files.missing()
+                read()
+                read_null(cache.files)
+            except UserError as error:
+                assert str(path) in str(error) and "delete it" in str(error)
+                found += 1
+            else:  # only what the header says of the statistics
+                assert place < 8 + int.from_bytes(whole[:8], "little")
+        assert found > 40
+        path.write_bytes(whole)
+    assert len(read()) == COUNT
 
 
 def test_statistics_are_those_of_all_latents_in_float64(images: Path, tmp_path: Path) -> None:

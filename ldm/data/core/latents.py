@@ -4,12 +4,14 @@
     FOLDER/latents-00000.safetensors    `rows` items: moments, the other tensors of the items, their texts as JSON
     FOLDER/null.safetensors             what a dropped condition is encoded to
 
-View v of item i is row v * N + i of all files together.
+View v of item i is row v * N + i of all files together. Every row has a checksum, which is compared when a process
+first reads it.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ __all__ = ["CacheSettings", "CachedLatents", "LatentFiles", "read_null"]
 
 _PATH = "lightning.cache_latents"
 _TEXTS, _ENDS = "texts", "text_ends"  # all texts of a file in one tensor of bytes, and where those of each item end
+_CHECKSUMS = "checksums"  # CRC-32 of each row
 _ABOUT = "cache"  # one text beside the tensors; safetensors writes several in random order
 _FIELD = "field."  # begins the names of tensors that are keys of an item
 
@@ -114,7 +117,8 @@ class LatentFiles:
         except (SafetensorError, OSError, ValueError) as error:
             what = f"is truncated or no file of a cache ({shown(str(error), 60)})"
             raise UserError(f"{path}: {what}; {remedy}") from error
-        wrong = rows is not None and any(shape[0] != rows for name, shape in shapes.items() if name.startswith(_FIELD))
+        counts = [shape[0] for name, shape in shapes.items() if name.startswith(_FIELD) or name == _CHECKSUMS]
+        wrong = rows is not None and (set(counts) != {rows} or not {_CHECKSUMS, _TEXTS, _ENDS} <= set(shapes))
         if about.get("key") != self.key or wrong:
             raise UserError(f"{path}: is of another cache, of other data or another encoder; {remedy}")
         return about["note"]
@@ -132,6 +136,7 @@ class LatentFiles:
                     columns[name] = value.tolist() if isinstance(value, Tensor) else value
             lines += [_line(columns, row) for row in range(len(next(iter(batch.values()))))]
         whole = {name: torch.cat(parts).contiguous() for name, parts in tensors.items()}
+        whole[_CHECKSUMS] = torch.tensor([_checksum(whole, row, line) for row, line in enumerate(lines)])
         whole[_TEXTS] = torch.frombuffer(bytearray(b"".join(lines)), dtype=torch.uint8)
         whole[_ENDS] = torch.from_numpy(np.cumsum([0, *map(len, lines)]))  # (rows + 1,), from 0
         self.save(self.path(number), whole, note)
@@ -140,8 +145,9 @@ class LatentFiles:
         """Write tensors and a note as one file of this cache, whole or not at all. UserError if that fails."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            about = {"key": self.key, "note": note, _CHECKSUMS: _checksums(tensors)}
             with replacing(path) as beside:
-                save_file(dict(tensors), beside, {_ABOUT: json.dumps({"key": self.key, "note": note})})
+                save_file(dict(tensors), beside, {_ABOUT: json.dumps(about)})
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be written ({shown(str(error), 100)}); make room, or set "
                             f"{_PATH}.folder") from error  # fmt: skip
@@ -157,6 +163,7 @@ class CachedLatents(Dataset):
     def __init__(self, files: LatentFiles) -> None:
         self.files = files
         self._open: dict[int, dict[str, Tensor]] = {}
+        self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return self.files.items
@@ -165,16 +172,43 @@ class CachedLatents(Dataset):
         key = index if isinstance(index, SampleKey) else SampleKey(int(index))
         if not 0 <= key.index < len(self):
             raise IndexError(key.index)
-        number, row = divmod(self.files.row(key), self.files.rows)
+        place = self.files.row(key)
+        number, row = divmod(place, self.files.rows)
         tensors = self._open.get(number)
         if tensors is None:
             tensors = self._open[number] = _mapped(self.files.path(number))
         begin, end = tensors[_ENDS][row : row + 2].tolist()
+        line = tensors[_TEXTS][begin:end].numpy().tobytes()
+        if place not in self._checked:
+            if _checksum(tensors, row, line) != int(tensors[_CHECKSUMS][row]):
+                raise _damaged(self.files.path(number))
+            self._checked.add(place)
         fields = {name.removeprefix(_FIELD): value[row] for name, value in tensors.items() if name.startswith(_FIELD)}
-        return {**fields, **json.loads(tensors[_TEXTS][begin:end].numpy().tobytes())}
+        return {**fields, **json.loads(line)}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_checked": set()}
+
+
+def _checksum(tensors: Mapping[str, Tensor], row: int, line: bytes) -> int:
+    """Return the CRC-32 of the tensors and the text of a row."""
+    found = zlib.crc32(line)
+    for name in sorted(name for name in tensors if name.startswith(_FIELD)):
+        found = zlib.crc32(_bytes(tensors[name][row]), found)
+    return found
+
+
+def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the CRC-32 of each tensor as a whole."""
+    return {name: zlib.crc32(_bytes(tensor)) for name, tensor in sorted(tensors.items())}
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _damaged(path: Path, why: str = "") -> UserError:
+    return UserError(f"{path}: is damaged{why}; delete it and start the run again, which makes it anew")
 
 
 def _line(columns: Mapping[str, Any], row: int) -> bytes:
@@ -190,9 +224,16 @@ def _mapped(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read any more ({shown(str(error), 60)}); start the run again") from error
+        raise _damaged(path, f" ({shown(str(error), 60)})") from error
 
 
 def read_null(files: LatentFiles) -> dict[str, Tensor]:
     """Return what dropped conditions are encoded to, by the key of the conditioner."""
-    return _mapped(files.null) if files.null.exists() else {}
+    if not files.null.exists():
+        return {}
+    tensors = _mapped(files.null)
+    with safe_open(files.null, "pt") as file:
+        about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
+    if about.get(_CHECKSUMS) != _checksums(tensors):
+        raise _damaged(files.null)
+    return tensors
