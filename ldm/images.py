@@ -165,7 +165,7 @@ class ImageWriter:
             to_pil(image_grid(cells, self.columns)).save(stem.with_suffix(".png"))
         if self._left_out:
             _log.info("%s.png leaves out %d images, which would make its cells too large", stem, self._left_out)
-        content = {**record, **environment(), "samples": self.entries}
+        content = _without_infinity({**record, **environment(), "samples": self.entries})
         stem.with_suffix(".json").write_text(
             writable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
         )
@@ -188,6 +188,15 @@ class ImageWriter:
             file = f"{name}-{number}{suffix}"
         (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
         return file
+
+
+def _without_infinity(value: Any) -> Any:
+    """Return a record with texts in place of the numbers that JSON has no words for."""
+    if isinstance(value, Mapping):
+        return {key: _without_infinity(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinity(child) for child in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _visible(image: Tensor) -> Tensor:

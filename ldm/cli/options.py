@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -
 
 def choose_sampler(spec: str, steps: int, grid: str | None, eta: float | None, default_eta: float) -> Sampler:
     """Return the sampler that the arguments describe. UserError for an eta that it cannot use."""
-    if eta is not None and eta < 0:
+    if eta is not None and not 0 <= eta < math.inf:
         raise UserError(f"--ddim_eta {eta:g}: use 0 (no noise) or more")
     name, _, rest = spec.partition(":")
     how = {} if name == "ddpm" else {"steps": steps, "grid": grid}

@@ -12,6 +12,8 @@ from ldm.bounds import Size
 from ldm.errors import UserError
 from ldm.networks.encoder_decoder import Architecture, Decoder, Encoder
 
+_MOST_PIXELS = 2**31  # of an image; more is a slip of the fingers
+
 
 class Autoencoder(nn.Module):
     """Encoder, regulariser and decoder; latents have embed_dim channels."""
@@ -68,6 +70,8 @@ class Autoencoder(nn.Module):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, h, w) of the latent of a height x width image; UserError unless f divides both."""
         f = self.factor
+        if height * width > _MOST_PIXELS:
+            raise UserError(f"image size {height}x{width}: use at most {_MOST_PIXELS:,} pixels")
         if height < f or width < f or height % f or width % f:
             nearest = sorted({f * max(1, side // f + up) for side in (height, width) if side % f for up in (0, 1)})
             raise UserError(

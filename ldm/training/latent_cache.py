@@ -117,8 +117,11 @@ class LatentCache(pl.Callback):
             said = "encoding %d images, %d views of each: %d of %d files in %s"
             _log.info(said, files.items, files.views, missing, len(files), files.folder)
         if not files.index.exists():
-            files.folder.mkdir(parents=True, exist_ok=True)
-            write_text(files.index, json.dumps(self.identity, indent=2) + "\n")
+            try:
+                files.folder.mkdir(parents=True, exist_ok=True)
+                write_text(files.index, json.dumps(self.identity, indent=2) + "\n")
+            except OSError as error:
+                raise UserError(f"{files.folder}: cannot be written ({error.strerror}); set {_PATH}.folder") from error
         if self.conditioners and not files.null.exists():
             first = [files.sample(row, self.data.seed) for row in range(min(files.items, self.data.batch_size))]
             batch = self._on(device, next(iter(self.data.encoding_loader([first]))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -126,6 +127,8 @@ def train_plan(plan: Plan, test: bool = True) -> RunResult:
             for line in [*describe(plan, model), *content]:
                 _log.info(line)
             step, metrics = _fit(trainer, model, data, plan, test)
+            if math.isnan(timer.seconds_per_step):
+                _log.info("all its %d steps were made before; nothing was left to train: give more max_steps", step)
         return RunResult(run.path, run.checkpoints / LAST, step, timer.seconds_per_step, metrics)
 
 

@@ -59,7 +59,10 @@ def distill(
     config = config_of_run(teacher)
     if config is None:
         raise UserError(f"teacher {teacher}: no configs/config.yaml beside it, whose data the student is trained on")
-    of_student = student_overrides(compat.read(config), teacher, guidance, intervals)
+    content = compat.read(config)
+    if str((content.get("model") or {}).get("target", "")).endswith("Autoencoder"):
+        raise UserError(f"teacher {teacher}: is a first stage; give the run of a diffusion model")
+    of_student = student_overrides(content, teacher, guidance, intervals)
     return train_config(config, logs, [*of_student, *overrides], f"distilling {teacher}", name)
 
 

@@ -46,6 +46,12 @@ def test_table_with_named_columns_and_class_names(root, suffix, comma):
     assert list(dataset.texts()) == ["blue, or so", "red"]
 
 
+def test_a_word_among_numbers_is_told_since_it_makes_all_of_them_names(root, caplog):
+    path = write_csv(root / "t.csv", "file,caption,class_label\na.png,red,10\nc.png,blue,other\n")
+    assert CaptionedFolder(root, 8, path, {"class_label": "class_label"}).class_names == ["10", "other"]
+    assert "labels: other is no whole number" in caplog.text
+
+
 def test_whole_number_labels_stay(root):
     path = write_csv(root / "t.csv", "file,caption,class_label\na.png,red,7\nc.png,blue,3\n")
     dataset = CaptionedFolder(root, 8, path, {"class_label": "class_label"})

@@ -37,9 +37,10 @@ def test_nothing_is_overwritten(tmp_path):
     folder = ImageWriter(tmp_path)
     for seed in (1, 2):
         folder.add(torch.full((3, 4, 4), 255, dtype=torch.uint8), {"seed": seed})
-    record = folder.finish({"scale": 3.0})
+    record = folder.finish({"scale": 3.0, "sampler": {"s_tmax": float("inf")}})
     assert record.name == "grid-0003.json"
     content = json.loads(record.read_text())
+    assert content["sampler"] == {"s_tmax": "inf"}  # JSON has no infinity
     assert content["scale"] == 3.0 and {"time", "command", "versions"} <= set(content)
     expected = [{"file": "samples/00008.png", "seed": 1}, {"file": "samples/00009.png", "seed": 2}]
     assert content["samples"] == expected

@@ -99,6 +99,7 @@ def test_a_mapping_conditions_under_its_keys(model):
         (TEXTS, {"sampler": "euler", "eta": 1.0}, "euler: has no eta; it has steps"),
         (TEXTS, {"steps": 0}, "steps is 0"),
         (TEXTS, {"grid": "no"}, "grid 'no' is unknown; use one of uniform"),
+        (TEXTS, {"size": (10**8, 32)}, "100000000x32: use at most"),
         (TEXTS, {"size": (15, 16)}, "15x16: each side must be a multiple of 2"),
         (TEXTS, {"batch_size": 0}, "batch_size is 0"),
         (TEXTS, {"seed": -1}, "seed -1 is no whole number from 0"),

@@ -57,6 +57,10 @@ def test_what_is_no_table_of_ours_is_put_aside(content: bytes, tmp_path: Path, c
     path.write_bytes(content)
     assert len(resumed(path, 4, 5)) == 3
     assert path.with_name("metrics.damaged.csv").read_bytes() == content and "metrics.damaged.csv" in caplog.text
+    path.write_bytes(b"\xff" + content)
+    resumed(path, 4, 5)
+    kept = [path.with_name(f"metrics.damaged{number}.csv").read_bytes() for number in ("", 1)]
+    assert kept == [content, b"\xff" + content]
 
 
 def test_a_file_that_is_removed_meanwhile_begins_anew(tmp_path: Path, caplog: Any) -> None:

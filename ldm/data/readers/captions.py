@@ -192,6 +192,8 @@ def _csv_rows(text: str, delimiter: str, columns: Collection[str], path: Path, f
                 yield line, dict(zip(header, values, strict=False))
             line = reader.line_num + first
     except csv.Error as error:
+        if "field limit" in str(error):
+            remedy = 'close the " of a text that may have begun there, or shorten it'
         raise UserError(f"{path}: line {line}: {error}; {remedy}") from error
 
 

@@ -144,6 +144,9 @@ def _numbered(labels: Sequence[Any]) -> tuple[list[int], list[str]]:
         return numbers, []
     texts = [str(label).strip() for label in labels]
     names = sorted(set(texts))
+    if len(numbers) > numbers.count(None):
+        word = next(text for text, number in zip(texts, numbers, strict=True) if number is None)
+        _log.warning("labels: %s is no whole number, so that all are names; they are counted alphabetically", word)
     rank = {name: i for i, name in enumerate(names)}
     return [rank[text] for text in texts], names
 

@@ -10,6 +10,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ class MetricsCsv(Logger):
                     return rows
         except (UnicodeDecodeError, csv.Error) as error:
             _LOG.debug("%s: %s", self._path, error)
-        aside = self._path.with_suffix(".damaged.csv")
+        names = (f".damaged{number or ''}.csv" for number in count())
+        aside = next(path for path in map(self._path.with_suffix, names) if not path.exists())
         os.replace(self._path, aside)
         _LOG.warning("%s: is no table of ours any more; kept as %s, a new one begins", self._path, aside.name)
         return []
