@@ -19,8 +19,11 @@ from ldm.training.cards import Card
 LOGS = "logs"
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
-_OWN = "let configs name classes of a package or module of your own; also LDM_ALLOW=PACKAGE,PACKAGE"
-ALLOW = {"type": allow, "action": "append", "default": [], "metavar": "PACKAGE", "help": _OWN}
+_OWN = (
+    "let configs name classes of a package, write into path:FOLDER, read env:NAME of the environment, run the commands "
+    "of pipe: shards; may be given several times; also LDM_ALLOW=NAME,NAME"
+)
+ALLOW = {"type": allow, "action": "append", "default": [], "metavar": "NAME", "help": _OWN}
 BASE = {"type": shipped.find, "metavar": "YAML", "help": "config files or shipped names, merged left to right"}
 CARD = {"type": Card.of, "metavar": "CARD"}
 _RESUME = "go on with a run folder, a checkpoint in one, or (auto) the run of this name that was started last, if any"
