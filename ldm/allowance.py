@@ -38,5 +38,5 @@ def may_write(folder: str | Path) -> bool:
 
 def lies_in(path: str | Path, folder: str | Path) -> bool:
     """Return whether a path is that of a folder or lies below it, links followed."""
-    inner = Path(path).expanduser().resolve()
-    return Path(folder).expanduser().resolve() in (inner, *inner.parents)
+    inner, outer = (Path(os.path.realpath(os.path.expanduser(name))) for name in (path, folder))
+    return outer in (inner, *inner.parents)

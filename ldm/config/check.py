@@ -1,13 +1,13 @@
 """What can be checked before anything is built: targets, names and values of parameters, absent checkpoints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ldm.config.nodes import NODE_KEYS, SECTIONS, children, is_node, join, walk
 from ldm.config.parameters import Parameters, given_later, parameters_of
 from ldm.config.plain import plain
 from ldm.config.targets import did_you_mean, find_target, is_slip, missing_parameters
-from ldm.config.trust import made_by
+from ldm.config.trust import made_by, may_hold
 from ldm.config.types import Made, fits, mismatch
 from ldm.errors import ConfigError, UserError
 
@@ -72,6 +72,14 @@ def as_made(value: Any, path: str) -> Any:
     return {key: as_made(child, join(path, key)) for key, child in value.items()} if isinstance(value, dict) else value
 
 
+def walk_made(value: Any, path: str) -> Iterator[tuple[str, type]]:
+    """Yield the classes of what nodes make in a value of `as_made`, with their places."""
+    if isinstance(value, Made):
+        yield path, value.cls
+    for place, child in children(value, path):
+        yield from walk_made(child, place)
+
+
 def check_checkpoints(node: Any, path: str) -> None:
     """Raise ConfigError for the first checkpoint below a node that is not there."""
     from ldm.weights.load import locate
@@ -118,7 +126,11 @@ def _check_params(node: dict[str, Any], path: str, provided: Sequence[str]) -> N
             raise ConfigError("comes from the training (learning_rate); leave it out", join(place, name))
         if name not in expected.names:
             _check_other_name(name, value, params, target, expected, place)
-        check_value(as_made(value, join(place, name)), expected.hint(name), join(place, name))
+        made = as_made(value, join(place, name))
+        check_value(made, expected.hint(name), join(place, name))
+        for where, part in walk_made(made, join(place, name)):
+            if not may_hold(target, part):
+                raise ConfigError(f"{part.__name__} is nothing for {target}", where)
     absent = [name for name in expected.required if name not in params and name not in (*provided, *later)]
     if absent:
         raise missing_parameters(absent, target, place)

@@ -5,6 +5,7 @@ Whatever is wrong is reported before anything is built, with the file that holds
     FILE: model.params.network.params.num_head: unknown; did you mean num_heads?
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def trust_base(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> No
         waiting += _trust({section: named} if section != key else named)
     while waiting:
         path = waiting.pop()
-        if (place := Path(path).resolve()) not in seen:
+        if (place := os.path.realpath(path)) not in seen:
             seen.add(place)
             waiting += _trust(read_with_bases(path).content)
 

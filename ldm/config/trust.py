@@ -56,8 +56,10 @@ _THEIRS = (*_BY_BASE, *_BY_NAME)
 TRUSTED = (*OURS, *_THEIRS)
 _OF_THE_RUN = "ldm.training.lightning_fixes"  # writes where the run says, not where a config does
 _BUT = "ldm.training.lightning_fixes.checkpoints.Checkpoints"
-# Functions of ours are constructors only here; elsewhere they read, write and train.
-_WITH_FUNCTIONS = ("ldm.data.", "ldm.diffusion.")
+# Our classes whose class methods are constructors for configs; other functions of ours read, write, import and train.
+_CONSTRUCTED = ("ldm.diffusion.discrete.DiscreteVP",)
+# What a class of others may get from another package: it takes anything, and iterates over what it takes.
+_HOLDS = {"torch.utils.data": "torch.utils.data.Dataset"}  # and else modules
 
 
 def allow(package: str) -> str:
@@ -155,18 +157,28 @@ def problem_of(found: Any, holder: Any, module: str, home: str, is_called: bool 
     bases = () if any(is_within(target, name) for name in allowed()) else _BY_BASE.get(home, ())
     if bases and inspect.isclass(found) and not set(bases) & set(_bases(found)):
         return f"is no {' or '.join(bases)}; {why_not(target)}"
-    is_constructor = not is_theirs and _is_constructor(found, holder, module if is_ours else "")
+    is_constructor = not is_theirs and _is_constructor(found, holder, is_ours)
     if function is not None and is_called and not is_constructor:
         return "does not say which class it makes; name a class, or a function with one behind its ->"
     return ""
 
 
-def _is_constructor(found: Callable[..., Any], holder: Any, module: str) -> bool:
-    """Return whether a function makes an object; `module`: of a function of ours, where only some are for configs."""
+def may_hold(target: str, made: type) -> bool:
+    """Return whether a class that a config names may be given what another node makes."""
+    home = _of_others(target)
+    if not home or any(is_within(target, name) for name in allowed()):
+        return True
+    return is_within(made.__module__, home) or _HOLDS.get(home, "torch.nn.Module") in _bases(made)
+
+
+def _is_constructor(found: Callable[..., Any], holder: Any, is_ours: bool) -> bool:
+    """Return whether a function makes an object, and of ours, whether it is one for configs."""
     made = made_by(found)
     if inspect.isclass(holder):
-        return made is not None and (issubclass(made, holder) or issubclass(holder, made))
-    return made is not None and (not module or module.startswith(_WITH_FUNCTIONS))
+        name = f"{holder.__module__}.{holder.__name__}"
+        is_one = made is not None and (issubclass(made, holder) or issubclass(holder, made))
+        return is_one and (not is_ours or name in _CONSTRUCTED)
+    return made is not None and not is_ours
 
 
 def made_by(function: Callable[..., Any]) -> type | None:

@@ -97,6 +97,21 @@ def hostile_nodes(canary: Path, helper: Path) -> Iterator[Config]:
         ("pytorch_lightning.loggers.TensorBoardLogger", {"save_dir": ".", "name": file}),
         ("ldm.training.callbacks.ImageLogger", {"directory": file, "every_n_steps": 1}),
         ("ldm.training.lightning_fixes.checkpoints.Checkpoints", {"directory": file, "every_n_steps": 1}),
+        # functions of ours that import, read or make texts, also within what iterates
+        ("ldm.data.core.optional.require", {"module": helper.stem, "purpose": "x"}),
+        (
+            "torch.nn.ModuleList",
+            {
+                "modules": {
+                    "target": "ldm.data.core.optional.require",
+                    "params": {"module": helper.stem, "purpose": "x"},
+                }
+            },
+        ),
+        ("torch.nn.ModuleList", {"modules": {"target": "ldm.data.core.module.iterate", "params": {"dataset": [1]}}}),
+        ("ldm.data.core.files.written_path", {"text": file}),
+        ("ldm.data.core.files.read_text", {"path": str(helper)}),
+        ("ldm.models.latent_diffusion.LatentDiffusion.from_pretrained", {"path": str(helper.parent)}),
         # code that lies beside the config
         (f"{helper.stem}.Thing", {}),
         (f"{helper.stem}.make", {}),

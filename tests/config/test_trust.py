@@ -16,6 +16,7 @@ from ldm.cli.train import plan_of
 from ldm.conditioning.tokenizers import HuggingFaceTokenizer
 from ldm.config import allow
 from ldm.config.plain import resolve
+from ldm.config.schema import _targets
 from ldm.config.targets import find_target, is_slip
 from ldm.errors import UserError
 
@@ -166,6 +167,27 @@ ELSEWHERE = {
     },
     "folder": {"cache_latents": {"folder": "/elsewhere"}},
 }
+
+
+def test_no_node_makes_the_name_of_a_place(tmp_path: Path) -> None:
+    run = Path(run_folder(tmp_path, "ldm.toy.shapes.Shapes"))
+    config = run / "configs" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    text = {"target": "ldm.data.core.files.written_path", "params": {"text": "\\elsewhere"}}
+    content["lightning"]["logger"] = {"target": "pytorch_lightning.loggers.CSVLogger", "params": {"save_dir": text}}
+    for name in ("train", "validation"):
+        content["data"]["params"][name]["params"] |= {"num_samples": 4}
+    config.write_text(yaml.safe_dump(content))
+    assert "save_dir.target: ldm.data.core.files.written_path does not say" in planned("-r", str(run))
+
+
+def test_no_function_of_ours_is_called_but_constructors_of_processes() -> None:
+    with pytest.raises(UserError, match="does not say which class it makes"):
+        find_target("ldm.data.core.optional.require")
+    assert find_target("ldm.diffusion.discrete.DiscreteVP.cosine")
+    assert {name.rpartition(".")[0] for name, part in _targets().items() if not isinstance(part, type)} == {
+        "ldm.diffusion.discrete.DiscreteVP"
+    }
 
 
 @pytest.mark.parametrize("key", ELSEWHERE)
