@@ -21,6 +21,7 @@ from ldm.errors import UserError
 from ldm.weights import files as storage
 from ldm.writing import replacing
 
+_FARTHEST = 0.2  # that a combination may be from what was asked for; its weights would be too small
 LONGEST = 0.28  # above it gamma would be negative: sigma_rel of a plain mean over all steps is 1 / sqrt(12)
 _PATTERN = "step=*.safetensors"
 
@@ -116,15 +117,27 @@ def find_snapshots(folder: Path) -> list[Snapshot]:
 def reconstruct(snapshots: Sequence[Snapshot], target: Profile) -> dict[str, Tensor]:
     """Return the weights of an average of another length or earlier step: float32, by the names of the parameters.
 
-    Files are read one after the other. UserError for a step that the snapshots do not reach, and for a damaged file.
+    Files are read one after the other. UserError for a damaged file, for a step that the snapshots do not reach, and
+    for an average that no combination of them comes near.
     """
+    steps = sorted({snapshot.profile.steps for snapshot in snapshots})
     last = max(snapshot.profile.steps for snapshot in snapshots)
     if not 1 <= target.steps <= last:
         raise UserError(f"average: step {target.steps} is not between 1 and {last}, the last snapshot")
     usable = [snapshot for snapshot in snapshots if snapshot.profile.steps <= target.steps]
     if len(usable) < 2:
         raise UserError(f"average: fewer than two snapshots until step {target.steps}; choose a later step")
-    shares = coefficients([snapshot.profile for snapshot in usable], target)
+    profiles = [snapshot.profile for snapshot in usable]
+    if (distance := error(profiles, target)) > _FARTHEST:
+        nearest = min(steps, key=lambda step: abs(step - target.steps))
+        hint = (
+            "choose a length nearer to those that were kept" if nearest == target.steps else f"step {nearest} has one"
+        )
+        raise UserError(
+            f"average: the snapshots until step {target.steps} come no nearer than {distance:.0%} to sigma_rel "
+            f"{target.sigma_rel:g}; {hint}, or keep more snapshots"
+        )
+    shares = coefficients(profiles, target)
     total: dict[str, Tensor] = {}
     for file in dict.fromkeys(snapshot.file for snapshot in usable):
         tensors = storage.read_safetensors(file)

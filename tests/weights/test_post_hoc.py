@@ -86,6 +86,16 @@ def test_a_length_that_was_also_kept_is_reconstructed(tmp_path: Path) -> None:
     assert (made - wanted).norm() < 0.01 * (model.weight - wanted).norm()
 
 
+def test_what_no_combination_of_snapshots_comes_near_is_refused(tmp_path: Path) -> None:
+    walk(tmp_path, 1000, 100, extra=0.15)
+    snapshots = find_snapshots(tmp_path)
+    with pytest.raises(UserError, match="step 950 come no nearer than .*step 900 has one|step 1000 has one"):
+        reconstruct(snapshots, Profile(950, 0.05))
+    with pytest.raises(UserError, match="sigma_rel 0.001; choose a length nearer"):
+        reconstruct(snapshots, Profile(1000, 0.001))
+    assert reconstruct(snapshots, Profile(900, 0.05))
+
+
 def test_a_skipped_step_moves_nothing() -> None:
     model, skipped = nn.Linear(3, 1), torch.tensor(True)
     average = PowerFunctionAverage(model, 0.1)
