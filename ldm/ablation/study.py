@@ -35,15 +35,17 @@ from ldm.config import trust_base
 from ldm.config.check import check_value
 from ldm.config.files import read_with_bases
 from ldm.config.nodes import SECTIONS
-from ldm.config.overrides import parse_override
+from ldm.config.overrides import COMMAND_LINE, parse_override
 from ldm.config.parameters import parameters_of
 from ldm.config.plain import resolve
 from ldm.config.targets import did_you_mean
+from ldm.config.trust import is_within
 from ldm.errors import ConfigError
 
 PIXELS = "none"
 _CONFIGS = ("first_stage", "latent")
 _LENGTHS = ("steps", "samples", "minutes")
+_LENGTH_OF_A_TRAINING = ("latent.lightning.trainer.max_steps", "latent.lightning.trainer.max_epochs")
 _Object = TypeVar("_Object")
 Settings = tuple[tuple[str, Any], ...]  # (dotted key, value), in the order in which they are applied
 
@@ -191,10 +193,18 @@ class Study:
                 yield Trial(labels, seed, (*self.settings, *chosen, *self.last))
 
     def changed(self, overrides: Sequence[str]) -> Study:
-        """Return the study with `KEY=VALUE` set in every trial. UserError for unknown keys."""
+        """Return the study with `KEY=VALUE` set in every trial. UserError for keys that are unknown or not theirs."""
         settings = tuple(map(parse_override, overrides))
+        axes = {axis: [key for values in named.values() for key, _ in values] for axis, named in self.axes.items()}
         for key, _ in settings:
             _check_key(key, "command line")
+            if key in _LENGTH_OF_A_TRAINING:
+                raise ConfigError(
+                    "the budget of the study says how long is trained; change it there", key, COMMAND_LINE
+                )
+            for axis, keys in axes.items():
+                if any(is_within(key, one) or is_within(one, key) for one in keys):
+                    raise ConfigError(f"is what the axis {axis!r} of the study sets; change that", key, COMMAND_LINE)
         return replace(self, last=(*self.last, *settings))
 
 

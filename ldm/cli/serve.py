@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs, is_local = Runs(options.runs), options.host in ("127.0.0.1", "localhost", "::1")
     studio = Studio(choose_device(options.device), options.outdir)
     server = Server(options.host, options.port, Site(runs, studio), "" if is_local else secrets.token_urlsafe(16))
-    sys.stdout.write(f"{len(runs.now())} runs at {server.address}; Ctrl-C ends it\n")
+    sys.stdout.write(f"{len(runs.now())} runs at {server.address} (Ctrl-C ends it)\n")
     sys.stdout.flush()
     try:
         with stopped_by_sigterm():
