@@ -195,16 +195,18 @@ class Study:
     def changed(self, overrides: Sequence[str]) -> Study:
         """Return the study with `KEY=VALUE` set in every trial. UserError for keys that are unknown or not theirs."""
         settings = tuple(map(parse_override, overrides))
-        axes = {axis: [key for values in named.values() for key, _ in values] for axis, named in self.axes.items()}
         for key, _ in settings:
             _check_key(key, "command line")
             if key in _LENGTH_OF_A_TRAINING:
                 raise ConfigError(
                     "the budget of the study says how long is trained; change it there", key, COMMAND_LINE
                 )
-            for axis, keys in axes.items():
-                if any(is_within(key, one) or is_within(one, key) for one in keys):
-                    raise ConfigError(f"is what the axis {axis!r} of the study sets; change that", key, COMMAND_LINE)
+            for axis, values in self.axes.items():
+                left = [
+                    [(one, value) for one, value in chosen if not is_within(one, key)] for chosen in values.values()
+                ]
+                if len(left) > 1 and all(chosen == left[0] for chosen in left):
+                    raise ConfigError(f"makes all values of the axis {axis!r} the same", key, COMMAND_LINE)
         return replace(self, last=(*self.last, *settings))
 
 
