@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_UMASK = os.umask(0o077)  # which can only be read by setting it
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,6 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             beside.unlink(missing_ok=True)
         raise
+
+
+def give_usual_rights(path: Path) -> None:
+    """Give a file the rights that new files have here; safetensors lets only its owner read."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ldm import distributed
 from ldm.errors import UserError
+from ldm.writing import give_usual_rights
 
 Columns = dict[str, Tensor]
 
@@ -112,6 +113,7 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        give_usual_rights(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error

@@ -26,6 +26,7 @@ from ldm import distributed
 from ldm.errors import UserError, shown
 from ldm.weights.audit import check_complete, check_extent, read_torch
 from ldm.weights.pickles import Unsafe
+from ldm.writing import give_usual_rights
 
 Content = TypeVar("Content")
 
@@ -143,6 +144,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[
         save_file(dict(tensors), path, {**texts, _HASH: _NO_HASH})
     except SafetensorError as error:
         raise failed_write(path, error) from error
+    give_usual_rights(path)
     with path.open("rb+") as file:
         digest = _hash_of(file, _NO_HASH)
         file.seek(0)
@@ -272,6 +274,7 @@ def _store(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         save_file(kept, temporary)
     except SafetensorError as error:
         raise failed_write(temporary, error) from error
+    give_usual_rights(temporary)
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
         entry = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "names": names}

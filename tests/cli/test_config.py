@@ -9,6 +9,7 @@ import yaml
 
 from ldm.cli import config, program, train
 from ldm.config import shipped
+from ldm.toy import TEXT_TO_IMAGE
 
 
 def test_list_names_every_config_with_a_title(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +22,12 @@ def test_show_prints_the_whole_config(capsys: pytest.CaptureFixture[str]) -> Non
     assert config.main(["show", "ldm/sit_s", "model.params.network.params.patch_size=4"]) == 0
     params = yaml.safe_load(capsys.readouterr().out)["model"]["params"]["network"]["params"]
     assert (params["hidden_size"], params["patch_size"], params["in_channels"]) == (384, 4, 4)
+
+
+def test_show_prints_the_config_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.main(["show", str(TEXT_TO_IMAGE), "model.params.latent_scale=2.0"]) == 0
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert model["target"].endswith("LatentDiffusion") and model["params"]["latent_scale"] == 2.0
 
 
 @pytest.mark.parametrize(

@@ -261,3 +261,9 @@ def test_a_reference_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
 def test_pickles_that_are_hostile_are_hostile(tmp_path: Path) -> None:
     with pytest.raises((MemoryError, OverflowError)):
         pickle.loads(pickle.dumps(Call(bytearray, 1 << 62)))
+
+
+def test_files_have_the_rights_that_new_files_have(tmp_path):
+    storage.write_safetensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, {})
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from ldm.bounds import Count
 from ldm.data.core.transforms import SampleKey
 from ldm.errors import UserError, shown
-from ldm.writing import replacing
+from ldm.writing import give_usual_rights, replacing
 
 __all__ = ["CacheSettings", "CachedLatents", "LatentFiles", "read_null"]
 
@@ -148,6 +148,7 @@ class LatentFiles:
             about = {"key": self.key, "note": note, _CHECKSUMS: _checksums(tensors)}
             with replacing(path) as beside:
                 save_file(dict(tensors), beside, {_ABOUT: json.dumps(about)})
+                give_usual_rights(beside)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be written ({shown(str(error), 100)}); make room, or set "
                             f"{_PATH}.folder") from error  # fmt: skip
