@@ -56,8 +56,11 @@ _THEIRS = (*_BY_BASE, *_BY_NAME)
 TRUSTED = (*OURS, *_THEIRS)
 _OF_THE_RUN = "ldm.training.lightning_fixes"  # writes where the run says, not where a config does
 _BUT = "ldm.training.lightning_fixes.checkpoints.Checkpoints"
-# Our classes whose class methods are constructors for configs; other functions of ours read, write, import and train.
-_CONSTRUCTED = ("ldm.diffusion.discrete.DiscreteVP",)
+# Our functions for configs, and classes whose class methods are; others of ours read, write, import and train.
+_CONSTRUCTORS = (
+    "ldm.data.image_pairs.degradation.bsrgan", "ldm.data.image_pairs.degradation.bsrgan_light",
+    "ldm.diffusion.discrete.DiscreteVP",
+)  # fmt: skip
 # What a class of others may get from another package: it takes anything, and iterates over what it takes.
 _HOLDS = {"torch.utils.data": "torch.utils.data.Dataset"}  # and else modules
 
@@ -173,12 +176,10 @@ def may_hold(target: str, made: type) -> bool:
 
 def _is_constructor(found: Callable[..., Any], holder: Any, is_ours: bool) -> bool:
     """Return whether a function makes an object, and of ours, whether it is one for configs."""
-    made = made_by(found)
-    if inspect.isclass(holder):
-        name = f"{holder.__module__}.{holder.__name__}"
-        is_one = made is not None and (issubclass(made, holder) or issubclass(holder, made))
-        return is_one and (not is_ours or name in _CONSTRUCTED)
-    return made is not None and not is_ours
+    made, owner = made_by(found), holder if inspect.isclass(holder) else found
+    if made is None or (is_ours and f"{owner.__module__}.{owner.__name__}" not in _CONSTRUCTORS):
+        return False
+    return owner is found or issubclass(made, owner) or issubclass(owner, made)
 
 
 def made_by(function: Callable[..., Any]) -> type | None:

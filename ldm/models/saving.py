@@ -186,7 +186,8 @@ def export_averages(run: Path, lengths: Sequence[float], out: Path, step: int | 
     """
     snapshots = post_hoc.find_snapshots(run / "snapshots")
     step = max(snapshot.profile.steps for snapshot in snapshots) if step is None else step
-    targets = [post_hoc.Profile(step, length) for length in lengths]
+    named = {f"{length:.4f}": length for length in lengths}  # as the files are
+    targets = [post_hoc.Profile(step, length) for length in named.values()]
     for target in targets:
         post_hoc.gamma_of(target.sigma_rel)  # refuses lengths that there are not before anything is read
     source = ModelSource(run)
@@ -229,6 +230,9 @@ def export_run(
     if format == "diffusers" or adapters is not None:
         is_first = is_first_stage(source)
         loaded = load_first_stage(source) if is_first else load_model(source)
+        training = (loaded.content.get("training") or {}).get("params") or {}
+        if adapters is not None and not adapters and not training.get("adapter"):
+            raise UserError(f"--merge: {run} has no adapter of its own; name files of adapters")
         _write_loaded(out, loaded.autoencoder if is_first else loaded.model, loaded, half, format, Path(run))
         return
     content = read_config(source)

@@ -185,7 +185,7 @@ def make_plan(
     _check_keys(lightning, _LIGHTNING_KEYS, "lightning")
     cache_settings(lightning)
     compilation(lightning)
-    _check_weights(config, run)
+    _check_kept(config, run)
     trainer = (lightning.get("trainer") or {}) | options.of_trainer()
     launch = detect(os.environ)
     devices = choose(options.gpus, options.devices, options.accelerator, trainer, launch)
@@ -258,13 +258,25 @@ def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], path: str) -
             raise ConfigError(f"unknown{hint}", f"{path}.{key}")
 
 
-def _check_weights(config: Mapping[str, Any], run: RunFolder) -> None:
-    """Raise ConfigError for weights that a run is to read when it goes on, though its checkpoint has all of them."""
-    before = {} if run.is_new else dict(_weights(run.saved_content() or {}))
-    for path, name in _weights({} if run.is_new else config):
-        if name != before.get(path):
+def _check_kept(config: Mapping[str, Any], run: RunFolder) -> None:
+    """Raise ConfigError for what a run that goes on would not do: read other weights, change lengths of averages."""
+    if run.is_new:
+        return
+    before = run.saved_content() or {}
+    weights, lengths = dict(_weights(before)), _averages(before)
+    for path, name in _weights(config):
+        if name != weights.get(path):
             problem = f"{shown(name, 80)} would not be read: a run that goes on has its weights in its checkpoint"
             raise ConfigError(f"{problem}; leave it out, or start a new run", path)
+    for name, length in _averages(config).items():
+        if name in lengths and length != lengths[name]:
+            problem = f"{length} asked for, but the average was begun with {lengths[name]}; keep it, or start a new run"
+            raise ConfigError(problem, f"training.params.averages.{name}")
+
+
+def _averages(config: Mapping[str, Any]) -> dict[str, Any]:
+    params = (config.get("training") or {}).get("params") or {}
+    return dict(params.get("averages") or {})
 
 
 def _weights(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

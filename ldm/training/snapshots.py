@@ -12,7 +12,7 @@ from ldm.bounds import Count
 from ldm.errors import UserError
 from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.strategies import whole_weights
-from ldm.weights.post_hoc import write_snapshot
+from ldm.weights.post_hoc import run_of, write_snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Snapshots(pl.Callback):
                 averages = {name: average.named_averages() for name, average in module.averages.items()}
                 profiles = {name: average.profile for name, average in module.averages.items()}
                 try:
-                    write_snapshot(self.directory, step, averages, profiles, self.directory.parent.name)
+                    run = run_of(self.directory) or self.directory.parent.name  # which may have another name by now
+                    write_snapshot(self.directory, step, averages, profiles, run)
                 except OSError as error:  # as a checkpoint that cannot be written
                     _log.warning("the snapshot of step %d could not be written: %s", step, error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,14 @@ def write_snapshot(
     with replacing(path) as beside:
         storage.write_safetensors(beside, tensors, {"averages": json.dumps(described), "run": run})
     return path
+
+
+def run_of(folder: Path) -> str:
+    """Return of which run the first snapshot in a folder says that it is, nothing without one."""
+    for file in sorted(folder.glob(_PATTERN)):
+        with suppress(UserError):
+            return storage.safetensors_metadata(file).get("run", "")
+    return ""
 
 
 def find_snapshots(folder: Path) -> list[Snapshot]:

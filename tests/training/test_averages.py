@@ -14,6 +14,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import ModelSource, load_model
 from ldm.weights import files as storage
 from ldm.weights.load import read
+from ldm.weights.post_hoc import find_snapshots
 
 SHAPES = node("toy.shapes.Shapes", size=16, num_samples=24, fields=[])
 SNAPSHOTS = {"target": "ldm.training.snapshots.Snapshots", "params": {"every_n_steps": 4}}
@@ -36,13 +37,20 @@ def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_that_goes_on_has_the_averages_and_snapshots_of_one(config: Path, run: Path, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_has_the_averages_and_snapshots_of_one(
+    config: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train.main(["-b", str(config), "-t", "-l", str(tmp_path), "--max_steps", "6"]) == 0
-    (resumed,) = tmp_path.iterdir()
+    (begun,) = tmp_path.iterdir()
+    resumed = begun.rename(tmp_path / "another name")
+    with pytest.raises(SystemExit):
+        train.main(["-r", str(resumed), "-t", "--max_steps", "12", "training.params.averages.short=0.15"])
+    assert "averages.short: 0.15 asked for, but the average was begun with 0.05" in capsys.readouterr().err
     assert train.main(["-r", str(resumed), "-t", "--max_steps", "12"]) == 0
     whole, other = (storage.load(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in (run, resumed))
     assert any(name.startswith("averages.long.") for name in whole)
     assert all(torch.equal(value, other[name]) for name, value in whole.items())
+    assert len(find_snapshots(resumed / "snapshots")) == 8  # two of steps 4, 6, 8 and 12
     for step in (4, 8, 12):
         ours, theirs = (read(folder / "snapshots" / f"step={step:09}.safetensors") for folder in (run, resumed))
         assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
