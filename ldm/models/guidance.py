@@ -16,7 +16,6 @@ from ldm.diffusion.guidance import Pair, extrapolated, extrapolation, guided, pr
 from ldm.diffusion.prediction import Denoise, Denoised
 from ldm.diffusion.process import Process
 from ldm.errors import UserError
-from ldm.pairs import pairs_of
 from ldm.sampling.base import Sampler, last
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ class Guidance:
     @classmethod
     def parse(cls, scale: float, options: Sequence[str] = (), guide: Any = None) -> Guidance:
         """Return the guidance of `NAME=value` options; an interval is START:STOP. UserError for others."""
+        from ldm.pairs import pairs_of  # which only a command line needs
+
         given: dict[str, Any] = {}
         names = [one.name for one in fields(cls) if one.init and one.name not in ("scale", "guide")]
         for name, text in pairs_of(options, "guidance").items():

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.pairs import pairs_of
 
 
 def sampler_names() -> list[str]:
@@ -40,7 +39,10 @@ def make_sampler(name: str, **options: Any) -> Any:
     name, _, rest = name.partition(":")
     types = sampler_options(name)
     given = {key: value for key, value in options.items() if value is not None}
-    given |= pairs_of(rest.split(","), f"sampler {name}")
+    if rest:
+        from ldm.pairs import pairs_of  # which only a command line needs
+
+        given |= pairs_of(rest.split(","), f"sampler {name}")
     if unknown := [key for key in given if key not in types]:
         raise UserError(f"sampler {name}: has no {unknown[0]}; it has {', '.join(types)}")
     return sampler_class(name)(**{key: _read(name, key, value, types[key]) for key, value in given.items()})

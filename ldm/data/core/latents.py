@@ -179,6 +179,8 @@ class CachedLatents(Dataset):
         if tensors is None:
             tensors = self._open[number] = _mapped(self.files.path(number))
         begin, end = tensors[_ENDS][row : row + 2].tolist()
+        if not 0 <= begin <= end <= len(tensors[_TEXTS]):
+            raise _damaged(self.files.path(number))
         line = tensors[_TEXTS][begin:end].numpy().tobytes()
         if place not in self._checked:
             if _checksum(tensors, row, line) != int(tensors[_CHECKSUMS][row]):
