@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from ldm import compat
+from ldm.allowance import lies_in
 from ldm.cli.arguments import LOGS, Arguments, parse
 from ldm.cli.entry import main_guard
 from ldm.config import trust_base
@@ -49,15 +50,17 @@ def plan_of(arguments: Arguments) -> Plan:
     """Return the plan of a command line. Writes nothing. Raises UserError."""
     if arguments.name and arguments.resume and arguments.resume != AUTO:
         raise UserError("--name and --resume: a run that goes on keeps its name; drop --name")
-    if arguments.resume and arguments.resume != AUTO and (arguments.postfix or arguments.logdir != LOGS):
-        flag = "--postfix" if arguments.postfix else "--logdir"
-        raise UserError(f"{flag} and --resume: a run that goes on keeps its folder; drop {flag}")
     for override in arguments.overrides:
         section, _, flag = override.partition("=")[0].rpartition(".")
         if section == "lightning.trainer" and flag in _OF_TRAINER and getattr(arguments, flag) is not None:
             raise UserError(f"--{flag} and {override}: give one of them")
     name = arguments.name or (Path(arguments.base[0]).stem if arguments.base else "")
     run = choose_run(arguments.logdir, name, arguments.postfix, arguments.resume)
+    is_named = arguments.resume not in ("", AUTO)
+    is_elsewhere = arguments.logdir != LOGS and not lies_in(run.path, arguments.logdir)
+    if is_named and (arguments.postfix or is_elsewhere):
+        flag = "--postfix" if arguments.postfix else "--logdir"
+        raise UserError(f"{flag} and --resume: a run that goes on keeps its folder; drop {flag}")
     trust_base(arguments.base, arguments.overrides if arguments.base else ())
     options = RunOptions(**{field.name: getattr(arguments, field.name) for field in fields(RunOptions)})
 
