@@ -129,7 +129,9 @@ def measure(steps: int, every: int, warm_up: int, overrides: list[str]) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         words = ["-b", str(CONFIG), "-l", folder, "--max_steps", str(steps), "lightning.trainer.limit_val_batches=0"]
         settings = [
-            f"training.target={InTurns.__module__}.InTurns",
+            "training.target=dependability.InTurns",
+            "--allow",
+            "dependability",
             "training.allow_untrained_first_stage=true",
             f"lightning.modelcheckpoint.params.every_n_steps={every}",
             *overrides,
@@ -189,4 +191,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import dependability  # by this name a config may name the class above
+
+    dependability.main()
