@@ -173,6 +173,25 @@ class GridSampler:
         raise NotImplementedError
 
 
+class MultistepSampler(GridSampler):
+    """Share what samplers have in common that extrapolate from earlier steps; their further field is `order`.
+
+    By default the steps are those of the logistic grid, on which they keep it.
+    """
+
+    order: int | None
+
+    def times(self, process: Process) -> Tensor:
+        """Return the times of the walk, float64 (S + 1,). UserError also for an order that it cannot have."""
+        times = super().times(process)
+        check_order(type(self).__module__.rpartition(".")[2], self.order, len(times) - 1)
+        return times
+
+    def default_grid(self, process: Process) -> Grid:
+        """Return the logistic grid whose last step keeps the order."""
+        return grid_of_order(self.order)
+
+
 def log_ratio(alpha: float, sigma: float) -> float:
     """Return log(alpha / sigma): infinite for clean data, minus infinite for noise alone."""
     if sigma == 0:

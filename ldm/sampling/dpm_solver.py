@@ -18,14 +18,12 @@ from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
 from ldm.sampling.base import (
-    GridSampler,
     History,
     Hooks,
     Interval,
+    MultistepSampler,
     Step,
     add_noise,
-    check_order,
-    grid_of_order,
     times_like,
 )
 
@@ -33,7 +31,7 @@ _FEW_STEPS = 15  # with fewer the order also falls at the end, as published
 
 
 @dataclass(frozen=True)
-class DPMSolver(GridSampler):
+class DPMSolver(MultistepSampler):
     """Walk `steps` steps of a grid, or only the `start` least noisy of them; draws no noise.
 
     By default the steps are those of the logistic grid, on which the method keeps its order. order: 1 to 3 and at
@@ -45,16 +43,6 @@ class DPMSolver(GridSampler):
     start: int | None = None
     order: int | None = None
     exact: bool = False
-
-    def times(self, process: Process) -> Tensor:
-        """Return the times of the walk, float64 (S + 1,). UserError also for an order that it cannot have."""
-        times = super().times(process)
-        check_order("dpm_solver", self.order, len(times) - 1)
-        return times
-
-    def default_grid(self, process: Process) -> Grid:
-        """Return the logistic grid whose last step keeps the order."""
-        return grid_of_order(self.order)
 
     def _walk(
         self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks

@@ -15,12 +15,12 @@ from torch import Tensor
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
-from ldm.sampling.base import GridSampler, Hooks, Interval, Step, check_order, grid_of_order
+from ldm.sampling.base import Hooks, Interval, MultistepSampler, Step
 from ldm.sampling.dpm_solver import multistep
 
 
 @dataclass(frozen=True)
-class SDEDPMSolver(GridSampler):
+class SDEDPMSolver(MultistepSampler):
     """Walk `steps` steps of a grid, or only the `start` least noisy of them; draws noise at every step.
 
     By default the steps are those of the logistic grid. order: 1 to 3 and at most the number of steps; None
@@ -31,16 +31,6 @@ class SDEDPMSolver(GridSampler):
     grid: Grid | str | None = None
     start: int | None = None
     order: int | None = None
-
-    def times(self, process: Process) -> Tensor:
-        """Return the times of the walk, float64 (S + 1,). UserError also for an order that it cannot have."""
-        times = super().times(process)
-        check_order("dpm_solver_sde", self.order, len(times) - 1)
-        return times
-
-    def default_grid(self, process: Process) -> Grid:
-        """Return the logistic grid whose last step keeps the order."""
-        return grid_of_order(self.order)
 
     def _walk(
         self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks

@@ -17,11 +17,11 @@ from torch import Tensor
 from ldm.diffusion.grids import Grid
 from ldm.diffusion.prediction import Denoise
 from ldm.diffusion.process import Process
-from ldm.sampling.base import GridSampler, History, Hooks, Interval, Step, check_order, grid_of_order, times_like
+from ldm.sampling.base import History, Hooks, Interval, MultistepSampler, Step, times_like
 
 
 @dataclass(frozen=True)
-class UniPC(GridSampler):
+class UniPC(MultistepSampler):
     """Walk `steps` steps of a grid, or only the `start` least noisy of them; draws no noise.
 
     By default the steps are those of the logistic grid. order: of the predictor, 1 to 3 and at most the
@@ -32,16 +32,6 @@ class UniPC(GridSampler):
     grid: Grid | str | None = None
     start: int | None = None
     order: int | None = None
-
-    def times(self, process: Process) -> Tensor:
-        """Return the times of the walk, float64 (S + 1,). UserError also for an order that it cannot have."""
-        times = super().times(process)
-        check_order("unipc", self.order, len(times) - 1)
-        return times
-
-    def default_grid(self, process: Process) -> Grid:
-        """Return the logistic grid whose last step keeps the order."""
-        return grid_of_order(self.order)
 
     def _walk(
         self, denoise: Denoise, x: Tensor, process: Process, intervals: list[Interval], hooks: Hooks

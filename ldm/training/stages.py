@@ -15,6 +15,7 @@ from ldm.config.nodes import is_node, walk
 from ldm.config.places import check_places
 from ldm.config.plain import plain
 from ldm.errors import UserError
+from ldm.models.loading import is_first_stage
 from ldm.training.lightning_fixes.signals import Stopped
 from ldm.training.run import train
 from ldm.training.run_folder import new_run
@@ -59,10 +60,9 @@ def distill(
     config = config_of_run(teacher)
     if config is None:
         raise UserError(f"teacher {teacher}: no configs/config.yaml beside it, whose data the student is trained on")
-    content = compat.read(config)
-    if str((content.get("model") or {}).get("target", "")).endswith("Autoencoder"):
+    if is_first_stage(teacher):
         raise UserError(f"teacher {teacher}: is a first stage; give the run of a diffusion model")
-    of_student = student_overrides(content, teacher, guidance, intervals)
+    of_student = student_overrides(compat.read(config), teacher, guidance, intervals)
     return train_config(config, logs, [*of_student, *overrides], f"distilling {teacher}", name)
 
 
