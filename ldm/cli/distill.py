@@ -3,8 +3,9 @@
     ldm distill --teacher logs/RUN --guidance 3
     ldm sample --run logs/STUDENT --sampler consistency --steps 2
 
-The student is a run like others, with the data and the settings of its teacher, which any dotted.key=value overrides,
-such as lightning.trainer.max_steps=2000. The command of main.py that does the same is logged.
+The student is a run like others, with the data and the settings of its teacher but a sixteenth of its learning rate,
+which any dotted.key=value overrides, such as lightning.trainer.max_steps=2000. The command of main.py that does the
+same is logged.
 """
 
 from __future__ import annotations

@@ -25,6 +25,9 @@ _PARAMS = "training.params"
 # What a teacher was trained with that has no part in a distillation, or trains less than the whole network.
 _NOT_OF_A_STUDENT = ("objective", "alignment", "distillation", "adapter", "train", "learning_rates")
 _DISTILLATION = "ldm.training.distillation.ConsistencyDistillation"
+_OPTIMIZATION = "ldm.training.optimization.Optimization"
+# A student is its own target: at its teacher's rate it diverges (measured, docs/train.md).
+_SHARE_OF_THE_RATE, _GRADIENT_CLIP = 1 / 16, 1.0
 _PREVIEWS = {
     "sampler": {"target": "ldm.sampling.consistency.Consistency", "params": {"steps": 4}},
     "guidance_scale": None,
@@ -71,13 +74,31 @@ def student_overrides(config: Mapping[str, Any], teacher: str, guidance: float, 
     started = [path for path, node in walk(config, "") if is_node(node) and node.get("checkpoint")]
     words = [f"{path}.{key}=null" for path in started for key in ("checkpoint", "ignore_keys")]
     words.append(_override("model.checkpoint", teacher))
-    given = (config.get("training") or {}).get("params") or {}
+    training = config.get("training") or {}
+    given = training.get("params") or {}
     words += [f"{_PARAMS}.{name}=null" for name in _NOT_OF_A_STUDENT if given.get(name) is not None]
+    words += _calmed(training)
     params = {"teacher": teacher, "guidance": guidance, "intervals": intervals}
     words.append(_override(f"{_PARAMS}.distillation", {"target": _DISTILLATION, "params": params}))
     callbacks = (config.get("lightning") or {}).get("callbacks") or {}
     if callbacks.get("image_logger", {}) is not None:
         words.append(_override("lightning.callbacks.image_logger.params", _PREVIEWS))
+    return words
+
+
+def _calmed(training: Mapping[str, Any]) -> list[str]:
+    """Return what lowers the learning rate of a teacher, and clips gradients where the teacher does not."""
+    rates = {name: training.get(name) for name in ("learning_rate", "base_learning_rate")}
+    words = [
+        _override(f"training.{name}", rate * _SHARE_OF_THE_RATE)
+        for name, rate in rates.items()
+        if isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    ]
+    optimization = (training.get("params") or {}).get("optimization") or {"target": _OPTIMIZATION}
+    settings = optimization.get("params") or {}
+    if optimization.get("target") == _OPTIMIZATION and settings.get("gradient_clip") is None:
+        calm = {**optimization, "params": {**settings, "gradient_clip": _GRADIENT_CLIP}}
+        words.append(_override(f"{_PARAMS}.optimization", calm))
     return words
 
 
