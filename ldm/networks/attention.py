@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.networks.fused_gate import gated
+from ldm.networks.fused_norm import computes_on_cuda
 from ldm.networks.layers import NUM_GROUPS, GroupNorm32, LayerNorm32, group_norm, recompute, zeroed
 from ldm.networks.pointwise import PointwiseConv1d, PointwiseConv2d, from_tokens, to_tokens
 
@@ -49,7 +50,7 @@ def _is_faster_by_products(q: Tensor, k: Tensor, bias: Tensor | None) -> bool:
     is_half = q.dtype in (torch.float16, torch.bfloat16)
     needs_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     fits = q.shape[:-1].numel() * k.shape[-2] <= _LARGEST_PRODUCT
-    return q.is_cuda and is_half and bias is None and q.shape[-1] > _WIDEST_FUSED and needs_gradient and fits
+    return computes_on_cuda(q) and is_half and bias is None and q.shape[-1] > _WIDEST_FUSED and needs_gradient and fits
 
 
 def split_qkv(qkv: Tensor, num_heads: int, order: QKVOrder) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.networks.attention import CrossAttention, attend, split_qkv
 from ldm.networks.fused_gate import gated
-from ldm.networks.layers import recompute, zeroed
+from ldm.networks.layers import LayerNorm32, RMSNorm32, recompute, zeroed
 
 _CPU = torch.device("cpu")
 _EPS = 1e-6  # of every norm, as published
@@ -42,14 +42,14 @@ class BlockOptions:
     def norm(self, width: int) -> nn.Module:
         """Return the norm over the last axis."""
         if self.rms_norm:
-            return nn.RMSNorm(width, eps=_EPS)
+            return RMSNorm32(width, eps=_EPS)
         return nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
 
     def head_norm(self, width: int) -> nn.Module:
         """Return the norm of queries or of keys, which has a learned scale; without qk_norm the identity."""
         if not self.qk_norm:
             return nn.Identity()
-        return nn.RMSNorm(width, eps=_EPS) if self.rms_norm else nn.LayerNorm(width, eps=_EPS)
+        return RMSNorm32(width, eps=_EPS) if self.rms_norm else LayerNorm32(width, eps=_EPS)
 
 
 class Attention(nn.Module):

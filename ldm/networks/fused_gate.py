@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.networks.fused_norm import is_available
+from ldm.networks.fused_norm import computes_on_cuda, launch, serves
 
 try:
     import triton
@@ -42,11 +42,11 @@ def gated(halves: Tensor, activation: Activation, gate_first: bool = False) -> T
 
 def takes(halves: Tensor) -> bool:
     """Return whether the kernels take this input: contiguous, on CUDA. Compiled networks fuse torch's by themselves."""
-    if torch.compiler.is_compiling() or not (halves.is_cuda or _INTERPRETED):
+    if torch.compiler.is_compiling() or not (computes_on_cuda(halves) or _INTERPRETED):
         return False
     if halves.dtype not in _DTYPES or halves.numel() == 0 or not halves.is_contiguous():
         return False
-    return _INTERPRETED or is_available(halves.device)
+    return _INTERPRETED or serves(halves)
 
 
 class _Gated(torch.autograd.Function):
@@ -56,14 +56,14 @@ class _Gated(torch.autograd.Function):
         y = halves.new_empty((*halves.shape[:-1], width))
         ctx.save_for_backward(halves)
         ctx.options = {"SILU": silu, "GATE_FIRST": gate_first, "K": _COLUMNS}
-        _forward[_grid(y)](halves, y, width, **ctx.options)
+        launch(_forward, _grid(y), halves, y, width, **ctx.options)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (halves,) = ctx.saved_tensors
         dx, dy = torch.empty_like(halves), dy.contiguous()
-        _backward[_grid(dy)](halves, dy, dx, dy.shape[-1], **ctx.options)
+        launch(_backward, _grid(dy), halves, dy, dx, dy.shape[-1], **ctx.options)
         return dx, None, None
 
 

@@ -8,6 +8,9 @@ Means and squared deviations of tiles are merged by the formula of Chan et al. (
 argument of silu, dz = dy silu'(z), x^ = (x - mean) rstd and averages over the group:
     dx = rstd (w dz - avg(w dz) - x^ avg(w dz x^)),  dw = sum dz x^,  db = sum dz
 
+On tensors without data (torch's fake tensors) no kernel is launched: what it would write is allocated, which is all
+that memory and layout depend on. So the cost of a step on a GPU is known on a machine without one.
+
 Legend: B batch, N positions, C channels, G groups, S tiles of `_ROWS` positions.
 """
 
@@ -15,11 +18,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 try:
     import triton
@@ -33,6 +40,28 @@ _CAPABILITY = (8, 0)  # of the oldest cards that Triton compiles bfloat16 for
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _log = logging.getLogger(__name__)
+_counted: ContextVar[bool] = ContextVar("counted as on CUDA", default=False)
+
+
+def computes_on_cuda(x: Tensor) -> bool:
+    """Return whether a tensor lies on CUDA, or is counted as if it did."""
+    return x.is_cuda or (_counted.get() and isinstance(x, FakeTensor))
+
+
+@contextmanager
+def counted_as_on_cuda(enabled: bool = True) -> Iterator[None]:
+    """Take tensors without data, inside a block, for some on a CUDA card whose kernels Triton compiles."""
+    token = _counted.set(enabled)
+    try:
+        yield
+    finally:
+        _counted.reset(token)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run a kernel in a grid of programs; the first argument is a tensor."""
+    if not isinstance(arguments[0], FakeTensor):
+        kernel[grid](*arguments, **options)
 
 
 def takes(x: Tensor) -> bool:
@@ -40,10 +69,17 @@ def takes(x: Tensor) -> bool:
 
     Compiled networks keep torch's, which their compiler fuses. What a machine lacks is said once.
     """
-    if torch.compiler.is_compiling() or not (x.is_cuda or _INTERPRETED) or x.dtype not in _DTYPES or x.numel() == 0:
+    if torch.compiler.is_compiling() or not (computes_on_cuda(x) or _INTERPRETED):
+        return False
+    if x.dtype not in _DTYPES or x.numel() == 0:
         return False
     is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return is_last and is_available(x.device)
+    return is_last and serves(x)
+
+
+def serves(x: Tensor) -> bool:
+    """Return whether kernels run where a tensor lies; those of tensors without data are only counted."""
+    return triton is not None if isinstance(x, FakeTensor) else is_available(x.device)
 
 
 @cache
@@ -74,29 +110,29 @@ class _GroupNorm(torch.autograd.Function):
         mean, rstd = (x.new_empty((batch, groups), dtype=torch.float32) for _ in range(2))
         y = torch.empty_like(x)
         width = channels // groups
+        shape = (positions, channels, tiles, groups, width)
         grid, tile = (batch * tiles, parts), {"R": _ROWS, "K": _COLUMNS}
-        _moments[grid](x, means, squares, positions, channels, tiles, **tile)
+        launch(_moments, grid, x, means, squares, positions, channels, tiles, **tile)
         block = {"R": _ROWS, "T": _TILES, "D": triton.next_power_of_2(width)}
-        _merge[(batch * groups,)](means, squares, mean, rstd, positions, channels, tiles, groups, width, eps, **block)
-        sizes = (positions, channels, tiles, groups, width)
-        _normalise[grid](x, y, weight, bias, mean, rstd, *sizes, ACTIVATE=activate, **tile)
+        launch(_merge, (batch * groups,), means, squares, mean, rstd, *shape, eps, **block)
+        launch(_normalise, grid, x, y, weight, bias, mean, rstd, *shape, ACTIVATE=activate, **tile)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.sizes, ctx.activate = sizes, activate
+        ctx.shape, ctx.activate = shape, activate
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        positions, channels, tiles, groups, width = ctx.sizes
+        positions, channels, tiles, groups, width = ctx.shape
         dy = dy.contiguous(memory_format=torch.channels_last)
         batch, parts = len(x), triton.cdiv(channels, _COLUMNS)
         grid, tile = (batch * tiles, parts), {"R": _ROWS, "K": _COLUMNS, "ACTIVATE": ctx.activate}
         sums, products = (x.new_empty((batch, tiles, channels), dtype=torch.float32) for _ in range(2))
-        _gradient_sums[grid](x, dy, weight, bias, mean, rstd, sums, products, *ctx.sizes, **tile)
+        launch(_gradient_sums, grid, x, dy, weight, bias, mean, rstd, sums, products, *ctx.shape, **tile)
         db, dw = sums.sum(1), products.sum(1)  # (B, C), of each sample
         of_group = [(weight * part).view(batch, groups, width).sum(2) / (positions * width) for part in (db, dw)]
         dx = torch.empty_like(x)
-        _gradient[grid](x, dy, dx, weight, bias, mean, rstd, *of_group, *ctx.sizes, **tile)
+        launch(_gradient, grid, x, dy, dx, weight, bias, mean, rstd, *of_group, *ctx.shape, **tile)
         return dx, dw.sum(0).to(weight.dtype), db.sum(0).to(bias.dtype), None, None, None
 
 

@@ -89,6 +89,16 @@ class LayerNorm32(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
+class RMSNorm32(nn.RMSNorm):
+    """Divide by the root mean square over the last axis, which is summed in float32: (..., C) -> (..., C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # with a weight of another type, torch's is not fused
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def conv(dims: int, in_channels: int, out_channels: int, kernel_size: int, **options: object) -> nn.Module:
     """Return a convolution over `dims` spatial axes; `options` are those of torch's class."""
     return _CONVOLUTIONS[dims](in_channels, out_channels, kernel_size, **options)

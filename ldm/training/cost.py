@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from ldm.errors import UserError
+from ldm.networks.fused_norm import counted_as_on_cuda
 from ldm.networks.perceptual import LPIPS
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.devices import autocast
@@ -57,6 +58,14 @@ class StepCost:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How networks compute: by the kernels for CUDA or by torch's alone, and whether images lie channels last."""
+
+    kernels: bool = False
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
 class TrainingCost:
     """What a training costs: a step, a checkpoint and, stored once, its frozen parts in bytes; what a card takes.
 
@@ -91,6 +100,7 @@ def training_cost(
     batch: int,
     size: Size | None,
     precision: str,
+    way: Way,
     card: float,
     sharing: Sharing = Sharing(),  # noqa: B008 (immutable)
 ) -> TrainingCost:
@@ -98,7 +108,7 @@ def training_cost(
 
     `training` is on the meta device, and is used up. UserError for trainings that cannot be counted.
     """
-    count = StepCounter(training, _size(training, size), precision, sharing)
+    count = StepCounter(training, _size(training, size), precision, way, sharing)
     step = count(batch)
     largest = largest_batch(count, step, (card - _RESERVE) * _GIB)
     return TrainingCost(step, *count.checkpoint, card, largest, sharing)
@@ -147,15 +157,22 @@ class StepCounter:
         training: TrainingModule,
         size: Size,
         precision: str,
+        way: Way = Way(),  # noqa: B008 (immutable)
         sharing: Sharing = Sharing(),  # noqa: B008 (immutable)
     ) -> None:
-        self.training, self.size, self.precision, self.sharing = training, size, precision, sharing
+        self.training, self.size, self.precision, self.way, self.sharing = training, size, precision, way, sharing
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         for part in training.modules():
             if isinstance(part, LPIPS):
                 part._is_ready = True  # there is nothing to read weights into
+            if way.channels_last and isinstance(part, nn.Conv2d):
+                part.register_forward_pre_hook(_to_channels_last)
+        if way.channels_last:
+            training.to(memory_format=torch.channels_last)
         with self._mode:
-            training.to_empty(device="cpu").train()
+            for part in training.modules():  # each once, also a first stage that is a conditioner too
+                part.to_empty(device="cpu", recurse=False)
+        training.train()
         training.setup("fit")
         self._optimizer = self._made_optimizer()
 
@@ -169,7 +186,7 @@ class StepCounter:
                 for parameter in training.parameters():
                     parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             kept = SavedTensors([*training.parameters(), *training.buffers()])
-            with autocast(self.precision, "cpu"):
+            with autocast(self.precision, "cpu"), counted_as_on_cuda(self.way.kernels):
                 with kept:
                     loss = forward(training, batch, self.size)
                 loss.backward()
@@ -213,6 +230,11 @@ def _size(training: TrainingModule, size: Size | None) -> Size:
     if size is None:
         raise UserError("the config does not say the size of the images")
     return size
+
+
+def _to_channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return inputs of a convolution in the layout of its output, which CUDA takes from the weights."""
+    return tuple(x.contiguous(memory_format=torch.channels_last) for x in inputs)
 
 
 def _bytes(tensors: Iterable[Any]) -> int:

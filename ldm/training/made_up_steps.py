@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ldm.conditioning.base import Conditioner, Conditioning, JointConditioner
-from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, SpatialRescaler
+from ldm.conditioning.images import FirstStageConditioner, ImageConditioner, InpaintingConditioner, SpatialRescaler
 from ldm.conditioning.labels import ClassConditioner
 from ldm.conditioning.layout import LayoutConditioner
+from ldm.conditioning.sizes import SizeConditioner
 from ldm.conditioning.text import CLIPTextConditioner, EmbeddingConditioner, TextConditioner, TokenConditioner
 from ldm.errors import UserError
 from ldm.training.autoencoder import AutoencoderTraining
@@ -106,7 +107,12 @@ def _(part: SpatialRescaler, batch: int, size: Size, z: Tensor) -> Tensor:
     return part.embed(torch.randn(batch, part.in_channels, *size))
 
 
+@_embedding.register(FirstStageConditioner)
+@_embedding.register(InpaintingConditioner)
+def _(part: FirstStageConditioner | InpaintingConditioner, batch: int, size: Size, z: Tensor) -> Tensor:
+    return part.embed([torch.randn(batch, spec.channels, *size) for spec in part.input_specs().values()])
+
+
 @_embedding.register
-def _(part: FirstStageConditioner, batch: int, size: Size, z: Tensor) -> Tensor:
-    masks = [] if part.mask_key is None else [torch.randn(batch, 1, *size)]
-    return part.embed([torch.randn(batch, part._first_stage().in_channels, *size), *masks])
+def _(part: SizeConditioner, batch: int, size: Size, z: Tensor) -> Tensor:
+    return part.embed(torch.zeros(batch, 2))

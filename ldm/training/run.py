@@ -28,7 +28,7 @@ from ldm.doctor.data_fit import check_data_fits_model, size_problems
 from ldm.errors import ConfigError, UserError, lack_of_memory, refused_by_the_system, shown
 from ldm.models.loading import train_option
 from ldm.training.callbacks import check_previews
-from ldm.training.cost import cost_lines
+from ldm.training.cost import Way, cost_lines
 from ldm.training.devices import matmul_precision
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.extensions import callbacks
@@ -249,11 +249,16 @@ def cost_of(plan: Plan, model: TrainingModule, card: float) -> list[str]:
     return cost_lines(model, *step_settings(plan), card, Sharing.of(plan.strategy, plan.batch.processes))
 
 
-def step_settings(plan: Plan) -> tuple[int, tuple[int, int] | None, str]:
-    """Return what a step costs by: samples of a device, size of the images if it is known, and precision."""
+def step_settings(plan: Plan) -> tuple[int, tuple[int, int] | None, str, Way]:
+    """Return what a step costs by: samples of a device, size of the images if it is known, precision, and way.
+
+    The way is that of a card of CUDA, whatever this machine has; compiled blocks are counted by torch's kernels.
+    """
     size = train_option(plan.config, "size")
     sides = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    return plan.batch.per_device, sides, str(plan.lightning["trainer"].get("precision", 32))
+    given = plan.lightning.get("channels_last")
+    way = Way(compilation(plan.lightning) is None, not plan.shards_weights if given is None else given)
+    return plan.batch.per_device, sides, str(plan.lightning["trainer"].get("precision", 32)), way
 
 
 def build_data(plan: Plan) -> DataModule:

@@ -26,6 +26,7 @@ from ldm.data.layout.boxes import BoxTokenizer
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.networks.encoder_decoder import Architecture
+from ldm.training.made_up_steps import conditioning
 
 B = 3
 CAPTIONS = ["a red circle", "a blue square", "two green triangles"]
@@ -126,6 +127,14 @@ def test_different_conditions_differ(cls, clip_folder):
     conditioner, batch = make(cls, clip_folder)
     value = filled(conditioner.eval()(batch), conditioner.slot)
     assert not torch.allclose(value[0], value[1])
+
+
+def test_a_made_up_condition_is_of_the_same_shape(cls, clip_folder):
+    conditioner, batch = make(cls, clip_folder)
+    value = filled(conditioner.eval()(batch), conditioner.slot)
+    z = torch.zeros(B, 4, *(value.shape[2:] if conditioner.slot == "concat" else (8, 8)))
+    made_up = filled(conditioning(conditioner, B, (16, 16), z), conditioner.slot)
+    assert made_up.shape == value.shape and made_up.dtype == value.dtype
 
 
 def uniform():

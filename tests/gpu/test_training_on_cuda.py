@@ -28,7 +28,7 @@ from ldm.cli import txt2img
 from ldm.cli.arguments import parse
 from ldm.cli.train import main, plan_of
 from ldm.data.core.loader import collate
-from ldm.training.cost import StepCounter, _size
+from ldm.training.cost import StepCounter, Way, _size
 from ldm.training.devices import autocast
 from ldm.training.made_up_steps import forward
 from ldm.training.module import TrainingModule
@@ -137,8 +137,8 @@ def test_peak_memory_is_as_foretold(name: str) -> None:
     plan = plan_of(parse(["-b", str(ROOT / "configs" / f"{name}.yaml"), "--dry-run", "--accelerator", "gpu"]))
     training = build_without_memory(plan)
     size, batch = _size(training, None), 4
-    foretold = StepCounter(training, size, "bf16-mixed")(batch).peak
-    training = build_without_memory(plan).to_empty(device="cuda").train()
+    foretold = StepCounter(training, size, "bf16-mixed", Way(kernels=True, channels_last=True))(batch).peak
+    training = build_without_memory(plan).to_empty(device="cuda").to(memory_format=torch.channels_last).train()
     for tensor in [*training.parameters(), *training.buffers()]:
         torch.nn.init.constant_(tensor.data, 0.01) if tensor.is_floating_point() else tensor.zero_()
     training.setup("fit")

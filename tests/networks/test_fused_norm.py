@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ldm.networks import fused_norm
+from ldm.training.memory import SavedTensors
 
 SHAPES = ((2, 32, 3, 5), (1, 96, 9, 10), (2, 160, 1, 2))  # more than a tile, parts of tiles, groups of 1, 3 and 5
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # of the largest: that of the dtype
@@ -72,6 +74,26 @@ def test_a_large_mean_does_not_cancel(interpreted: ModuleType) -> None:
     y = interpreted.group_norm(x, 32, torch.ones(64), torch.zeros(64), 1e-5)
     expected = F.group_norm(x.double(), 32, None, None, 1e-5)
     assert float((y.double() - expected).abs().max()) < 1e-3  # float32 has 2e-4 at 3000
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_without_data_the_same_is_kept(interpreted: ModuleType, shape: tuple[int, ...]) -> None:
+    def kept_by(module: ModuleType) -> int:
+        x = images(shape, torch.bfloat16).requires_grad_()
+        weight, bias = (torch.ones(shape[1], requires_grad=True) for _ in range(2))
+        assert module.takes(x)
+        kept = SavedTensors([])
+        with kept:
+            y = module.group_norm(x, 32, weight, bias, 1e-5, True)
+        y.backward(torch.ones_like(y))
+        assert y.stride() == x.grad.stride() == x.stride()
+        return kept.bytes
+
+    launched = kept_by(interpreted)
+    with FakeTensorMode(), fused_norm.counted_as_on_cuda():
+        assert kept_by(fused_norm) == launched
+    with FakeTensorMode():
+        assert not fused_norm.takes(images(shape, torch.bfloat16))
 
 
 def test_other_inputs_are_left_to_torch(interpreted: ModuleType) -> None:

@@ -5,7 +5,7 @@ import torch
 from einops import rearrange
 
 from ldm.errors import UserError
-from ldm.networks.layers import GroupNorm32, LayerNorm32, average_pool, conv, recompute, zeroed
+from ldm.networks.layers import GroupNorm32, LayerNorm32, RMSNorm32, average_pool, conv, recompute, zeroed
 
 
 def test_group_norm_has_the_closed_form(randomised):
@@ -41,10 +41,13 @@ def test_half_inputs_are_normalised_with_float32_statistics():
     torch.testing.assert_close(GroupNorm32(32)(x).float(), x.float() / 300, atol=1e-3, rtol=0)
 
 
-def test_layer_norm_keeps_the_dtype(randomised):
-    norm = randomised(LayerNorm32(16))
+@pytest.mark.parametrize("make", [LayerNorm32, RMSNorm32])
+def test_norms_of_tokens_keep_the_dtype(make, randomised, recwarn):
+    norm = randomised(make(16))
     x = torch.randn(2, 5, 16)
-    assert norm(x.bfloat16()).dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert norm(x.bfloat16()).dtype == torch.bfloat16 and norm(x).dtype == torch.float32
+    assert norm(x.bfloat16()).dtype == torch.bfloat16 and not recwarn.list
     torch.testing.assert_close(norm(x.bfloat16()).float(), norm(x), atol=0.03, rtol=0.03)
 
 

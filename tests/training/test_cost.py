@@ -11,7 +11,7 @@ from fitting import Noise
 from tiny import SIZE, autoencoder_training, class_diffusion, vq_training
 
 from ldm.data.core.loader import collate
-from ldm.training.cost import StepCost, StepCounter, cost_lines, largest_batch
+from ldm.training.cost import StepCost, StepCounter, Way, cost_lines, largest_batch
 from ldm.training.devices import autocast
 from ldm.training.memory import Meter, SavedTensors
 from ldm.training.module import TrainingModule
@@ -82,5 +82,5 @@ def test_what_is_not_known_is_one_line() -> None:
     with torch.device("meta"):
         training = class_diffusion()
     training.model.image_size = None
-    (line,) = cost_lines(training, 1, None, "32", 80)
+    (line,) = cost_lines(training, 1, None, "32", Way(), 80)
     assert "not counted" in line and "size" in line

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from ldm.data.core.loader import collate
 from ldm.errors import UserError
-from ldm.training.cost import StepCounter, cost_lines
+from ldm.training.cost import StepCounter, Way, cost_lines
 from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.shares import Sharing
 from ldm.training.strategies import shard
@@ -40,7 +40,7 @@ def training() -> DiffusionTraining:
 @cache
 def foretold(strategy: str, devices: int = DEVICES) -> Any:
     with torch.device("meta"):
-        count = StepCounter(training(), (tiny.SIZE, tiny.SIZE), "32", Sharing(devices, strategy))
+        count = StepCounter(training(), (tiny.SIZE, tiny.SIZE), "32", sharing=Sharing(devices, strategy))
     return count(BATCH)
 
 
@@ -132,8 +132,9 @@ def test_a_strategy_is_known_by_name_or_node(given: str | dict[str, str], strate
 def test_lines_name_the_strategy_and_what_cannot_be_shared_is_one_line() -> None:
     with torch.device("meta"):
         own, other = training(), tiny.autoencoder_training()
-    lines = cost_lines(own, 1, None, "32", 1.00001, Sharing(8, "fsdp"))  # a card on which nothing fits: few counts
-    (line,) = cost_lines(other, BATCH, None, "32", 80, Sharing(8, "fsdp"))
+    card = 1.00001  # GiB, on which nothing fits: few counts
+    lines = cost_lines(own, 1, None, "32", Way(), card, Sharing(8, "fsdp"))
+    (line,) = cost_lines(other, BATCH, None, "32", Way(), 80, Sharing(8, "fsdp"))
     assert "per device (fsdp on 8)" in lines[0]
     assert "not counted" in line and "AutoencoderTraining" in line and len(line) <= 300
 
