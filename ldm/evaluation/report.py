@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.errors import UserError
 
 Points = Sequence[tuple[float, float]]
+_FEW = 10  # places on an axis that each have room for a tick
 _MANY = 30  # points of a line without marks
 _WIDE = 8  # from this ratio of largest to smallest on, an axis of positive values is logarithmic
 STYLE = """
@@ -104,7 +105,12 @@ def plot_panels(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
             style = {"marker": marker, "markersize": 4, "capsize": 2, "elinewidth": 1, "color": colours[label]}
             axis.errorbar(*zip(*points, strict=True), yerr=panel.bars.get(label), label=label, **style)
         axis.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
-        axis.set_xscale("log" if _is_wide([x for points in panel.lines.values() for x, _ in points]) else "linear")
+        places = sorted({x for points in panel.lines.values() for x, _ in points})
+        if _is_wide(places):
+            axis.set_xscale("log")
+            if len(places) <= _FEW:  # the ticks that a logarithmic axis chooses for itself run into each other
+                axis.set_xticks(places, [f"{place:g}" for place in places])
+                axis.minorticks_off()
         heights = [y for one in panels if one.y == panel.y for points in one.lines.values() for _, y in points]
         axis.set(yscale="log" if _is_wide(heights) else "linear", ylim=_limits(heights))
         axis.grid(alpha=0.3)

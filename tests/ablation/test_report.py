@@ -16,6 +16,7 @@ from ldm.ablation.study import Study, read
 from ldm.ablation.tables import STEPS, Results, over_seeds
 from ldm.ablation.workspace import Workspace
 from ldm.errors import UserError
+from ldm.evaluation.report import Panel, plot_panels, pyplot
 
 STUDY = Path(__file__).resolve().parents[2] / "configs" / "ablation" / "toy_f.yaml"
 FRECHET = {4: {1: 40.0, 2: 30.0}, 8: {1: 20.0, 2: 10.0}}  # by f and seed
@@ -131,6 +132,20 @@ def test_trials_that_differ_in_sampling_alone_have_figures_of_their_own(tmp_path
             evaluated(evaluation.name, workspace, {"frechet[scenenet]": 10.0 + number})
     page = write_report(study, trials, workspace)
     assert [float(row["frechet[scenenet]"]) for row in rows(page.parent / "trials.csv")] == [10, 11, 12, 13, 14, 15]
+
+
+def test_the_ticks_of_a_logarithmic_axis_are_its_few_values(tmp_path, monkeypatch):
+    figures, plt = [], pyplot()
+    monkeypatch.setattr(plt, "close", figures.append)
+    points = [(0.02, 1.0), (0.05, 2.0), (0.25, 3.0)]
+    plot_panels([Panel("length", "frechet", {"all": points})], tmp_path / "axis.png")
+    (axis,) = figures[0].axes
+    assert axis.get_xscale() == "log" and [tick.get_text() for tick in axis.get_xticklabels()] == [
+        "0.02",
+        "0.05",
+        "0.25",
+    ]
+    assert not axis.get_xticks(minor=True).size
 
 
 def test_many_trials_are_shown_in_panels_and_compared_with_what_papers_say(tmp_path):
