@@ -37,6 +37,7 @@ JOBS = {  # first stages and their figures, latent trainings (with a short one b
     "guidance_kinds": 2 + 3 * (1 + 6),
     "samplers": 2 + 3 * (1 + 28 * 3),
     "samplers_scenes": 2 + 3 * (1 + 28 * 3),
+    "samplers_emoji": 2 + 3 * (1 + 28 * 3),
     "alignment": 2 + 6 * (1 + 1 + 1),
     "imagenet_alignment": 6 * (1 + 7 + 2),
     "imagenet_objectives": 36 * (1 + 7 + 3),
