@@ -153,7 +153,7 @@ class AdversarialLoss(nn.Module):
                     g_loss, of_g = self._with_gradient(g_loss, x_rec)
                     d_weight = self._balance(of_nll, of_g, reconstructions, last_layer)
                 adversarial = d_weight * factor * g_loss
-                logs |= {"d_weight": d_weight, "disc_factor": nll.new_tensor(factor), "g_loss": g_loss.detach()}
+                logs |= {"d_weight": d_weight, "disc_factor": nll.new_full((), factor), "g_loss": g_loss.detach()}
             loss = (nll if weights is None else self.nll(error, weights)) + self.regularization_weight * regularization
             loss = loss + adversarial
         return loss, {"total_loss": loss.detach(), **logs}

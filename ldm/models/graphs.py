@@ -8,8 +8,9 @@ decide which recording is used; weights that moved in memory make all of them st
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from threading import Lock
@@ -28,7 +29,7 @@ Run = Callable[[], Tensor]
 Record = Callable[[Run], tuple[Callable[[], object], Tensor]]  # -> what runs it again; the output that is overwritten
 MakeRecorder = Callable[[torch.device], Record]
 Inputs = Sequence[Tensor | None]
-_KEPT = 8  # recordings of a backbone; beyond, the one that was unused for longest makes room
+_KEPT = 8  # recordings of a backbone; beyond, all make room
 _log = logging.getLogger(__name__)
 
 
@@ -39,17 +40,34 @@ class CudaRecorder:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def __call__(self, run: Run) -> tuple[Callable[[], object], Tensor]:
-        """Run once to warm up, on a stream of its own as capture asks for, and record. RuntimeError if it cannot be."""
+        """Run to warm up, on a stream of its own as capture asks for, and record. RuntimeError if it cannot be.
+
+        What waits for the device is found before the capture: before torch 2.13 one that fails leaves behind a random
+        generator and an allocator that are out of use.
+        """
         caller, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):  # which a capture that fails may leave as the current one
             self._stream.wait_stream(caller)
             run()
+            with _waiting_refused():
+                run()
             # What other threads do meanwhile, such as pinning memory for a loader, does not spoil the recording.
             capture = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
             with torch.cuda.graph(graph, **capture):
                 output = run()
         caller.wait_stream(self._stream)
         return graph.replay, output
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Let what waits for the device raise RuntimeError inside a block."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Recording(NamedTuple):
@@ -73,7 +91,8 @@ class Graphs:
 
     `recorder` makes what records; by default CUDA's, and on other devices nothing is recorded. A shape is recorded when
     it comes for the second time, so that what is called once costs nothing. The first failure, such as too little
-    memory or an operation that waits for the device, is told in one line, and is the end of recording.
+    memory or an operation that waits for the device, is told in one line, and is the end of recording. Where one too
+    many is recorded, all go: to free one alone frees a workspace of cuBLAS that the others use (torch before 2.15).
     """
 
     def __init__(self, recorder: MakeRecorder | None = None, limit: int = _KEPT) -> None:
@@ -85,11 +104,12 @@ class Graphs:
         return Graphs, (self._recorder, self._limit)
 
     def __len__(self) -> int:
-        return sum(recording is not None for recording in self._kept.values())
+        return len(self._kept)
 
     def clear(self) -> None:
         """Forget the recordings, which frees their memory."""
-        self._kept: OrderedDict[tuple[Any, ...], Recording | None] = OrderedDict()
+        self._kept: dict[tuple[Any, ...], Recording] = {}
+        self._seen: deque[tuple[Any, ...]] = deque(maxlen=self._limit)  # what came once
         self._record: Record | None = None
         self._weights: list[int] = []
 
@@ -100,13 +120,12 @@ class Graphs:
         """
         tensors = list(chain(backbone.parameters(), backbone.buffers()))
         device = tensors[0].device if tensors else torch.device("cpu")
-        recorder = self._recorder or (CudaRecorder if device.type == "cuda" else None)
-        if recorder is None or self._has_failed:
+        if self._has_failed or (self._recorder is None and device.type != "cuda"):
             return backbone
         weights = [tensor.data_ptr() for tensor in tensors]
         if weights != self._weights:
             self.clear()
-            self._weights, self._record = weights, recorder(device)
+            self._weights = weights
         return partial(self._call, backbone)
 
     def _call(
@@ -124,14 +143,17 @@ class Graphs:
             return None
         key = (backbone.training, *_autocast(inputs[0]).values(), *map(_form, inputs))
         if key in self._kept:
-            self._kept.move_to_end(key)
-            if self._kept[key] is None:
-                self._kept[key] = self._recorded(backbone, inputs)
             return self._kept[key]
-        self._kept[key] = None
-        if len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
-        return None
+        if key not in self._seen:
+            self._seen.append(key)
+            return None
+        self._seen.remove(key)
+        if len(self._kept) == self._limit or self._record is None:
+            self._kept.clear()
+            self._record = (self._recorder or CudaRecorder)(inputs[0].device)
+        if (recording := self._recorded(backbone, inputs)) is not None:
+            self._kept[key] = recording
+        return recording
 
     @torch.no_grad()
     def _recorded(self, backbone: nn.Module, inputs: Inputs) -> Recording | None:

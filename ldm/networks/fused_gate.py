@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.networks.fused_norm import computes_on_cuda, launch, serves
+from ldm.networks.fused_norm import computes_on_cuda, differentiable, launch, serves
 
 try:
     import triton
@@ -35,9 +35,13 @@ def gated(halves: Tensor, activation: Activation, gate_first: bool = False) -> T
     if takes(halves):
         with torch.cuda.device_of(halves):
             return _Gated.apply(halves, activation == "silu", gate_first)
+    return _by_torch(halves, activation == "silu", gate_first)
+
+
+def _by_torch(halves: Tensor, silu: bool, gate_first: bool) -> Tensor:
     first, second = halves.chunk(2, dim=-1)
     value, gate = (second, first) if gate_first else (first, second)
-    return (F.silu(gate) if activation == "silu" else F.gelu(gate)) * value
+    return (F.silu(gate) if silu else F.gelu(gate)) * value
 
 
 def takes(halves: Tensor) -> bool:
@@ -62,6 +66,10 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (halves,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable(
+                ctx, dy, lambda x: _by_torch(x, ctx.options["SILU"], ctx.options["GATE_FIRST"]), halves
+            )
         dx, dy = torch.empty_like(halves), dy.contiguous()
         launch(_backward, _grid(dy), halves, dy, dx, dy.shape[-1], **ctx.options)
         return dx, None, None

@@ -18,15 +18,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+from ldm.errors import shown
 
 try:
     import triton
@@ -85,14 +88,25 @@ def serves(x: Tensor) -> bool:
 @cache
 def is_available(device: torch.device) -> bool:
     """Return whether the kernels run on a device; if not, one line says why."""
-    problem = ""
-    if triton is None:
-        problem = "Triton is not installed"
-    elif not _INTERPRETED and torch.cuda.get_device_capability(device) < _CAPABILITY:
-        problem = f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    problem = _problem(device)
     if problem:
         _log.warning("group norm: %s; torch's kernels are used, which copy channels-last images", problem)
     return not problem
+
+
+def _problem(device: torch.device) -> str:
+    """Return why kernels do not run on a device, "" if they do."""
+    if triton is None:
+        return "Triton is not installed"
+    if not _INTERPRETED and torch.cuda.get_device_capability(device) < _CAPABILITY:
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    try:
+        x = torch.zeros(1, device=device)
+        with torch.cuda.device_of(x):
+            launch(_moments, (1, 1), x, x.clone(), x.clone(), 1, 1, 1, R=_ROWS, K=_COLUMNS)
+    except Exception as error:  # whatever Triton meets: no C compiler, no headers of Python, too old a driver
+        return f"Triton compiles nothing here ({shown(f'{type(error).__name__}: {error}', 120)})"
+    return ""
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, activate: bool = False) -> Tensor:
@@ -117,12 +131,15 @@ class _GroupNorm(torch.autograd.Function):
         launch(_merge, (batch * groups,), means, squares, mean, rstd, *shape, eps, **block)
         launch(_normalise, grid, x, y, weight, bias, mean, rstd, *shape, ACTIVATE=activate, **tile)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.shape, ctx.activate = shape, activate
+        ctx.shape, ctx.activate, ctx.options = shape, activate, (groups, eps, activate)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            groups, eps, activate = ctx.options
+            return differentiable(ctx, dy, lambda *tensors: _by_torch(*tensors, groups, eps, activate), x, weight, bias)
         positions, channels, tiles, groups, width = ctx.shape
         dy = dy.contiguous(memory_format=torch.channels_last)
         batch, parts = len(x), triton.cdiv(channels, _COLUMNS)
@@ -134,6 +151,21 @@ class _GroupNorm(torch.autograd.Function):
         dx = torch.empty_like(x)
         launch(_gradient, grid, x, dy, dx, weight, bias, mean, rstd, *of_group, *ctx.shape, **tile)
         return dx, dw.sum(0).to(weight.dtype), db.sum(0).to(bias.dtype), None, None, None
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activate: bool) -> Tensor:
+    y = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    return F.silu(y) if activate else y
+
+
+def differentiable(ctx: Any, dy: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of function(*inputs) as torch computes them, for a backward pass that is differentiated.
+
+    None for the other arguments of the forward pass, and for inputs without a gradient.
+    """
+    wanted = [x for x, needs in zip(inputs, ctx.needs_input_grad, strict=False) if needs]
+    found = iter(torch.autograd.grad(function(*inputs), wanted, dy, create_graph=True))
+    return tuple(next(found) if needs else None for needs in ctx.needs_input_grad)
 
 
 if triton is not None:

@@ -140,7 +140,7 @@ class AutoencoderTraining(TrainingModule):
         if self.optimizer is not None:
             optimizer = build_optimizer(self.optimizer, groups, self.learning_rate)
         else:
-            optimizer = Adam(groups, lr=self.learning_rate, betas=self.betas, fused=self.may_fuse)
+            optimizer = Adam(groups, lr=self.learning_rate, betas=self.betas, fused=self.may_fuse or None)
         return stepwise(optimizer, scheduler(optimizer, self.lr_schedule))
 
     def trained_parts(self) -> list[list[nn.Parameter]]:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 _SHAPES = 256  # of blocks that are compiled in one process; torch gives up at 8
-Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+# Not those with CUDA graphs: each call of a block would begin a new generation, and overwrite what the one before made.
+Mode = Literal["default", "max-autotune-no-cudagraphs"]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ldm.evaluation.extractors import weights_hash
 from ldm.models.guidance import Guidance, misfit
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import load_model
+from ldm.transfer import sent
 from ldm.weights.load import load_into
 
 
@@ -123,7 +124,7 @@ class ConsistencyDistillation:
     ) -> Terms:
         """Return the loss for scaled latents z with noise eps (B, c, h, w), at places u (B,) in [0, 1) of the walk."""
         process, student = model.process, model.denoiser(conditioning)
-        t, s = (times.to(z.device, non_blocking=True) for times in self.ends(u))
+        t, s = (sent(times, z.device) for times in self.ends(u))
         z_t = process.level(t).diffuse(z, eps)
         with torch.no_grad():
             z_s = process.level(s).diffuse(*self.teacher.denoiser(conditioning, self.guidance)(z_t, t))

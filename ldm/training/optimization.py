@@ -43,11 +43,11 @@ class Optimization:
             raise UserError(f"{changed[0]}: is AdamW's; give it to the optimizer, and leave it out beside it")
 
     def build(self, groups: list[Group], learning_rate: float, fused: bool) -> Optimizer:
-        """Build the optimiser; only AdamW is fused. UserError for one that cannot optimise these parameters."""
+        """Build the optimiser; only AdamW is fused, or chooses by the device. UserError for one that does not fit."""
         if self.optimizer is not None:
             return build_optimizer(self.optimizer, groups, learning_rate)
         settings = {"betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
-        return AdamW(groups, lr=learning_rate, fused=fused, **settings)
+        return AdamW(groups, lr=learning_rate, fused=fused or None, **settings)  # False would rule out foreach too
 
     def scheduler(self, optimizer: Optimizer) -> LambdaLR | None:
         """Build the scheduler; its state holds numbers only, so that checkpoints stay plain."""

@@ -240,7 +240,11 @@ def cache_settings(lightning: Mapping[str, Any]) -> CacheSettings | None:
 def compilation(lightning: Mapping[str, Any]) -> Compilation | None:
     """Return how networks are compiled, None if they are not. Raises ConfigError."""
     value = lightning.get("compile")
-    return _settings(Compilation, value, "lightning.compile", "{mode: max-autotune, dynamic: false}") if value else None
+    return (
+        _settings(Compilation, value, "lightning.compile", "{mode: max-autotune-no-cudagraphs, dynamic: false}")
+        if value
+        else None
+    )
 
 
 def _settings(cls: type[Settings], value: Any, path: str, example: str) -> Settings:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ProgressBar
 from torch import Tensor
 
@@ -80,6 +81,8 @@ class Progress(ProgressBar):
         """Wait for the end of the first step, say how long it took, and start the clock anew."""
         if step == self._last_step:
             return  # a part of an accumulated batch
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         seconds = time.monotonic() - self._last_time
         if self._enabled and seconds >= self._every:
             self._write(f"step {step}  the first took {seconds:.1f} s")

@@ -1,10 +1,11 @@
 """Measure our networks beside those of diffusers, and of a checkout of CompVis/latent-diffusion if its path is given.
 
 The same architecture, random weights of which none is zero, random input, one process; the sides take turns, so that a
-noisy machine disturbs all alike. Reported are medians: milliseconds, peak memory (CUDA), TFLOP/s as torch counts them,
-and with --peak the share of what the card can do (MFU). --step adds the whole step of a training (forward, backward,
-clipping, AdamW, average of the weights, each side by its own means), --obvious our weights in the obvious formulation
-(einsum attention, contiguous layout, float32), --walk a walk of so many DDIM steps with and without CUDA graphs.
+noisy machine disturbs all alike. Reported are medians: milliseconds, TFLOP/s as torch counts them, and with --peak the
+share of what the card can do (MFU); and on CUDA the memory of a side alone at its peak. --step adds the whole step of a
+training (forward, backward, clipping, AdamW, average of the weights, each side by its own means), --obvious our weights
+in the obvious formulation (einsum attention, contiguous layout, float32), --walk a walk of so many DDIM steps with and
+without CUDA graphs.
 
     python scripts/benchmarks/peers.py --models ffhq txt2img kl8 --batch 32 --bf16 --step --peak 989 --json peers.json
     python scripts/benchmarks/peers.py --models tiny --batch 2 --step --obvious --walk 10  # in seconds, on a CPU
@@ -19,7 +20,8 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import Any
 import torch
 from peer_networks import MODELS, Inputs, Obvious, UNetSize, Walk, awaken, from_checkout
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.networks.unet import UNet
@@ -35,8 +38,21 @@ from ldm.training.compilation import Compilation
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.optimization import Optimization, clip_gradients
 
-Pass = Callable[[], None]
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is timed, the network that it is of, and what else stays in memory between turns."""
+
+    run: Callable[[], None]
+    network: nn.Module
+    kept: Callable[[], Iterable[Any]] = tuple
+
+    def held(self) -> int:
+        """Return the bytes that stay in memory between turns."""
+        tensors = [*self.network.parameters(), *self.network.buffers(), *self.kept()]
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
 def forward(network: nn.Module, inputs: Inputs, half: bool, backward: bool = False) -> None:
@@ -54,15 +70,17 @@ def training_step(side: str, network: nn.Module, inputs: Inputs, half: bool, che
     if side.startswith("ours"):
         optimizer = Optimization().build([{"params": parameters}], 1e-5, fused=True)
         average = ExponentialMovingAverage(network)
-        move = partial(average.update, network)
+        averages, move = average.buffers, partial(average.update, network)
     elif side == "diffusers":
         from diffusers.training_utils import EMAModel
 
         optimizer = torch.optim.AdamW(parameters, lr=1e-5)
-        move = partial(EMAModel(parameters, decay=0.9999).step, parameters)
+        average = EMAModel(parameters, decay=0.9999)
+        averages, move = lambda: average.shadow_params, partial(average.step, parameters)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=1e-5)
-        move = partial(from_checkout(checkout, "ldm.modules.ema").LitEma(network).to(inputs[0].device), network)
+        average = from_checkout(checkout, "ldm.modules.ema").LitEma(network).to(inputs[0].device)
+        averages, move = average.buffers, partial(average, network)
 
     def step() -> None:
         forward(network, inputs, half, backward=True)
@@ -73,30 +91,32 @@ def training_step(side: str, network: nn.Module, inputs: Inputs, half: bool, che
         optimizer.step()
         move()
 
-    return step
+    return Pass(step, network, lambda: [*tree_leaves([*optimizer.state.values()]), *averages()])
 
 
 def measure(sides: dict[str, Pass], turns: int) -> list[Row]:
-    """Return a row for each side: median milliseconds, peak memory in GiB (None on a CPU), FLOPs of a pass."""
+    """Return a row for each side: median milliseconds, its own peak memory in GiB (None on a CPU), FLOPs of a pass."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, float | None] = dict.fromkeys(sides)
     flops = {}
     for turn in range(turns + 2):  # two warm up
-        for name, run in sides.items():
+        for name, one in sides.items():
             if turn == 0:
                 with FlopCounterMode(display=False) as counter:
-                    run()
+                    one.run()
                 flops[name] = counter.get_total_flops()
+            _synchronize()
+            others = torch.cuda.memory_allocated() - one.held() if torch.cuda.is_available() else 0
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            _synchronize()
             start = time.perf_counter()
-            run()
+            one.run()
             _synchronize()
             if turn > 1:
                 times[name].append(1000 * (time.perf_counter() - start))
             if torch.cuda.is_available():
-                peaks[name] = torch.cuda.max_memory_allocated() / 2**30
+                peaks[name] = (torch.cuda.max_memory_allocated() - others) / 2**30
+            one.network.zero_grad(set_to_none=True)
     return [
         {"side": name, "ms": statistics.median(times[name]), "gib": peaks[name], "flops": flops[name]} for name in sides
     ]
@@ -154,9 +174,9 @@ def main() -> None:
                 network.to(memory_format=layout)
         half = options.bf16
         passes: dict[str, dict[str, Pass]] = {
-            "forward": {side: partial(forward, network, inputs, half) for side, network in sides.items()},
-            "training": {side: partial(forward, network, inputs, half, True) for side, network in sides.items()},
-            "walk": {side: partial(forward, network, inputs, half) for side, network in walks.items()},
+            "forward": {side: Pass(partial(forward, one, inputs, half), one) for side, one in sides.items()},
+            "training": {side: Pass(partial(forward, one, inputs, half, True), one) for side, one in sides.items()},
+            "walk": {side: Pass(partial(forward, one, inputs, half), one) for side, one in walks.items()},
         }
         if options.step:
             trained = {side: network for side, network in sides.items() if side != "obvious"}

@@ -108,14 +108,18 @@ def test_a_shape_is_recorded_when_it_comes_again_and_conditions_are_inputs() -> 
     assert recorder.recorded == len(own.graphs) == 2
 
 
-def test_only_so_many_are_kept_those_that_were_used_last() -> None:
-    recorder = Again()
-    own = model(recorder, limit=2)
-    for count in (1, 2, 1, 3, 1):
+def test_one_too_many_takes_the_place_of_all() -> None:
+    recorder, made = Again(), []
+    own = model(limit=2)
+    own.graphs = Graphs(lambda device: made.append(device) or recorder, limit=2)
+    for count in (1, 2, 1, 2):
         draw(own, count)
-    assert (recorder.recorded, len(own.graphs)) == (3, 2)  # 3 took the place of 2
-    draw(own, 2)
-    assert recorder.recorded == 4
+    assert (recorder.recorded, len(own.graphs), len(made)) == (2, 2, 1)
+    draw(own, 3, steps=1)  # what comes once leaves them where they are
+    assert (recorder.recorded, len(own.graphs)) == (2, 2)
+    draw(own, 3)
+    assert (recorder.recorded, len(own.graphs), len(made)) == (3, 1, 2)
+    assert torch.equal(draw(own, 2), draw(model(), 2)) and recorder.recorded == 4
 
 
 def test_new_values_in_place_are_used_and_weights_that_moved_are_recorded_anew() -> None:

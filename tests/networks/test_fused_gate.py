@@ -53,6 +53,18 @@ def test_values_and_gradients_are_those_of_float64(
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize(("activation", "gate_first"), KINDS)
+def test_second_derivatives_are_those_of_torch(interpreted: ModuleType, activation: str, gate_first: bool) -> None:
+    halves = torch.randn(3, 12)
+
+    def penalty(gated: Callable[..., Tensor]) -> Tensor:
+        own = halves.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(gated(own, activation, gate_first).square().sum(), own, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), own)[0]
+
+    torch.testing.assert_close(penalty(interpreted.gated), penalty(obvious), rtol=1e-4, atol=1e-4)
+
+
 def test_other_inputs_are_left_to_torch(interpreted: ModuleType) -> None:
     halves = torch.randn(4, 6)
     assert interpreted.takes(halves) and not fused_gate.takes(halves)  # on a CPU

@@ -96,6 +96,33 @@ def test_without_data_the_same_is_kept(interpreted: ModuleType, shape: tuple[int
         assert not fused_norm.takes(images(shape, torch.bfloat16))
 
 
+def test_a_machine_that_compiles_nothing_is_told_so_in_one_line(
+    interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def launch(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    monkeypatch.setattr(interpreted, "launch", launch)
+    interpreted.is_available.cache_clear()
+    assert not interpreted.takes(images((2, 32, 3, 5), torch.float32))
+    interpreted.is_available.cache_clear()
+    (line,) = caplog.messages
+    assert "C compiler" in line and "torch's kernels are used" in line and "\n" not in line
+
+
+def test_second_derivatives_are_those_of_torch(interpreted: ModuleType) -> None:
+    x, weight, bias = images((1, 64, 3, 2), torch.float32), torch.randn(64), torch.randn(64)
+
+    def penalty(norm: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+        own = [tensor.clone().requires_grad_() for tensor in inputs]
+        (dx,) = torch.autograd.grad(norm(*own).square().sum(), own[0], create_graph=True)
+        return list(torch.autograd.grad(dx.square().sum(), own))
+
+    ours = penalty(lambda *own: interpreted.group_norm(own[0], 32, own[1], own[2], 1e-5, True), x, weight, bias)
+    torchs = penalty(lambda *own: F.silu(F.group_norm(own[0], 32, own[1], own[2], 1e-5)), x, weight, bias)
+    torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
+
+
 def test_other_inputs_are_left_to_torch(interpreted: ModuleType) -> None:
     x = images((2, 32, 3, 5), torch.float32)
     assert interpreted.takes(x) and not fused_norm.takes(x)  # on a CPU

@@ -12,7 +12,7 @@ from ldm.training.devices import matmul_precision
 
 def test_blocks_are_compiled_and_the_last_layer_is_not() -> None:
     training = autoencoder_training()
-    Compilation(mode="max-autotune").apply(training.networks())
+    Compilation(mode="max-autotune-no-cudagraphs").apply(training.networks())
     compiled = {name for name, part in training.named_modules() if part._compiled_call_impl is not None}
     assert "loss.discriminator" in compiled and "model.decoder.mid.block_1" in compiled
     assert not compiled & {"model.decoder", "model.encoder", "model.decoder.conv_out"}

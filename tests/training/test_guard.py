@@ -1,6 +1,7 @@
 """A bad batch changes nothing; many of them end the run."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,43 @@ import pytorch_lightning as pl
 import torch
 from fitting import Noise, fit
 from tiny import autoencoder_training, class_diffusion
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.utils.data import DataLoader
 
 from ldm.errors import UserError
-from ldm.training.lightning_fixes.guard import StepGuard
+from ldm.training.lightning_fixes.guard import StepGuard, skipping
 from ldm.training.lightning_fixes.metrics_csv import MetricsCsv
 
 MODELS = {"autoencoder": lambda: autoencoder_training(disc_start=0, ema_decay=0.9), "diffusion": class_diffusion}
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """One process that is a group."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_fused_optimiser_leaves_the_step_out_itself_also_where_state_is_shared(
+    alone: None, shares: bool, fused: bool
+) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    settings = {"lr": 0.1, "fused": fused or None}
+    optimizer = (
+        ZeroRedundancyOptimizer([weight], torch.optim.AdamW, **settings)
+        if shares
+        else torch.optim.AdamW([weight], **settings)
+    )
+    weight.grad = torch.full((3,), float("nan"))
+    taking = skipping(optimizer)
+    assert (taking is not None) == fused
+    if taking is not None:
+        taking.found_inf = torch.ones(())
+        optimizer.step()
+        assert torch.equal(weight.detach(), torch.ones(3))
 
 
 class Poisoned(Noise):

@@ -140,6 +140,7 @@ def test_run_is_named_by_time_name_and_postfix(base: str, tmp_path: Path) -> Non
         ("lightning.cache_latents.views=0", "lightning.cache_latents: .*views"),
         ("lightning.compile=fast", "lightning.compile: .*fast"),
         ("lightning.compile.mode=fast", "lightning.compile: .*'mode': 'fast'.*max-autotune"),
+        ("lightning.compile.mode=reduce-overhead", "lightning.compile: .*reduce-overhead.*max-autotune-no-cudagraphs"),
         ("lightning.float32_matmul_precision=tf32", "lightning.float32_matmul_precision: .*tf32"),
         ("lightning.trainer.precision=transformer-engine", "--precision: transformer-engine.*bf16-mixed"),
         ("lightning.cache_latents=perhaps", "lightning.cache_latents: 'perhaps'"),

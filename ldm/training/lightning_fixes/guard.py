@@ -11,11 +11,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ldm.errors import UserError
+
+
+def skipping(optimizer: Optimizer) -> Optimizer | None:
+    """Return the optimiser that leaves out a step if its `found_inf` says so, None if there is none.
+
+    Those of torch do so where they are fused. What shares its state over ranks steps by another one of its own.
+    """
+    steps = optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
+    return steps if all(group.get("fused") for group in steps.param_groups) else None
 
 
 class StepGuard:
@@ -49,8 +59,9 @@ class StepGuard:
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         self._skips = ~norm.isfinite()
-        if optimizer.defaults.get("fused") and self._skips.device.type != "cpu":
-            optimizer.found_inf = self._skips.float()
+        fused = skipping(optimizer)
+        if fused is not None and self._skips.device.type != "cpu":
+            fused.found_inf = self._skips.float()
         elif self._skips:  # waits for the device, where there is one
             for parameter in parameters:
                 parameter.grad = None
