@@ -61,12 +61,15 @@ def split_qkv(qkv: Tensor, num_heads: int, order: QKVOrder) -> tuple[Tensor, Ten
 
 
 def head_split(channels: int, num_heads: int | None, num_head_channels: int | None) -> tuple[int, int]:
-    """Return (number of heads, channels of a head) for `channels`; `num_head_channels` takes precedence."""
+    """Return (number of heads, channels of a head) for `channels`; `num_head_channels` takes precedence.
+
+    UserError where they do not divide the channels.
+    """
     heads = num_heads if num_head_channels is None else channels // num_head_channels
-    if not heads or heads > channels:
+    if not heads or channels % heads or (num_head_channels and channels != heads * num_head_channels):
         raise UserError(
             f"{channels} channels cannot form heads with num_heads={num_heads}, num_head_channels={num_head_channels}:"
-            " set one of them, and no larger than the narrowest level with attention"
+            " set one of them, to a divisor of the channels of every level with attention"
         )
     return heads, channels // heads
 
@@ -239,12 +242,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         if qkv_order not in _QKV_LAYOUTS:
             raise UserError(f"qkv_order: {qkv_order!r} is unknown; choose one of {', '.join(_QKV_LAYOUTS)}")
-        self.num_heads, head_channels = head_split(channels, num_heads, num_head_channels)
-        if channels != self.num_heads * head_channels or (num_head_channels and head_channels != num_head_channels):
-            raise UserError(
-                f"{channels} channels are not divisible into heads (num_heads={num_heads}, "
-                f"num_head_channels={num_head_channels}); choose a divisor"
-            )
+        self.num_heads, _ = head_split(channels, num_heads, num_head_channels)
         self.qkv_order = qkv_order
         self.checkpoint = checkpoint
         self.norm = GroupNorm32(channels)

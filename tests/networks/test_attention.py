@@ -121,6 +121,8 @@ def test_number_of_heads_may_be_given_by_their_width(randomised):
         lambda: AttentionBlock(64, num_head_channels=128),
         lambda: AttentionBlock(64, qkv_order="old"),
         lambda: head_split(64, None, None),
+        lambda: head_split(64, 3, None),
+        lambda: head_split(64, 8, 30),
     ],
 )
 def test_impossible_heads_are_user_errors(make):
