@@ -146,7 +146,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -
 def choose_sampler(spec: str, steps: int, grid: str | None, eta: float | None, default_eta: float) -> Sampler:
     """Return the sampler that the arguments describe. UserError for an eta that it cannot use."""
     if eta is not None and not 0 <= eta < math.inf:
-        raise UserError(f"--ddim_eta {eta:g}: use 0 (no noise) or more")
+        raise UserError(f"--eta {eta:g}: use 0 (no noise) or more")
     name, _, rest = spec.partition(":")
     how = {} if name == "ddpm" else {"steps": steps, "grid": grid}
     flags = how if eta is None else {**how, "eta": eta}
@@ -154,7 +154,7 @@ def choose_sampler(spec: str, steps: int, grid: str | None, eta: float | None, d
         raise UserError(f"--sampler {spec}: {again[0]} has a flag of its own; give it by that alone")
     has_eta = "eta" in sampler_options(name)
     if eta and not has_eta and name != "ddpm":
-        raise UserError(f"--ddim_eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
+        raise UserError(f"--eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
     eta = default_eta if eta is None and name == "ddim" else eta
     return make_sampler(spec, **how, **({"eta": eta} if has_eta else {}))
 

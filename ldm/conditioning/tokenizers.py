@@ -144,7 +144,8 @@ def load_pretrained(kind: str, name_or_path: str, what: str, hub: str | None = N
         if folder.is_dir():
             problem = f"the folder lacks files or has damaged ones ({shown(str(error) or type(error).__name__, 80)})"
             raise UserError(f"{what} '{name_or_path}': {problem}; copy the whole {what} there") from error
-        if hub is not None and not is_hub_name(name_or_path):
+        is_own_folder = not is_hub_name(name_or_path) or Path(name_or_path).name == Path(hub or "").name
+        if hub is not None and name_or_path != hub and is_own_folder:
             hint = f"run `hf download {hub} --local-dir {name_or_path}`, or copy such a folder there"
             raise UserError(f"{what} '{name_or_path}' is not on this machine: {hint}") from error
         raise UserError(

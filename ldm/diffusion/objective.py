@@ -165,6 +165,8 @@ class Objective(nn.Module):
         super().__init__()
         if uncertainty is not None and learn_logvar:
             raise UserError("objective: learn_logvar and uncertainty learn the same; leave one of them out")
+        if uncertainty is not None and logvar_init:
+            raise UserError("objective: logvar_init has no effect beside uncertainty; leave one of them out")
         if simple_weight == 0 and (weighting is not None or uncertainty is not None):
             name = "uncertainty" if weighting is None else "weighting"
             raise UserError(f"objective: {name} has no effect with simple_weight 0; give it another weight")
@@ -179,10 +181,14 @@ class Objective(nn.Module):
         """Make the tables for a process and a prediction. UserError for terms that the process cannot have."""
         self.times.check(process)
         steps = process.num_steps
-        for is_used, name in ((self.elbo_weight, "elbo_weight"), (self.learn_logvar, "learn_logvar")):
+        for is_used, name, instead in (
+            (self.elbo_weight, "elbo_weight", "weighting: VLB"),
+            (self.learn_logvar, "learn_logvar", "uncertainty"),
+        ):
             if is_used and steps is None:
                 kind = type(process).__name__
-                raise UserError(f"objective: {name} needs the steps of a discrete process, and {kind} has none")
+                problem = f"{name} needs the steps of a discrete process, and {kind} has none"
+                raise UserError(f"objective: {problem}; {instead} takes any process")
         if isinstance(self.weighting, VLB):
             self.weighting = self.weighting.bound(process, self.times)
         self.prediction = prediction

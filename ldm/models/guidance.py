@@ -127,7 +127,8 @@ class Guidance:
             return Denoised(x_t, x_t)
 
         denoise = alone if not self.is_on else self.applied(lambda *at: (alone(*at), alone(*at)), alone, process)
-        last(sampler(denoise, torch.ones(1, 1, 1, 1), process, noise=torch.zeros))  # counted by walking without network
+        x = torch.arange(2.0).view(1, 1, 2, 1)  # which has a standard deviation, as rescaling asks for
+        last(sampler(denoise, x, process, noise=torch.zeros))  # counted by walking without network
         return count
 
     # --- with a model ----------------------------------------------------------------------------------------------
