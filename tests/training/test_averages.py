@@ -83,6 +83,19 @@ def test_mistakes(run: Path, words: list[str], named: str, tmp_path: Path, capsy
     assert named in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["0.05", "7", "a.b", "''", "keys", "training", "_modules", "ema", "raw"])
+@pytest.mark.parametrize("words", [["--dry-run"], []], ids=["dry", "run"])
+def test_names_that_an_average_cannot_have(
+    name: str, words: list[str], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"training.params.averages={{{name}: 0.05}}", "lightning.callbacks.snapshots=null", *words]
+    with pytest.raises(SystemExit):
+        train.main(["-b", str(config), "-t", "-l", str(tmp_path), *given])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: training: averages: ") and "cannot be a name; use a word" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_snapshots_need_averages(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train.main(["-b", str(config), "-t", "-l", str(tmp_path), "training.params.averages=null"])
