@@ -1,13 +1,17 @@
-"""What produced a file: the time, the command, the platform and the versions of what takes part."""
+"""What produced a file or a run: the time, the command, the platform and the versions of what takes part."""
 
 import importlib.metadata
+import json
 import platform
 import shlex
 import sys
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+ENVIRONMENT = "configs/environment.json"  # of a run folder
+_LONGEST = 1 << 20  # bytes of it
 _PACKAGES = (
     "latent-diffusion",
     "torch",
@@ -32,6 +36,24 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": dict(_versions()),
     }
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """Return what is known of the circumstances of a run; nothing where the file is absent or damaged."""
+    file = run / ENVIRONMENT
+    try:
+        is_ours = file.is_file() and file.stat().st_size <= _LONGEST
+        content = json.loads(file.read_text(encoding="utf-8-sig")) if is_ours else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def first_name(run: Path) -> str:
+    """Return the name that a run folder was made with, whatever it is called now; nothing where it is not recorded."""
+    start = recorded(run).get("start")
+    name = start.get("folder") if isinstance(start, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 @cache

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from ldm.ablation.study import EvaluationSpec, Sampling, make
 from ldm.errors import UserError
-from ldm.models.guidance import Guidance
+from ldm.models.guidance import Guidance, average_of
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import ModelSource
 from ldm.sampling import make_sampler
 from ldm.sampling.base import Sampler
-
-_OTHER_AVERAGE = "ema:"
 
 
 def sampler(sampling: Sampling, steps: int) -> Sampler:
@@ -40,9 +38,8 @@ def check_sampling(spec: EvaluationSpec, sampling: Sampling, model: LatentDiffus
         raise UserError(f"sample.scale is {sampling.scale:g}; a model without conditions has no guidance")
     for steps in spec.all_steps:
         sampler(sampling, steps).times(model.process)
-    other = str(guide).removeprefix(_OTHER_AVERAGE) if str(guide).startswith(_OTHER_AVERAGE) else sampling.weights
-    for key, name in (("weights", sampling.weights), ("guidance.guide", other)):
-        if name not in (known := ["ema", "raw", *averages]):
+    for key, name in (("weights", sampling.weights), ("guidance.guide", average_of(guide))):
+        if name is not None and name not in (known := ["ema", "raw", *averages]):
             raise UserError(
                 f"sample.{key}: there is no average {name}; use one of {', '.join(known)}, or add it to "
                 "latent.training.params.averages"

@@ -72,7 +72,7 @@ def sample_into_folder(
     model, sampler, count = loaded.model, options.sampler, count * copies
     batch_size = _batch_size(count, options.batch_size, columns)
     if options.model.source.run is not None:  # published configs do not say it
-        loaded.warn_of_untrained_guidance(options.guidance)
+        options.guidance.warn_if_untrained(model)
     batches = _batches((request for request in requests for _ in range(copies)), batch_size)
     first = next(batches)
     model.first_stage_model.latent_shape(*first[0].size)  # before the folder, so that it leaves nothing behind

@@ -87,7 +87,7 @@ def config_files(arguments: Arguments, run: RunFolder) -> list[str]:
 
 
 def dry_run(plan: Plan, card: Card | None) -> None:
-    """Print the resolved config and what it amounts to. Needs neither data nor devices nor weights."""
+    """Print the resolved config and what it amounts to. Needs no data, devices or weights but a guide's."""
     model = build_without_memory(plan)
     sys.stdout.write(yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True))
     for line in [*describe(plan, model), *([] if card is None else cost_of(plan, model, card.memory))]:

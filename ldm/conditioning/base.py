@@ -159,6 +159,9 @@ class Conditioner(nn.Module):
         """Return the embedding of 'no condition' for n samples, of the shape of `embed` (images: of 1 x 1 pixels)."""
         raise NotImplementedError
 
+    def check_null(self) -> None:  # noqa: B027 - only those that may lack it write it
+        """Raise UserError if nothing stands for 'no condition'; embeds nothing."""
+
     def embed_dropped(self, value: Any, drop: Tensor) -> Tensor:
         """Return `embed(value)` with `null` for the samples where drop (B,) is True.
 

@@ -68,6 +68,13 @@ class ClassConditioner(Conditioner):
             return self.embedding.weight.new_zeros(n, 1, self.width)
         return self.embed(torch.full((n,), self._null_label()))
 
+    def check_null(self) -> None:
+        """Raise UserError if no label is the null label."""
+        if self.null_label is None:
+            raise UserError(
+                "ClassConditioner: without null_label there is nothing to guide away from; set it, or use scale 1"
+            )
+
     def embed_dropped(self, value: Tensor | Sequence[int], drop: Tensor) -> Tensor:
         """Return embedded labels, the null label for the dropped ones."""
         if self.null_label == "zeros":
@@ -90,8 +97,5 @@ class ClassConditioner(Conditioner):
         return sent(labels, self.device)
 
     def _null_label(self) -> int:
-        if self.null_label is None:
-            raise UserError(
-                "ClassConditioner: without null_label there is nothing to guide away from; set it, or use scale 1"
-            )
+        self.check_null()
         return self.null_label

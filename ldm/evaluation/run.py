@@ -152,7 +152,7 @@ def evaluate_model(options: EvaluationOptions, progress: Progress) -> dict[str, 
     loaded, count = load_model(options.source, options.device), options.count or 1000
     conditions = evaluation.conditions(list(loaded.model.conditioners()), count)
     if options.source.run is not None:  # published configs do not say it
-        loaded.warn_of_untrained_guidance(how.guidance)
+        how.guidance.warn_if_untrained(loaded.model)
     size, batch_size = loaded.size(how.size), options.batch_size
     guidance = how.guidance.ready(loaded.model)
     evaluations = guidance.evaluations(how.sampler, loaded.model.process)

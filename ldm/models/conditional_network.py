@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ldm.conditioning.base import Conditioner, Conditioning, Slot, StackedConditioner
 from ldm.errors import UserError
@@ -37,6 +39,22 @@ class ConditionalNetwork(nn.Module):
     def wrapped(self, wrap: Callable[[nn.Module], Callable[..., Tensor]]) -> ConditionalNetwork:
         """Return the same over what `wrap` makes of the backbone, a callable like it; it owns no weights then."""
         return ConditionalNetwork(wrap(self.diffusion_model))
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> ConditionalNetwork:
+        """Return the same with other weights in the place of those of their names; no weight is copied."""
+        own = {name.removeprefix("diffusion_model."): value for name, value in weights.items()}
+        return self.wrapped(lambda backbone: _Reweighted(backbone, own))
+
+
+class _Reweighted(nn.Module):
+    """A backbone that is called with other weights in the place of some of its own."""
+
+    def __init__(self, backbone: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.backbone, self.weights = backbone, dict(weights)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return functional_call(self.backbone, self.weights, args, kwargs)
 
 
 def check_fit(network: nn.Module, latent_channels: int, conditioner: nn.Module | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -20,6 +21,15 @@ from ldm.sampling.base import Sampler, last
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
+
+_AVERAGE = "ema:"
+_log = logging.getLogger(__name__)
+
+
+def average_of(guide: Any) -> str | None:
+    """Return NAME of a guide `ema:NAME`, another average of the model that is guided; None for any other guide."""
+    is_average = isinstance(guide, str) and guide.startswith(_AVERAGE)
+    return guide.removeprefix(_AVERAGE) if is_average else None
 
 
 @dataclass(frozen=True)
@@ -135,28 +145,51 @@ class Guidance:
 
     def ready(self, model: LatentDiffusion, has_negative: bool = False) -> Guidance:
         """Return the same with its guide loaded. UserError if the model or the guide cannot be guided so."""
-        if not self.is_on:
-            return self
-        if self.guide is None:
-            if model.cond_stage_model is None:
-                raise UserError(f"guidance: scale {self.scale:g} on a model without condition; use 1, or give a guide")
-            if not has_negative:
-                model.cond_stage_model.unconditional(1)  # which says what is missing
-            return self
-        from ldm.models.loading import load_model
+        found = self if self.guide is None else self.read(model.device)
+        found.check(model, has_negative)
+        return found
+
+    def read(self, device: torch.device | str) -> Guidance:
+        """Return the same with its guide on a device, read from its files unless it was. UserError if it cannot be."""
+        from ldm.models.loading import load_model, placed
 
         found = copy(self)
-        if self.loaded is None and not isinstance(self.guide, nn.Module):
-            object.__setattr__(found, "loaded", load_model(self.guide, model.device))
-        if (problem := misfit(found.weaker, model)) is not None:
-            place = "guide" if found.loaded is None else f"guide {found.loaded.checkpoint}"
-            raise UserError(f"{place}: {problem}; use an earlier or smaller model of the same kind")
+        if self.loaded is not None:
+            placed(self.loaded.model, torch.device(device))
+        elif not isinstance(self.guide, nn.Module):
+            object.__setattr__(found, "loaded", load_model(self.guide, device))
         return found
+
+    def check(self, model: LatentDiffusion, has_negative: bool = False) -> None:
+        """Raise UserError if a model cannot be guided so; a guide must have been read."""
+        if not self.is_on:
+            return
+        if self.guide is not None:
+            if (problem := misfit(self.weaker, model)) is not None:
+                place = "guide" if self.loaded is None else f"guide {self.loaded.checkpoint}"
+                raise UserError(f"{place}: {problem}; use an earlier or smaller model of the same kind")
+        elif model.cond_stage_model is None:
+            raise UserError(f"guidance: scale {self.scale:g} on a model without condition; use 1, or give a guide")
+        elif not has_negative:
+            for part in model.conditioners():
+                part.check_null()
+
+    def warn_if_untrained(self, model: LatentDiffusion) -> None:
+        """Warn where conditions were never dropped in training, so that guidance has nothing to extrapolate from."""
+        is_plain = self.is_on and self.guide is None and model.cond_stage_model is not None
+        if is_plain and not model.drops_conditions:
+            message = "guidance %g: may harm, as this model has drop_rate 0, so that 'no condition' is new to it"
+            _log.warning(message, self.scale)
 
     @property
     def weaker(self) -> LatentDiffusion:
         """The model of a guide that is ready."""
         return self.guide if self.loaded is None else self.loaded.model
+
+    @property
+    def guides(self) -> list[LatentDiffusion]:
+        """The models beside the guided one: that of a guide that is ready, or none."""
+        return [] if self.guide is None else [self.weaker]
 
     def denoiser_of_guide(
         self, conditions: Mapping[str, Any], network: Callable[[LatentDiffusion], Any] = lambda model: None
@@ -180,7 +213,10 @@ class Guidance:
 
 
 def misfit(guide: LatentDiffusion, model: LatentDiffusion) -> str | None:
-    """Return in which way the condition, the latents or the process of another model are not those of a model."""
+    """Return in which way the condition, the latents or the process of another model are not those of a model.
+
+    On the meta device, and as long as a latent scale is not measured, what has no values is not compared.
+    """
     keys, given = ({part.key for part in one.conditioners()} for one in (guide, model))
     if keys - given:
         return f"it is conditioned on {', '.join(sorted(keys - given))}, which the model is not"
@@ -190,11 +226,14 @@ def misfit(guide: LatentDiffusion, model: LatentDiffusion) -> str | None:
     factors = [one.first_stage_model.factor for one in (guide, model)]
     if factors[0] != factors[1]:
         return f"its latents are 1/{factors[0]} of the image, those of the model 1/{factors[1]}"
-    scales = [float(one.scale_factor) for one in (guide, model)]
-    if not math.isclose(*scales, rel_tol=1e-3):
-        return f"its latent scale is {scales[0]:.5g}, that of the model {scales[1]:.5g}"
-    if not torch.allclose(*(one.scaled(_probe(one)) for one in (guide, model)), rtol=1e-3, atol=1e-3):
-        return "its latent scale has another mean or std of the channels"
+    if model.device.type == "meta":
+        return None
+    if model.scale_is_known:
+        scales = [float(one.scale_factor) for one in (guide, model)]
+        if not math.isclose(*scales, rel_tol=1e-3):
+            return f"its latent scale is {scales[0]:.5g}, that of the model {scales[1]:.5g}"
+        if not torch.allclose(*(one.scaled(_probe(one)).cpu() for one in (guide, model)), rtol=1e-3, atol=1e-3):
+            return "its latent scale has another mean or std of the channels"
     levels = [_some_levels(one.process) for one in (guide, model)]
     if levels[0].shape != levels[1].shape or not torch.allclose(*levels, rtol=1e-3, atol=1e-4):
         return "it has another process, whose times mean other noise"

@@ -13,6 +13,7 @@ Legend: x image (B, C, H, W) in [-1, 1], z scaled latent (B, c, h, w), t time (B
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,19 @@ class LatentDiffusion(nn.Module):
     def side_multiple(self) -> int:
         """Number that must divide the sides of an image, for the first stage and for the network."""
         return self.first_stage_model.factor * self.model.diffusion_model.size_multiple
+
+    @property
+    def drops_conditions(self) -> bool:
+        """Whether some condition is dropped in training, so that 'no condition' is known."""
+        parts = [self.cond_stage_model, *self.conditioners()]
+        return any(part.drop_rate for part in parts if part is not None)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> LatentDiffusion:
+        """Return a model that shares all of this but has other weights, by their names in the network `model`."""
+        other = copy(self)
+        other._modules = {**self._modules, "model": self.model.with_weights(weights)}
+        other.graphs = Graphs()
+        return other
 
     # --- images and latents ----------------------------------------------------------------------------------------
 

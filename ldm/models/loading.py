@@ -6,7 +6,6 @@ Ours and published ones; the weights are read without running anything that file
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +27,11 @@ from ldm.data.core.decoding import Range, check_range
 from ldm.errors import ConfigError, UserError
 from ldm.models.adapting import merge
 from ldm.models.autoencoder import Autoencoder
-from ldm.models.guidance import Guidance
+from ldm.models.guidance import average_of
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.networks import fused_norm
 from ldm.weights import load as checkpoint
 from ldm.weights.adapters import adapter_in, is_of_adapter
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,8 @@ class ModelSource:
         """Return what a guide is read from: another run or checkpoint, or (`ema:NAME`) another average of this one."""
         if text is None:
             return None
-        return replace(self, weights=text.removeprefix("ema:")) if text.startswith("ema:") else ModelSource(text)
+        average = average_of(text)
+        return ModelSource(text) if average is None else replace(self, weights=average)
 
     def files(self) -> tuple[Path, Path]:
         """Return the files of config and weights; one with its config inside is both.
@@ -75,9 +73,10 @@ class ModelSource:
         if self.config is not None:
             return Path(self.config), found
         is_folder = self.run is not None and Path(self.run).is_dir()
-        is_inside = checkpoint.is_index(found) or "config" in checkpoint.metadata(found)
-        beside = found if is_inside else config_of_run(self.run if is_folder else found)
-        if beside is None:
+        if checkpoint.is_index(found) or "config" in checkpoint.metadata(found):
+            return found, found
+        beside = config_of_run(self.run if is_folder else found)
+        if beside in (None, found):  # or a config was given in place of weights
             raise UserError(f"{found}: no {' or '.join(CONFIGS_OF_RUNS[:2])} beside it; give --config YAML")
         return beside, found
 
@@ -137,19 +136,6 @@ class LoadedModel(Loaded):
         kinds = (TextConditioner, CLIPTextConditioner)
         return list(dict.fromkeys(part.key for part in self.model.conditioners() if isinstance(part, kinds)))
 
-    @property
-    def drops_conditions(self) -> bool:
-        """Whether some condition is dropped in training, so that 'no condition' is known."""
-        parts = [self.model.cond_stage_model, *self.model.conditioners()]
-        return any(part.drop_rate for part in parts if part is not None)
-
-    def warn_of_untrained_guidance(self, guidance: Guidance) -> None:
-        """Warn where conditions were never dropped in training, so that guidance has nothing to extrapolate from."""
-        is_plain = guidance.is_on and guidance.guide is None and self.model.cond_stage_model is not None
-        if is_plain and not self.drops_conditions:
-            message = "guidance %g: may harm, as this model has drop_rate 0, so that 'no condition' is new to it"
-            _log.warning(message, guidance.scale)
-
 
 @dataclass(frozen=True)
 class LoadedFirstStage(Loaded):
@@ -184,11 +170,11 @@ def load_model(
     if (size := train_option(content, "size")) is not None and model.latent_size is None:
         check_value(size, int | tuple[int, int], "data.params.train.params.size")
         model.image_size = (size, size) if isinstance(size, int) else tuple(size)
-    model = _placed(model, torch.device(device))
+    model = placed(model, torch.device(device))
     return LoadedModel(config_path, checkpoint_path, source.weights, content, adapters, model, averages)
 
 
-def _placed(module: nn.Module, device: torch.device) -> Any:
+def placed(module: nn.Module, device: torch.device) -> Any:
     """Return a module on a device, for use alone; channels last in memory where our kernels normalise such images."""
     module = module.eval().requires_grad_(False).to(device)
     if device.type == "cuda" and fused_norm.is_available(device):
@@ -213,7 +199,7 @@ def load_first_stage(source: ModelSource | str | Path, device: torch.device | st
     state = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
     checkpoint.load_into(autoencoder, state, source=str(checkpoint_path))
     adapters = _adapt(autoencoder, node, checkpoint_path, state, source.adapters)
-    autoencoder = _placed(autoencoder, torch.device(device))
+    autoencoder = placed(autoencoder, torch.device(device))
     return LoadedFirstStage(config_path, checkpoint_path, source.weights, content, adapters, autoencoder)
 
 

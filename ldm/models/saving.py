@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldm.compat import diffusers, single_files
 from ldm.compat.diffusers import Folder
 from ldm.conditioning.text import CLIPTextConditioner
+from ldm.environment import first_name
 from ldm.errors import UserError, some
 from ldm.models.adapting import in_names_of_diffusers, read_adapter
 from ldm.models.cards import card, evaluations_in, modelspec
@@ -184,7 +185,7 @@ def export_averages(run: Path, lengths: Sequence[float], out: Path, step: int | 
 
     step: as of this step, by default that of the last snapshot. Raises UserError; see `ldm.weights.post_hoc`.
     """
-    snapshots = post_hoc.find_snapshots(run / "snapshots")
+    snapshots = post_hoc.find_snapshots(run / "snapshots", first_name(run))
     step = max(snapshot.profile.steps for snapshot in snapshots) if step is None else step
     named = {f"{length:.4f}": length for length in lengths}  # as the files are
     targets = [post_hoc.Profile(step, length) for length in named.values()]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,7 @@ from ldm.models.guidance import Guidance
 from ldm.sampling.base import Sampler
 from ldm.sampling.ddim import DDIM
 from ldm.training.latent_diffusion import DiffusionTraining
+from ldm.training.live_guidance import LiveGuidance
 from ldm.training.loggers import log_image
 from ldm.training.previews import ROW_COLUMNS, PreviewOptions, previews
 from ldm.training.randomness import PREVIEW, Draws
@@ -30,19 +31,31 @@ _log = logging.getLogger(__name__)
 _GRID_COLUMNS = 4
 
 
-def chosen_guidance(name: str, scale: float | None, guidance: Guidance | None) -> Guidance | None:
+@runtime_checkable
+class DrawsSamples(Protocol):
+    """A callback that draws samples, and can tell before a training whether it will be able to."""
+
+    def check_samples(self, module: nn.Module) -> None:
+        """Raise UserError for samples that the model in training cannot draw."""
+
+
+def chosen_guidance(name: str, scale: float | None, guidance: Guidance | None) -> LiveGuidance | None:
     """Return the guidance of a callback that takes a scale or a whole one. UserError if it is given both."""
     if scale is not None and guidance is not None:
         raise UserError(f"{name}: guidance_scale and guidance are both given; leave guidance_scale out")
-    return Guidance(scale) if guidance is None and scale is not None else guidance
+    place = f"lightning.callbacks.{name}.params"
+    if guidance is not None:
+        return LiveGuidance(guidance, f"{place}.guidance")
+    return None if scale is None else LiveGuidance(Guidance(scale), f"{place}.guidance_scale")
 
 
 class ImageLogger(pl.Callback):
     """Write pictures of a training batch every `every_n_steps` optimiser steps and of the first validation batch.
 
     `early_steps` adds steps 1, 2, 4, ... below the interval, `first_step` the start. `sampler` (DDIM with 50 steps) and
-    `guidance_scale` (None: no guided samples), or a whole `guidance`, say how a diffusion model is sampled. Files are
-    `directory`/{train,val}/{name}_gs-{step}_e-{epoch}_b-{batch}.png; captions of the batch go to a text beside them.
+    `guidance_scale` (None: no guided samples), or a whole `guidance`, say how a diffusion model is sampled. A guide may
+    be an average of the training, `ema:NAME`. Files are named {train,val}/{name}_gs-{step}_e-{epoch}_b-{batch}.png in
+    `directory`; captions of the batch go to a text beside them.
     """
 
     def __init__(
@@ -62,6 +75,23 @@ class ImageLogger(pl.Callback):
         powers = (2**exponent for exponent in range(every_n_steps.bit_length()))
         self._early = {step for step in powers if step < every_n_steps} if early_steps else set()
         self._seen: dict[str, int] = {}
+
+    def check_samples(self, module: nn.Module) -> None:
+        """Raise UserError for more steps than the process of a model has, and for guidance that it cannot have."""
+        if not isinstance(module, DiffusionTraining):
+            return
+        try:
+            self.options.sampler.times(module.model.process)
+        except UserError as error:
+            raise UserError(f"lightning.callbacks.image_logger: {error}; set its sampler, or make it null") from error
+        if self.options.guides(module.model):
+            self.options.guidance.check(module)
+            self.options.guidance.warn_if_untrained(module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check guidance again, now that the latent scale is known."""
+        if isinstance(pl_module, DiffusionTraining) and self.options.guides(pl_module.model):
+            self.options.guidance.check(pl_module)
 
     def _is_due(self, step: int) -> bool:
         return step % self.every_n_steps == 0 or step in self._early
@@ -129,14 +159,10 @@ class ImageLogger(pl.Callback):
 
 
 def check_previews(callbacks: Iterable[pl.Callback], module: nn.Module) -> None:
-    """Raise UserError if one of the callbacks would sample a model in more steps than its process has."""
-    for logger in callbacks:
-        if isinstance(logger, ImageLogger) and isinstance(module, DiffusionTraining):
-            try:
-                logger.options.sampler.times(module.model.process)
-            except UserError as error:
-                hint = "set its sampler, or make it null"
-                raise UserError(f"lightning.callbacks.image_logger: {error}; {hint}") from error
+    """Raise UserError if one of the callbacks could not draw its samples."""
+    for callback in callbacks:
+        if isinstance(callback, DrawsSamples):
+            callback.check_samples(module)
 
 
 @contextmanager

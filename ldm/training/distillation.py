@@ -77,7 +77,7 @@ class ConsistencyDistillation:
         if isinstance(self.source, LatentDiffusion):
             return self.source
         loaded = load_model(self.source)
-        if self.guidance != 1 and "training" in loaded.content and not loaded.drops_conditions:
+        if self.guidance != 1 and "training" in loaded.content and not loaded.model.drops_conditions:
             raise UserError(
                 f"guidance: is {self.guidance:g}, but {self.source} never dropped its condition in training "
                 "(drop_rate 0), and knows no null condition; set guidance to 1, or train it with drop_rate 0.1"

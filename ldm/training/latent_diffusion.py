@@ -19,7 +19,7 @@ from ldm.aliases import Batch
 from ldm.bounds import Fraction, NonNegative
 from ldm.diffusion.objective import Objective, Terms
 from ldm.diffusion.times import golden_ratio_uniforms
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_scale import unit_variance_scale
@@ -36,6 +36,15 @@ from ldm.weights.adapters import LoRA
 
 _log = logging.getLogger(__name__)
 _FITTING_STD = (0.7, 1.4)
+
+
+def _check_names(averages: Iterable[object]) -> None:
+    """Raise UserError for what cannot name an average, in a checkpoint or where weights are chosen."""
+    taken, container = ("ema", "raw"), nn.ModuleDict()
+    for name in averages:
+        if not isinstance(name, str) or not name or "." in name or name in taken or hasattr(container, name):
+            remedy = "use a word without dots that has no other meaning, such as short"
+            raise UserError(f"averages: {shown(str(name)) or 'an empty text'} cannot be a name; {remedy}")
 
 
 def _is_text_network(part: nn.Module) -> bool:
@@ -66,13 +75,15 @@ class DiffusionTraining(TrainingModule):
             model: The model.
             objective: Loss and density of training times (default: mean squared error, uniform).
             ema_decay: Decay of the average of the network's weights; None keeps no average.
-            averages: Further averages by name, each with its relative length (see `PowerFunctionAverage`).
+            averages: Further averages by name, each with its relative length (see `PowerFunctionAverage`). The names go
+                into those of weights: words without dots, other than ema and raw.
             optimization: Optimiser and schedule (default: AdamW).
             train, learning_rates, adapter: What is trained, and how fast, see `TrainingModule.choose`.
             alignment: Term that aligns hidden states of the network with a teacher's features of the images.
             distillation: What is learned in place of the objective: to do the walk of a teacher in a few steps.
         """
         super().__init__(learning_rate=1e-4)
+        _check_names(averages or {})
         self.model = model
         self.objective = (objective or Objective()).bind(model.process, model.prediction)
         if self.objective.variance_weight is not None and not model.learns_variance:

@@ -19,12 +19,12 @@ from ldm.conditioning.base import EMBEDDED, Conditioning
 from ldm.diffusion.prediction import Denoise
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.generate import clamp_to_pixels
-from ldm.models.guidance import Guidance
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.sampling.base import Sampler, identity
 from ldm.sampling.ddim import DDIM
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.latent_diffusion import DiffusionTraining
+from ldm.training.live_guidance import LiveGuidance
 from ldm.training.randomness import Draws
 
 Pictures = dict[str, Tensor]
@@ -36,8 +36,12 @@ class PreviewOptions:
     """Say how a diffusion model is sampled, with which guidance (None: none), and how many rows are shown."""
 
     sampler: Sampler = field(default_factory=DDIM)
-    guidance: Guidance | None = None
+    guidance: LiveGuidance | None = None
     rows: int = 2
+
+    def guides(self, model: LatentDiffusion) -> bool:
+        """Return whether guided samples are shown: not of a model with neither a condition nor a guide."""
+        return self.guidance is not None and (model.cond_stage_model is not None or self.guidance.has_guide)
 
 
 @singledispatch
@@ -66,10 +70,10 @@ def _(module: DiffusionTraining, batch: Mapping[str, Any], draws: Draws, options
     pictures |= {key: value for key, value in batch.items() if key != model.image_key and _is_picture(key, value)}
     pictures["diffusion_row"] = _diffusion_row(model, z[: options.rows], draws)
     conditioning = model.condition(batch)
+    guidance = options.guidance.ready(module) if options.guides(model) else None
     with module.ema_scope():
         guided = None
-        if options.guidance is not None and (conditioning is not None or options.guidance.guide is not None):
-            guidance = options.guidance.ready(model)
+        if guidance is not None:
             guided = model.denoiser(conditioning, guidance, guide=guidance.denoiser_of_guide(batch))
         pictures |= _samples(model, z.shape, conditioning, guided, draws, options)
     return pictures

@@ -32,16 +32,15 @@ from ldm.allowance import flags
 from ldm.config.files import EVALUATIONS, read_yaml
 from ldm.config.text import sealed
 from ldm.distributed import is_first_process
-from ldm.environment import environment
+from ldm.environment import ENVIRONMENT, environment, recorded
 from ldm.errors import UserError
 from ldm.weights.load import locate
 from ldm.writing import write_text
 
 _TIME = "%Y-%m-%dT%H-%M-%S"
 _TIME_PATTERN = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d"
-_CONFIG, _ENVIRONMENT = "config.yaml", "environment.json"
+_CONFIG = "config.yaml"
 AUTO, _SEED = "auto", 23
-_LONGEST_ENVIRONMENT = 1 << 20  # bytes
 _FOLDER_OF_THE_FIRST_RANK = "LDM_RUN_FOLDER"  # processes that the first rank starts write, if ever, where it does
 _log = logging.getLogger(__name__)
 
@@ -142,25 +141,20 @@ class RunFolder:
             return _SEED if given is None else given
         seed = self.environment().get("seed")
         if type(seed) is not int or not 0 <= seed < 1 << 64:
-            file = self.configs / _ENVIRONMENT
+            file = self.path / ENVIRONMENT
             raise UserError(f"--resume: {file} is missing or damaged; give the run's seed, by default --seed {_SEED}")
         return seed
 
     def environment(self) -> dict[str, Any]:
         """Return what is known of the circumstances of the run; nothing where the file is absent or damaged."""
-        file = self.configs / _ENVIRONMENT
-        try:
-            is_ours = file.is_file() and file.stat().st_size <= _LONGEST_ENVIRONMENT
-            content = json.loads(file.read_text(encoding="utf-8-sig")) if is_ours else None
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return recorded(self.path)
 
     def record(self, config: Mapping[str, Any], seed: int, data: Mapping[str, Any]) -> None:
         """Write config and environment; an earlier config of the run is kept under its time. Raises UserError."""
         start = _start_of(self)
         if self.is_new:
             start = {"number": _last_number(self.path.parent) + 1, "name": self.name, "postfix": self.postfix}
+            start["folder"] = self.path.name
         target = self.configs / _CONFIG
         text = sealed(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         content = json.dumps({"seed": seed, "start": start, "data": dict(data), **environment()}, indent=2)
@@ -170,7 +164,7 @@ class RunFolder:
             if target.exists() and target.read_bytes() != text.encode():
                 shutil.copyfile(target, target.with_name(f"config-{datetime.now().strftime(_TIME)}.yaml"))
             write_text(target, text)
-            write_text(target.with_name(_ENVIRONMENT), content + "\n")
+            write_text(self.path / ENVIRONMENT, content + "\n")
 
     # --- who owns it -----------------------------------------------------------------------------------------------
 
@@ -306,7 +300,7 @@ def resume_run(given: Path) -> RunFolder:
 
 
 def _start_of(run: RunFolder) -> dict[str, Any] | None:
-    """Return number, name and postfix of a start as recorded; None for a new run and for those of earlier versions."""
+    """Return what is recorded of a start; None for a new run and for those of earlier versions."""
     start = run.environment().get("start")
     number = start.get("number") if isinstance(start, dict) else None
     return start if isinstance(number, int) and 0 <= number < 1 << 63 else None

@@ -17,6 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
 
 from ldm.data.shards.streams import StreamDecoder
 from ldm.errors import UserError
@@ -39,7 +40,8 @@ class SampleMetrics(pl.Callback):
 
     Conditions and reference come from the validation set, metrics and extractor are named as for scripts/evaluate.py;
     values are logged as `samples/NAME[EXTRACTOR]`. The samples are divided among the ranks and have the same seeds each
-    time; training does not depend on them. UserError without a validation set.
+    time; training does not depend on them. The guide of a `guidance` may be an average of the training, `ema:NAME`.
+    UserError without a validation set.
     """
 
     def __init__(
@@ -59,10 +61,17 @@ class SampleMetrics(pl.Callback):
         self.directory = Path(directory).parent / "sample_metrics"
         self.every_n_steps, self.count = every_n_steps, count
         self.metrics, self.extractor = tuple(metrics), extractor
-        self.guidance = chosen_guidance("sample_metrics", guidance_scale, guidance) or Guidance()
+        scale = 1.0 if guidance_scale is None and guidance is None else guidance_scale
+        self.guidance = chosen_guidance("sample_metrics", scale, guidance)
         self.sampler, self.batch_size = DDIM(steps), batch_size
         self._last_step = 0
         self._metrics: MetricSuite | None = None
+
+    def check_samples(self, module: nn.Module) -> None:
+        """Raise UserError for guidance that a model cannot have."""
+        if isinstance(module, DiffusionTraining):
+            self.guidance.check(module)
+            self.guidance.warn_if_untrained(module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build the metrics; UserError, before the first step, for what they lack."""
@@ -71,6 +80,7 @@ class SampleMetrics(pl.Callback):
             raise UserError(f"sample_metrics: {type(pl_module).__name__} draws no samples; leave the callback out")
         if not trainer.val_dataloaders:
             raise UserError("sample_metrics: needs a validation set; give data.params.validation")
+        self.guidance.check(pl_module)  # again, now that the latent scale is known
         self.directory = trainer.strategy.broadcast(self.directory)  # started apart, ranks name their run folders apart
         self._metrics = make_metric_suite(self.metrics, self.extractor, pl_module.device, keep=0)
         self._metrics.check(self.count)
@@ -90,8 +100,10 @@ class SampleMetrics(pl.Callback):
         if step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        with whole_weights(trainer), torch.no_grad(), evaluating(pl_module), pl_module.ema_scope():
-            values = self._measure(pl_module, self._validation_images(trainer), step)
+        with whole_weights(trainer), torch.no_grad(), evaluating(pl_module):
+            guidance = self.guidance.ready(pl_module)
+            with pl_module.ema_scope():
+                values = self._measure(pl_module, guidance, self._validation_images(trainer), step)
         _log(trainer, {f"samples/{name}": value for name, value in values.items()})
 
     def _validation_images(self, trainer: pl.Trainer) -> ImageSet:
@@ -100,17 +112,18 @@ class SampleMetrics(pl.Callback):
         dataset = dataset.stream if isinstance(dataset, StreamDecoder) else dataset
         return ImageSet(dataset, "data.params.validation", self.count, replaces=True)
 
-    def _measure(self, module: DiffusionTraining, images: ImageSet, step: int) -> Values:
+    def _measure(self, module: DiffusionTraining, guidance: Guidance, images: ImageSet, step: int) -> Values:
         metrics = self._metrics
         reference = None
         if metrics.needs_reference:
             reference = data_reference(images, metrics.extractor, self.directory / "references")
             metrics.check_reference(reference)
         conditions, size = _conditions(module, images), images.shape[1:]
-        samples = Samples(self.count, size, self.sampler, conditions, scale=self.guidance, batch_size=self.batch_size)
+        samples = Samples(self.count, size, self.sampler, conditions, scale=guidance, batch_size=self.batch_size)
         folder = self.directory / f"step={step:09}"
         result = evaluate_samples(module.model, samples, metrics, reference, folder, {"step": step})
-        module.model.graphs.clear()  # their memory is the training's
+        for model in (module.model, *guidance.guides):
+            model.graphs.clear()  # their memory is the training's
         wait_for_all()
         _remove(folder)
         return result.values

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ldm.bounds import Count
+from ldm.environment import first_name
 from ldm.errors import UserError
 from ldm.training.latent_diffusion import DiffusionTraining
 from ldm.training.strategies import whole_weights
@@ -58,7 +59,8 @@ class Snapshots(pl.Callback):
                 averages = {name: average.named_averages() for name, average in module.averages.items()}
                 profiles = {name: average.profile for name, average in module.averages.items()}
                 try:
-                    run = run_of(self.directory) or self.directory.parent.name  # which may have another name by now
+                    folder = self.directory.parent  # which may have another name by now
+                    run = first_name(folder) or run_of(self.directory) or folder.name
                     write_snapshot(self.directory, step, averages, profiles, run)
                 except OSError as error:  # as a checkpoint that cannot be written
                     _log.warning("the snapshot of step %d could not be written: %s", step, error)

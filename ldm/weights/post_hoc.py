@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.errors import UserError, shown
 from ldm.weights import files as storage
 from ldm.writing import replacing
 
@@ -99,10 +99,10 @@ def run_of(folder: Path) -> str:
     return ""
 
 
-def find_snapshots(folder: Path) -> list[Snapshot]:
+def find_snapshots(folder: Path, run: str = "") -> list[Snapshot]:
     """List the averages in a folder of snapshots by their steps.
 
-    UserError if there are fewer than two, or if they are of several runs.
+    UserError if there are fewer than two, or if they are of several runs or of another than `run`, where that is known.
     """
     found, runs = [], {}
     for file in sorted(folder.glob(_PATTERN)):
@@ -115,6 +115,9 @@ def find_snapshots(folder: Path) -> list[Snapshot]:
             raise UserError(f"{file}: is no snapshot of averages") from problem
     if len(runs) > 1:
         raise UserError(f"{folder}: has snapshots of several runs ({', '.join(runs.values())}); keep those of one")
+    if run and found and run not in runs:
+        other = f"has snapshots of another run ({shown(next(iter(runs)))}; this one is {shown(run)})"
+        raise UserError(f"{folder}: {other}; keep those of this run there")
     if len(found) < 2:
         raise UserError(
             f"{folder}: {len(found)} snapshots of averages, two are needed; train with training.params.averages and "

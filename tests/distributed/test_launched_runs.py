@@ -30,12 +30,13 @@ def config() -> dict[str, Any]:
         schedule=node("training.lr_schedules.WarmUpCosine", **schedule),
     )
     network = unet_config(3, attention_factors=[1], context_dim=8)
-    options = {"ema_decay": 0.9, "optimization": optimization}
+    options = {"ema_decay": 0.9, "averages": {"short": 0.2}, "optimization": optimization}
     options["objective"] = node("diffusion.objective.Objective", learn_logvar=True)
     model = latent_diffusion_config(network, identity_config(), text_config(), **options)
     train = node("toy.shapes.Shapes", num_samples=32, size=8)
     validation = node("toy.shapes.Shapes", num_samples=3, size=8, split="validation")
     images = {"every_n_steps": 2, "max_images": 1, "sampler": node("sampling.ddim.DDIM", steps=2)}
+    images["guidance"] = node("models.guidance.Guidance", scale=2.0, guide="ema:short")
     lightning = {
         "trainer": {"num_sanity_val_steps": 1, "val_check_interval": 2},
         "callbacks": {"image_logger": {"params": images}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import yaml
 from tiny import identity_config, latent_diffusion_config, node, run_config, unet_config
 
 from ldm.cli import ema, program, train
+from ldm.environment import first_name
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import ModelSource, load_model
 from ldm.weights import files as storage
 from ldm.weights.load import read
-from ldm.weights.post_hoc import find_snapshots
+from ldm.weights.post_hoc import find_snapshots, run_of
 
 SHAPES = node("toy.shapes.Shapes", size=16, num_samples=24, fields=[])
 SNAPSHOTS = {"target": "ldm.training.snapshots.Snapshots", "params": {"every_n_steps": 4}}
@@ -76,11 +78,49 @@ def test_other_lengths_are_models_too(run: Path, tmp_path: Path, capsys: pytest.
         torch.testing.assert_close(made[name], value, atol=1e-3, rtol=2e-3)
 
 
+def test_snapshots_of_another_run_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    renamed = shutil.copytree(run, tmp_path / "renamed")
+    words = ["ema", "--run", str(renamed), "--sigma", "0.07", "--out", str(tmp_path / "out")]
+    assert program.main(words) == 0
+    for file in (renamed / "snapshots").iterdir():
+        texts = storage.safetensors_metadata(file)
+        assert texts["run"] == run.name
+        storage.write_safetensors(file, storage.read_safetensors(file), {**texts, "run": "another"})
+    with pytest.raises(SystemExit):
+        program.main(words)
+    assert f"another run (another; this one is {run.name}); keep those of this run" in capsys.readouterr().err
+
+
+def test_a_run_that_is_renamed_before_its_first_snapshot_keeps_its_name(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = ["-b", str(config), "-t", "-l", str(tmp_path), "--max_steps", "1", "lightning.callbacks.snapshots=null"]
+    assert train.main(begin) == 0
+    (begun,) = tmp_path.iterdir()
+    renamed = begun.rename(tmp_path / "renamed")
+    assert train.main(["-b", str(config), "-r", str(renamed), "-t", "--max_steps", "4"]) == 0
+    assert run_of(renamed / "snapshots") == first_name(renamed) == begun.name
+    assert program.main(["ema", "--run", str(renamed), "--sigma", "0.07"]) == 0
+
+
 @pytest.mark.parametrize(("words", "named"), [(["--sigma", "0.5"], "0.5"), (["--sigma", "0.1", "--step", "99"], "99")])
 def test_mistakes(run: Path, words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         ema.main(["--run", str(run), "--out", str(tmp_path), *words])
     assert named in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["0.05", "7", "a.b", "''", "keys", "training", "_modules", "ema", "raw"])
+@pytest.mark.parametrize("words", [["--dry-run"], []], ids=["dry", "run"])
+def test_names_that_an_average_cannot_have(
+    name: str, words: list[str], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"training.params.averages={{{name}: 0.05}}", "lightning.callbacks.snapshots=null", *words]
+    with pytest.raises(SystemExit):
+        train.main(["-b", str(config), "-t", "-l", str(tmp_path), *given])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: training: averages: ") and "cannot be a name; use a word" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_snapshots_need_averages(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
