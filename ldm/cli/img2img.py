@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import Source, list_images, readable
-from ldm.cli.options import Defaults, SamplingParser, add_negative_argument
+from ldm.cli.options import Defaults, SamplingParser
 from ldm.cli.sampling import load_for_sampling, sample_into_folder
 from ldm.data.readers.single_images import read_image
 from ldm.errors import UserError
@@ -34,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--indir", required=True, metavar="PATH", help="an image, or a folder of them")
     add("--prompt", metavar="TEXT", help="what to draw")
-    add_negative_argument(parser)
     add("--strength", type=float, default=0.75, help="share of the steps that is taken, above 0 to 1 (default 0.75)")
     given, options = parser.parse(argv)
     sources, loaded = list_images(given.indir, "--indir"), load_for_sampling(options)
@@ -55,9 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def request_of(source: Source, image: Tensor) -> ImageRequest:
         request = start_request(image, loaded.model.side_multiple, dict.fromkeys(keys, given.prompt))
-        negative = None if given.negative is None else dict.fromkeys(keys, given.negative)
         details = {"image": str(source.path), "strength": given.strength, **texts}
-        return replace(request, details=details, name=source.name, negative=negative)
+        return replace(request, details=details, name=source.name)
 
     requests = (request_of(*pair) for pair in readable(sources, read))
     sample_into_folder(loaded, requests, len(sources), options, given.n_samples)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import Source, list_images, list_masked, readable
-from ldm.cli.options import Defaults, OptionalSize, SamplingParser, add_negative_argument
+from ldm.cli.options import Defaults, OptionalSize, SamplingParser
 from ldm.cli.published import Published
 from ldm.cli.sampling import load_for_sampling, sample_into_folder
 from ldm.data.readers import single_images
@@ -53,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--mask", metavar="FILE", help="the mask of --image")
     add("--outpaint", type=single_images.margins_of, metavar="L,T,R,B", help="pixels to draw around the images")
     add("--prompt", metavar="TEXT", help="what to draw, for a model of texts")
-    add_negative_argument(parser)
     given, options = parser.parse(argv)
     needs_mask = given.image is not None and given.outpaint is None
     if (given.indir is None) == (given.image is None) or needs_mask != (given.mask is not None):
@@ -68,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (given.prompt is None) == bool(keys):
         problem = "say what to draw; this is" if keys else "has no effect; this is not"
         raise UserError(f"--prompt: {problem} a model of texts: {loaded.config}")
-    texts, negative = ({key: text for key in keys if text is not None} for text in (given.prompt, given.negative))
+    texts = dict.fromkeys(keys, given.prompt)
     requests = (
-        replace(request_of(*masked, conditioner, loaded.model.side_multiple, texts), negative=negative or None)
+        request_of(*masked, conditioner, loaded.model.side_multiple, texts)
         for masked in _masked_images(sources, loaded, options.size, given.outpaint)
     )
     sample_into_folder(loaded, requests, len(sources), options, given.n_samples)

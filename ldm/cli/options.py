@@ -89,7 +89,7 @@ class SamplingParser(TaskParser):
         sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, self.defaults.eta)
         source = model_source(given)
         model = ModelOptions(source, choose_device(given.device), given.tile)
-        guidance = Guidance.parse(given.scale, given.guidance, source.guide(given.guide))
+        guidance = Guidance.parse(given.scale, given.guidance, source.guide(given.guide), given.negative)
         how = (guidance, given.precision, given.seed, given.batch_size, (given.H, given.W))
         return given, SamplingOptions(model, sampler, *how, given.outdir, not given.skip_grid, not given.no_graphs,
                                      given.overrides)  # fmt: skip
@@ -140,6 +140,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -
     add("--scale", type=float, default=defaults.guidance, help=guidance)
     more = "how else: interval=0.2:0.8, rescale=0.7, apg_eta=0, apg_norm=15, apg_momentum=-0.5"
     add("--guidance", nargs="+", default=[], metavar="NAME=VALUE", help=more)
+    add("--negative", metavar="TEXT", help="what not to draw: guided away from, in place of the empty text")
     add("--guide", metavar="RUN", help="weaker run, earlier checkpoint, or ema:NAME, to guide away from (autoguidance)")
 
 
@@ -157,12 +158,6 @@ def choose_sampler(spec: str, steps: int, grid: str | None, eta: float | None, d
         raise UserError(f"--eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
     eta = default_eta if eta is None and name == "ddim" else eta
     return make_sampler(spec, **how, **({"eta": eta} if has_eta else {}))
-
-
-def add_negative_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the text from which guidance goes away."""
-    what = "what not to draw: guided away from, in place of the empty text"
-    parser.add_argument("--negative", metavar="TEXT", help=what)
 
 
 def add_seed_arguments(group: argparse._ArgumentGroup, seed: int) -> None:

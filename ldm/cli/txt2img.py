@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ldm.cli.entry import main_guard
 from ldm.cli.inputs import read_prompts
-from ldm.cli.options import Defaults, SamplingParser, add_negative_argument
+from ldm.cli.options import Defaults, SamplingParser
 from ldm.cli.published import Published
 from ldm.cli.sampling import load_for_sampling, sample_into_folder
 from ldm.errors import UserError
@@ -33,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--prompt", default="a painting of a virus monster playing guitar", help="what to draw")
     add("--from-file", metavar="FILE", help="one prompt per line, instead of --prompt")
-    add_negative_argument(parser)
     add("--n_iter", type=int, default=1, help="how often n_samples are drawn of each prompt")
     given, options = parser.parse(argv)
     options = PUBLISHED.apply_default(options)
@@ -45,6 +44,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{loaded.config}: this model is not conditioned on text; use ldm sample")
     size, entries = loaded.size(options.size), [dict.fromkeys(keys, prompt) for prompt in prompts]
     more = {} if given.negative is None else {"negative": given.negative}
-    negative = dict.fromkeys(keys, given.negative) if more else None
-    requests = (ImageRequest(size, entry, entry | more, negative=negative) for entry in entries)
+    requests = (ImageRequest(size, entry, entry | more) for entry in entries)
     sample_into_folder(loaded, requests, len(entries), options, given.n_iter * given.n_samples, given.n_samples)

@@ -5,7 +5,7 @@ Legend: B batch, L = max_length tokens, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,12 @@ __all__ = [
     "TokenConditioner",
     "TrainedTokenizer",
 ]
+
+
+def text_keys(conditioners: Iterable[Conditioner]) -> list[str]:
+    """Return the keys of batches under which conditioners read texts, perhaps none."""
+    kinds = (TextConditioner, CLIPTextConditioner)
+    return list(dict.fromkeys(part.key for part in conditioners if isinstance(part, kinds)))
 
 
 class TokenConditioner(Conditioner):

@@ -98,6 +98,8 @@ def generate(
     """
     process, shape = model.process, model.first_stage_model.latent_shape(*request.size)
     guidance = Guidance.of(request.guidance).ready(model, request.negative is not None)
+    if request.negative is None:
+        request = replace(request, negative=guidance.away_from(model, len(request.seeds)))
     refine = clamp_to_pixels if isinstance(model.first_stage_model, IdentityAutoencoder) else identity
     for batch in request.batches():
         noise = SeededNoise(batch.seeds, model.device)

@@ -46,6 +46,8 @@ class Guidance:
         apg_norm: Largest length (r) of the difference of the predictions, in one sample.
         apg_momentum: Share (beta) of former differences that is added; negative values push them away.
         guide: A run or checkpoint, or a model, that is guided away from under the same condition (autoguidance).
+        negative: What is guided away from in place of no condition, for all samples: a text, for models of texts, or
+            conditions by their keys.
     """
 
     scale: float = 1.0
@@ -55,6 +57,7 @@ class Guidance:
     apg_norm: float = math.inf
     apg_momentum: float = 0.0
     guide: Any = None  # whose types would import this room in a circle
+    negative: str | Mapping[str, Any] | None = None
     loaded: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,12 +81,14 @@ class Guidance:
         return guidance if isinstance(guidance, Guidance) else Guidance(guidance)
 
     @classmethod
-    def parse(cls, scale: float, options: Sequence[str] = (), guide: Any = None) -> Guidance:
+    def parse(
+        cls, scale: float, options: Sequence[str] = (), guide: Any = None, negative: str | None = None
+    ) -> Guidance:
         """Return the guidance of `NAME=value` options; an interval is START:STOP. UserError for others."""
         from ldm.pairs import pairs_of  # which only a command line needs
 
         given: dict[str, Any] = {}
-        names = [one.name for one in fields(cls) if one.init and one.name not in ("scale", "guide")]
+        names = [one.name for one in fields(cls) if one.init and one.name not in ("scale", "guide", "negative")]
         for name, text in pairs_of(options, "guidance").items():
             option = f"{name}={text}"
             if name not in names:
@@ -96,7 +101,7 @@ class Guidance:
                 form = "START:STOP, such as 0.2:0.8" if name == "interval" else "a number"
                 raise UserError(f"guidance {option}: {name} is {form}")
             given[name] = values if name == "interval" else values[0]
-        return cls(scale, guide=guide, **given)
+        return cls(scale, guide=guide, negative=negative, **given)
 
     @property
     def is_on(self) -> bool:
@@ -164,6 +169,7 @@ class Guidance:
         """Raise UserError if a model cannot be guided so; a guide must have been read."""
         if not self.is_on:
             return
+        has_negative |= self.away_from(model, 1) is not None
         if self.guide is not None:
             if (problem := misfit(self.weaker, model)) is not None:
                 place = "guide" if self.loaded is None else f"guide {self.loaded.checkpoint}"
@@ -176,7 +182,7 @@ class Guidance:
 
     def warn_if_untrained(self, model: LatentDiffusion) -> None:
         """Warn where conditions were never dropped in training, so that guidance has nothing to extrapolate from."""
-        is_plain = self.is_on and self.guide is None and model.cond_stage_model is not None
+        is_plain = self.is_on and self.guide is None and self.negative is None and model.cond_stage_model is not None
         if is_plain and not model.drops_conditions:
             message = "guidance %g: may harm, as this model has drop_rate 0, so that 'no condition' is new to it"
             _log.warning(message, self.scale)
@@ -201,6 +207,26 @@ class Guidance:
         if self.guide is None:
             return None
         return self.weaker.denoiser(self.weaker.condition(conditions), network=network(self.weaker))
+
+    def away_from(self, model: LatentDiffusion, count: int) -> dict[str, list[Any]] | None:
+        """Return the negative conditions of so many samples by their keys, None if there are none.
+
+        UserError for those that the model does not have.
+        """
+        if self.negative is None:
+            return None
+        given = self.negative
+        if isinstance(given, str):
+            from ldm.conditioning.text import text_keys  # which few models need
+
+            given = dict.fromkeys(text_keys(model.conditioners()), given)
+            if not given:
+                raise UserError("negative: this model is not conditioned on text; leave it out")
+        keys = [part.key for part in model.conditioners()]
+        if other := [key for key in given if key not in keys]:
+            known = ", ".join(keys) or "none"
+            raise UserError(f"negative: {other[0]}: the model has no such condition; it has {known}")
+        return {key: [value] * count for key, value in given.items()}
 
     def record(self) -> float | dict[str, Any]:
         """Return the plain value that belongs beside samples: the scale alone if nothing else is set."""

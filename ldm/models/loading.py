@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ldm import compat, config
-from ldm.conditioning.text import CLIPTextConditioner, TextConditioner
+from ldm.conditioning.text import text_keys
 from ldm.config.check import check_value
 from ldm.config.files import CONFIGS_OF_RUNS, config_of_run
 from ldm.config.nodes import is_node, without_checkpoints
@@ -133,8 +133,7 @@ class LoadedModel(Loaded):
 
     def text_keys(self) -> list[str]:
         """Return the batch keys of the texts that the model is conditioned on, perhaps none."""
-        kinds = (TextConditioner, CLIPTextConditioner)
-        return list(dict.fromkeys(part.key for part in self.model.conditioners() if isinstance(part, kinds)))
+        return text_keys(self.model.conditioners())
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,10 @@ def _(module: DiffusionTraining, batch: Mapping[str, Any], draws: Draws, options
     with module.ema_scope():
         guided = None
         if guidance is not None:
-            guided = model.denoiser(conditioning, guidance, guide=guidance.denoiser_of_guide(batch))
+            away = guidance.away_from(model, len(z))
+            guide = guidance.denoiser_of_guide(batch if away is None else {**batch, **away})
+            negative = None if away is None or guide is not None else model.condition({**batch, **away})
+            guided = model.denoiser(conditioning, guidance, negative, guide)
         pictures |= _samples(model, z.shape, conditioning, guided, draws, options)
     return pictures
 

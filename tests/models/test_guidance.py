@@ -160,6 +160,19 @@ def test_guidance_needs_a_null_condition():
     assert len(model.sample([0], steps=2, guidance=2.0, negative=[1]))
 
 
+def test_a_negative_condition_of_the_guidance_is_that_of_every_sample(model):
+    guidance = Guidance(3.0, negative={"class_label": 2})
+    expected = model.sample([0, 1], steps=3, guidance=3.0, negative=[2, 2])
+    assert torch.equal(model.sample([0, 1], steps=3, guidance=guidance), expected)
+    assert not torch.equal(expected, model.sample([0, 1], steps=3, guidance=3.0))
+    assert guidance.record()["negative"] == {"class_label": 2}
+    for negative, named in (("blurry", "not conditioned on text"), ({"label": 2}, "label: .*it has class_label")):
+        with pytest.raises(UserError, match=f"negative: .*{named}"):
+            model.sample([0], steps=2, guidance=Guidance(2.0, negative=negative))
+    with pytest.raises(UserError, match="negative: no effect at scale 1"):
+        Guidance(negative="blurry")
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

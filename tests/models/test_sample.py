@@ -11,6 +11,7 @@ from tiny_runs import diffusion_config, write_run
 from ldm.diffusion.discrete import DiscreteVP
 from ldm.errors import UserError
 from ldm.models.autoencoder import IdentityAutoencoder
+from ldm.models.guidance import Guidance
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.loading import load_model
 from ldm.sampling import sampler_names
@@ -55,6 +56,8 @@ def test_size_guidance_and_options_of_the_sampler(model):
     (image,) = model.sample(TEXTS[:1], steps=2, size=(24, 32))
     assert image.shape == (3, 24, 32)
     plain = model.sample(TEXTS[:1], steps=2)
+    unlike = model.sample(TEXTS[:1], steps=2, guidance=Guidance(3.0, negative="a green triangle"))
+    assert torch.equal(unlike, model.sample(TEXTS[:1], steps=2, guidance=3.0, negative=["a green triangle"]))
     assert not torch.equal(plain, model.sample(TEXTS[:1], steps=2, guidance=3.0))
     assert not torch.equal(plain, model.sample(TEXTS[:1], steps=2, eta=1.0))
     assert not torch.equal(plain, model.sample(TEXTS[:1], steps=2, grid="karras"))

@@ -106,6 +106,20 @@ def test_a_guide_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(read) == 1 and len(list((tmp_path / "images" / "train").glob("samples_guided_*"))) == 3
 
 
+def test_previews_are_guided_away_from_a_negative_condition(tmp_path: Path) -> None:
+    def preview(**guidance: Any) -> bytes:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        callback = ImageLogger(folder, sampler=DDIM(2), every_n_steps=1, guidance=Guidance(3.0, **guidance))
+        module = class_diffusion()
+        check_previews([callback], module)
+        fit(module, folder, 1, callbacks=[callback])
+        return next((folder / "train").glob("samples_guided_*")).read_bytes()
+
+    assert preview() == preview() != preview(negative={"class_label": 1})
+    with pytest.raises(UserError, match="image_logger.params.guidance: negative: .*not conditioned on text"):
+        preview(negative="blurry")
+
+
 def test_a_guide_is_compared_with_a_latent_scale_that_the_training_measures(tmp_path: Path) -> None:
     guidance = Guidance(3.0, guide=weaker(tmp_path, latent_scale=0.001))
     callback = ImageLogger(tmp_path / "images", sampler=DDIM(2), guidance=guidance)
