@@ -6,6 +6,7 @@ Ours and published ones; the weights are read without running anything that file
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.networks import fused_norm
 from ldm.weights import load as checkpoint
 from ldm.weights.adapters import adapter_in, is_of_adapter
+
+UNTRAINED_FIRST_STAGE = "model.params.autoencoder: the first stage has no trained weights; give it `checkpoint: PATH`"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,17 +157,23 @@ def load_model(
     source = ModelSource.of(source)
     config_path, checkpoint_path = source.files()
     content = _read((config_path, checkpoint_path), overrides)
+    checkpoint_path, state = checkpoint.newest(checkpoint_path)
+    is_alone = checkpoint.is_network_alone(state)
     try:
         section = content["model"]
         if find_target(section["target"], "model") is not LatentDiffusion:
             raise ConfigError(f"is {section['target']}; samples need a LatentDiffusion", "model.target")
-        model: LatentDiffusion = config.instantiate(_without_training(section), "model")
+        node = _around_network(section) if is_alone else _without_training(section)
+        model: LatentDiffusion = config.instantiate(node, "model")
     except ConfigError as error:
         raise ConfigError(error.problem, error.path, str(config_path)) from error
-    checkpoint_path, state = checkpoint.newest(checkpoint_path)
+    if is_alone:
+        _warn_of_untrained_first_stage(node)
     averages = tuple(checkpoint.choices(state))
     state = checkpoint.choose(state, source.weights)
     checkpoint.load_into(model, state, source=str(checkpoint_path))
+    if not model.scale_is_known:
+        raise UserError(f"{checkpoint_path}: holds no latent scale; give it as model.params.latent_scale=NUMBER")
     model.config = section
     adapters = _adapt(model, section, checkpoint_path, state, source.adapters)
     if (size := train_option(content, "size")) is not None and model.latent_size is None:
@@ -252,6 +262,22 @@ def _first_stage_node(section: dict[str, Any]) -> tuple[dict[str, Any], str]:
 def _without_training(section: dict[str, Any]) -> dict[str, Any]:
     """Leave out the weights that training started from, which need not be there any more: the checkpoint has all."""
     return without_checkpoints({key: section.get(key) for key in ("target", "params")})
+
+
+def _around_network(section: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the weights that the network started from: only the other parts have those that the config names."""
+    params = section.get("params")
+    if isinstance(params, dict) and "network" in params:
+        params = {**params, "network": without_checkpoints(params["network"])}
+    return {"target": section["target"], "params": params}
+
+
+def _warn_of_untrained_first_stage(node: dict[str, Any]) -> None:
+    """Warn where the config of a model names no weights of its first stage, for a file that has none either."""
+    first_stage = node["params"]["autoencoder"]
+    is_needed = find_target(first_stage["target"], "model.params.autoencoder") is Autoencoder
+    if is_needed and not first_stage.get("checkpoint"):
+        _log.warning(UNTRAINED_FIRST_STAGE)
 
 
 def _inside(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from ldm.config.plain import plain, with_references
 from ldm.config.targets import did_you_mean, find_target
 from ldm.config.types import fits, hints_of, mismatch
 from ldm.data.core.latents import CacheSettings
-from ldm.errors import ConfigError, shown
+from ldm.errors import ConfigError, UserError, shown
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.compilation import Compilation
 from ldm.training.devices import Devices, choose
@@ -44,6 +44,7 @@ from ldm.training.launch import Launch, check_by_hand, detect
 from ldm.training.learning_rate import GlobalBatch, learning_rate
 from ldm.training.run_folder import RunFolder
 from ldm.training.strategies import STRATEGIES
+from ldm.weights.load import is_network_alone, read
 
 Settings = TypeVar("Settings")
 _LIGHTNING_KEYS = (
@@ -340,5 +341,16 @@ def untrained_first_stage(plan: Plan) -> bool:
     if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):
         return False
     first_stage = model["params"].get("autoencoder") or {}
-    has_weights = any("checkpoint" in node for node in (first_stage, model, plan.training)) or not plan.run.is_new
-    return not has_weights and not str(first_stage.get("target", "")).endswith(_WITHOUT_WEIGHTS)
+    if str(first_stage.get("target", "")).endswith(_WITHOUT_WEIGHTS) or not plan.run.is_new:
+        return False
+    return not (first_stage.get("checkpoint") or any(map(_brings_first_stage, (model, plan.training))))
+
+
+def _brings_first_stage(node: Mapping[str, Any]) -> bool:
+    """Return whether a node starts from more than a network; what cannot be read is told where it is needed."""
+    if not node.get("checkpoint"):
+        return False
+    try:
+        return not is_network_alone(read(node["checkpoint"]))
+    except UserError:
+        return True

@@ -26,7 +26,7 @@ from ldm.data.core.module import DataModule
 from ldm.distributed import is_first_process
 from ldm.doctor.data_fit import check_data_fits_model, size_problems
 from ldm.errors import ConfigError, UserError, lack_of_memory, refused_by_the_system, shown
-from ldm.models.loading import train_option
+from ldm.models.loading import UNTRAINED_FIRST_STAGE, train_option
 from ldm.training.callbacks import check_previews
 from ldm.training.cost import Way, cost_lines
 from ldm.training.devices import matmul_precision
@@ -56,10 +56,7 @@ from ldm.training.trainer import build_trainer
 from ldm.training.vocabulary import fit_tokenizers
 
 _log = logging.getLogger(__name__)
-_UNTRAINED = (
-    "model.params.autoencoder: the first stage has no trained weights; give it `checkpoint: PATH`, "
-    "or set training.allow_untrained_first_stage=true"
-)
+_UNTRAINED = f"{UNTRAINED_FIRST_STAGE}, or set training.allow_untrained_first_stage=true"
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ def _is_of_an_extension(error: BaseException) -> bool:
 def first_stage_problem(plan: Plan) -> str:
     """Return why a latent model would be trained on random latents; empty if it would not, or is meant to be."""
     is_allowed = plan.training.get("allow_untrained_first_stage")
-    return _UNTRAINED if untrained_first_stage(plan) and not is_allowed else ""
+    return _UNTRAINED if not is_allowed and untrained_first_stage(plan) else ""
 
 
 def _parts(module: TrainingModule) -> Iterator[tuple[str, nn.Module]]:

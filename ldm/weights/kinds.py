@@ -17,6 +17,7 @@ class Kind:
 
 
 _FOLDER = "give the folder that it lay in, with its config.json"
+_OF_ITS_NETWORK = "use it with a config of its network, as configs/ldm/dit_xl.yaml or sit_xl.yaml"
 _BASE = "give the weights of its base, and this file by --adapter"
 # The first that matches: a file for a part of a model also has names of the model.
 KINDS = (
@@ -30,7 +31,7 @@ KINDS = (
     Kind(r"conditioner\.embedders\.", "a checkpoint of sgm (Stable Diffusion XL, ...)", "use it with its own config"),
     Kind(r"cond_stage_model\.model\.", "Stable Diffusion 2", "use it with configs/stability/sd2.yaml or sd2_v.yaml"),
     Kind(r"visual\.|transformer\.resblocks\.", "an OpenCLIP model", "it is no diffusion model"),
-    Kind(r"x_embedder\.|blocks\.\d+\.adaLN", "a DiT or SiT", "this model has another network"),
+    Kind(r"(model\.diffusion_model\.)?(x_embedder\.|blocks\.\d+\.adaLN)", "a DiT or SiT", _OF_ITS_NETWORK),
     Kind(r"features\.\d+\.|layer1\.\d", "a torchvision network", "it is no diffusion model"),
     Kind(r"module\.", "the state of a module in DataParallel", "save it again without the prefix module."),
     Kind(r"model\.diffusion_model\.", "a latent diffusion model", "use it with its own config"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.compat import single_files
+from ldm.compat import dit, single_files
 from ldm.compat.diffusers import index_of
 from ldm.errors import LONGEST, UserError, shown, some
 from ldm.weights import files as storage
@@ -131,6 +131,7 @@ def _read(path: Path) -> State:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds no state dict")
+    state = dit.renamed(state)
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and _has_numbers(value)}
     others = [str(name) for name in state if name not in tensors]
     if not tensors:
@@ -168,14 +169,25 @@ def choose(state: Mapping[str, Tensor], which: str) -> State:
     if not any(name.startswith(prefix) for name in state):
         if which != "ema":
             raise UserError(f"weights: {shown(which)} is unknown; choose {' or '.join(choices(state))}")
-        log.info("the checkpoint holds no average; its only weights are used")
+        log.info("the checkpoint holds weights of one kind; they are used")
         return chosen
+    log.info("the checkpoint holds trained and averaged weights; the averaged ones (%s) are used", shown(which))
     return {name: state.get(_shadow(name, state, prefix), value) for name, value in chosen.items()}
 
 
 def choices(state: Mapping[str, Tensor]) -> list[str]:
     """Return what `choose` can be asked for: "raw", "ema", and the names of the averages beside it."""
     return ["raw", "ema", *sorted({name.split(".")[1] for name in state if name.startswith(AVERAGES)})]
+
+
+def is_network_alone(state: Iterable[str]) -> bool:
+    """Return whether a state dict has the network of a latent diffusion model, perhaps averaged, and nothing else."""
+    names = list(state)
+    return bool(names) and all(name.startswith((dit.NETWORK, dit.AVERAGE)) for name in names)
+
+
+def _has_average(state: Iterable[str]) -> bool:
+    return any(name.startswith(EMA) for name in state)
 
 
 def _shadow_prefix(prefix: str) -> str:
@@ -240,7 +252,8 @@ def load_into(
     loss learns (`loss.*`, `logvar`, `uncertainty.*`, `alignment.*`) or an average that the module does not have, an
     average that the file does not have (it starts at the raw weights), a loss or an adapter that the file has nothing
     of (it starts anew), tables that the file does not have (they follow from the config), and CLIP's `position_ids`. An
-    adapter that the module does not have becomes part of its weights.
+    adapter that the module does not have becomes part of its weights. Of a file with a network alone a module without
+    averages takes the average, and a whole model keeps what it has in its frozen parts.
 
     Args:
         module: with the names of the published checkpoints.
@@ -254,6 +267,9 @@ def load_into(
         file, state = newest(state)
         source = str(file)
     own = module.state_dict(keep_vars=True)
+    is_alone = is_network_alone(state)
+    if is_alone and _has_average(state) and not _has_average(own):
+        state = choose(state, "ema")
     given, state = state, folders.to_theirs(state, single_files.renames(state, own), strict=False)
     state = state if any(map(is_of_adapter, own)) else folded(state, source)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
@@ -265,7 +281,8 @@ def load_into(
     anew = begun_anew(wanted, offered, source)
     offered |= started(wanted, offered)
     offered |= averages_from_raw(wanted, offered)
-    report = _compare(wanted, offered, _tables(module, own, offered) | anew)
+    kept = _frozen_beside_network(wanted) if is_alone else set()
+    report = _compare(wanted, offered, _tables(module, own, offered) | anew | kept)
     if strict and not report.fits:
         raise UserError(_misfit(source, type(module).__name__, report, own, given))
     module.load_state_dict({name: offered[name] for name in report.loaded}, strict=False)
@@ -290,6 +307,13 @@ def _tables(module: nn.Module, own: Mapping[str, Tensor], offered: Mapping[str, 
     pairs = [(own[name].float().cpu(), offered[name].float().cpu()) for name in names if name in offered]
     half = {"rtol": 2e-3, "atol": 1e-5}  # as precise as tables in half precision are
     return names if all(a.shape == b.shape and torch.allclose(a, b, **half) for a, b in pairs) else set()
+
+
+def _frozen_beside_network(wanted: Mapping[str, Tensor]) -> set[str]:
+    """Name what a training does not change in a latent diffusion model beside its network; nothing of a part alone."""
+    beside = {name for name in wanted if not name.startswith(dit.NETWORK)}
+    is_whole = len(beside) < len(wanted)
+    return {name for name in beside if is_whole and not wanted[name].requires_grad}
 
 
 def _misfit(source: str, target: str, report: LoadReport, own: Iterable[str], state: Iterable[str]) -> str:

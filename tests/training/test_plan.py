@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny import autoencoder_config, identity_config, latent_diffusion_config, sections_of, unet_config
 
@@ -172,6 +173,11 @@ def test_a_config_without_a_section_is_refused(section: str, tmp_path: Path) -> 
 def test_first_stage_without_weights_is_noticed(base: str, tmp_path: Path) -> None:
     assert untrained_first_stage(plan_of(parse(["-b", base])))
     assert not untrained_first_stage(plan_of(parse(["-b", base, "model.params.autoencoder.checkpoint=x.ckpt"])))
+    alone = tmp_path / "network.pt"
+    torch.save({"model.diffusion_model.out.2.weight": torch.ones(1)}, alone)
+    assert untrained_first_stage(plan_of(parse(["-b", base, f"model.checkpoint={alone}"])))
+    torch.save({"model.diffusion_model.out.2.weight": torch.ones(1), "first_stage_model.x": torch.ones(1)}, alone)
+    assert not untrained_first_stage(plan_of(parse(["-b", base, f"training.checkpoint={alone}"])))
     pixels = tmp_path / "pixels.yaml"
     pixels.write_text(yaml.safe_dump(config(autoencoder=identity_config())))
     assert not untrained_first_stage(plan_of(parse(["-b", str(pixels)])))
