@@ -3,7 +3,7 @@
     ldm distill --teacher logs/RUN --guidance 3
     ldm sample --run logs/STUDENT --sampler consistency --steps 2
 
-The student is a run like others, with the data and the settings of its teacher but a sixteenth of its learning rate,
+The student is a run like others, with the data and the settings of its teacher but a twentieth of its learning rate,
 which any dotted.key=value overrides, such as lightning.trainer.max_steps=2000. The command of main.py that does the
 same is logged.
 """

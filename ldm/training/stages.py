@@ -27,7 +27,7 @@ _NOT_OF_A_STUDENT = ("objective", "alignment", "distillation", "adapter", "train
 _DISTILLATION = "ldm.training.distillation.ConsistencyDistillation"
 _OPTIMIZATION = "ldm.training.optimization.Optimization"
 # A student is its own target: at its teacher's rate it diverges (measured, docs/train.md).
-_SHARE_OF_THE_RATE, _GRADIENT_CLIP = 1 / 16, 1.0
+_SHARE_OF_THE_RATE, _GRADIENT_CLIP = 1 / 20, 1.0
 _PREVIEWS = {
     "sampler": {"target": "ldm.sampling.consistency.Consistency", "params": {"steps": 4}},
     "guidance_scale": None,
