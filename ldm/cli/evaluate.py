@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{flag} {value}: use 1 or more")
     device = join_ranks(given.device)
     source = model_source(given)
-    sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, _DEFAULTS.eta)
+    sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, _DEFAULTS)
     cache = given.cache or given.out.parent / "references"
     size, autocast = (given.H, given.W), PRECISIONS[given.precision]
     guidance = Guidance.parse(given.scale, given.guidance, source.guide(given.guide), given.negative)

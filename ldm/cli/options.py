@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from ldm.sampling.base import Sampler
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 AS_TRAINED = 0  # --tile without a number
 OptionalSize = tuple[int | None, int | None]  # (height, width)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class SamplingParser(TaskParser):
     def parse(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, SamplingOptions]:
         """Return the arguments of the task alone, with overrides of the config, and what all tasks share."""
         given = parse_with_overrides(self, argv)
-        sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, self.defaults.eta)
+        sampler = choose_sampler(given.sampler, given.ddim_steps, given.grid, given.ddim_eta, self.defaults)
         source = model_source(given)
         model = ModelOptions(source, choose_device(given.device), given.tile)
         guidance = Guidance.parse(given.scale, given.guidance, source.guide(given.guide), given.negative)
@@ -131,7 +133,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -
     add("--plms", const="plms", help="the same as --sampler plms", **short)
     add("-v", "--vanilla_sample", const="ddpm", help="the same as --sampler ddpm", **short)
     names = ("-c", "--ddim_steps", "--steps", "--custom_steps")
-    add(*names, type=int, default=defaults.steps, metavar="S", help=f"steps (default {defaults.steps})")
+    add(*names, type=int, metavar="S", help=f"steps (default {defaults.steps})")
     eta = f"noise of ddim, 0 is none (default {defaults.eta:g})"
     add("-e", "--ddim_eta", "--eta", type=float, metavar="ETA", help=eta)
     grid = "grid of times; compvis as published samples had (default: that of sampler and process)"
@@ -144,19 +146,23 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, defaults: Defaults) -
     add("--guide", metavar="RUN", help="weaker run, earlier checkpoint, or ema:NAME, to guide away from (autoguidance)")
 
 
-def choose_sampler(spec: str, steps: int, grid: str | None, eta: float | None, default_eta: float) -> Sampler:
+def choose_sampler(spec: str, steps: int | None, grid: str | None, eta: float | None, defaults: Defaults) -> Sampler:
     """Return the sampler that the arguments describe. UserError for an eta that it cannot use."""
     if eta is not None and not 0 <= eta < math.inf:
         raise UserError(f"--eta {eta:g}: use 0 (no noise) or more")
     name, _, rest = spec.partition(":")
-    how = {} if name == "ddpm" else {"steps": steps, "grid": grid}
+    if name == "ddpm" and steps is not None:  # as published, whose flags may stand side by side
+        _log.warning(
+            "--steps %d: ddpm takes all training steps; for so many give --sampler ddpm:steps=%d", steps, steps
+        )
+    how = {} if name == "ddpm" else {"steps": defaults.steps if steps is None else steps, "grid": grid}
     flags = how if eta is None else {**how, "eta": eta}
     if again := [key for key in pairs_of(rest.split(","), f"--sampler {name}") if key in flags]:
         raise UserError(f"--sampler {spec}: {again[0]} has a flag of its own; give it by that alone")
     has_eta = "eta" in sampler_options(name)
     if eta and not has_eta and name != "ddpm":
         raise UserError(f"--eta {eta:g}: {name} has no eta; leave it out, or use --sampler ddim")
-    eta = default_eta if eta is None and name == "ddim" else eta
+    eta = defaults.eta if eta is None and name == "ddim" else eta
     return make_sampler(spec, **how, **({"eta": eta} if has_eta else {}))
 
 

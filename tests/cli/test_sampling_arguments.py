@@ -40,6 +40,13 @@ def test_arguments_choose_the_sampler(argv, expected):
     assert chosen(*argv) == expected
 
 
+def test_steps_that_have_no_effect_are_told(caplog):
+    assert chosen("-v") == DDPM() and not caplog.messages
+    assert chosen("-v", "-c", "50") == DDPM()
+    (line,) = caplog.messages
+    assert "--steps 50: ddpm takes all training steps" in line and "ddpm:steps=50" in line
+
+
 def test_eta_needs_a_sampler_that_has_one():
     with pytest.raises(UserError, match="plms .*eta"):
         chosen("--plms", "--ddim_eta", "0.5")
