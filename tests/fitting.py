@@ -9,9 +9,11 @@ import pytorch_lightning as pl
 import torch
 from tiny import SIZE
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.training.lightning_fixes.checkpoints import Checkpoints
+from ldm.training.module import TrainingModule
 
 
 class Noise(Dataset):
@@ -51,6 +53,16 @@ def fit(model: pl.LightningModule, folder: Path, steps: int, batch_size: int = 2
     validation = loader(4, batch_size) if with_validation else None
     trainer.fit(model, loader(8, batch_size), validation, ckpt_path=resume, weights_only=True)
     return trainer
+
+
+def end_step(training: TrainingModule, optimizer: Optimizer) -> None:
+    """Do what a trainer does with the gradients of a step: guard, optimiser, averages."""
+    training.guard.check_gradients(optimizer)
+    optimizer.step()
+    optimizer.zero_grad()
+    skipped = training.guard.after_step()
+    for average in training.all_averages():
+        average.update(training.averaged, skipped)
 
 
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:

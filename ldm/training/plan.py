@@ -241,11 +241,9 @@ def cache_settings(lightning: Mapping[str, Any]) -> CacheSettings | None:
 def compilation(lightning: Mapping[str, Any]) -> Compilation | None:
     """Return how networks are compiled, None if they are not. Raises ConfigError."""
     value = lightning.get("compile")
-    return (
-        _settings(Compilation, value, "lightning.compile", "{mode: max-autotune-no-cudagraphs, dynamic: false}")
-        if value
-        else None
-    )
+    if not value:
+        return None
+    return _settings(Compilation, value, "lightning.compile", "{mode: max-autotune-no-cudagraphs, dynamic: false}")
 
 
 def _settings(cls: type[Settings], value: Any, path: str, example: str) -> Settings:

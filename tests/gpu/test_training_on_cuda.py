@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fitting import Noise
+from fitting import Noise, end_step
 from PIL import Image
 from tiny import (
     autoencoder_config,
@@ -175,12 +175,7 @@ def test_nothing_in_a_step_waits_for_the_device(make: Callable[[], TrainingModul
             torch.cuda.set_sync_debug_mode("error")
         try:
             training.training_step(batch, number).backward()
-            training.guard.check_gradients(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
-            skipped = training.guard.after_step()
-            for average in training.all_averages():
-                average.update(training.averaged, skipped)
+            end_step(training, optimizer)
         except BaseException:
             torch.cuda.set_sync_debug_mode("default")
             raise

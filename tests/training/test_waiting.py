@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fitting import Noise
+from fitting import Noise, end_step
 from tiny import autoencoder_training, class_diffusion, vq_training
 from torch import Tensor
 from without_device import on_cuda
@@ -33,10 +33,5 @@ def test_nothing_in_a_step_waits(make: Callable[[], TrainingModule], monkeypatch
                 training.training_step(batch, number)
             for parameter in training.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-            training.guard.check_gradients(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
-            skipped = training.guard.after_step()
-            for average in training.all_averages():
-                average.update(training.averaged, skipped)
+            end_step(training, optimizer)
     assert not waits.found
