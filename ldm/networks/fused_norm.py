@@ -139,7 +139,7 @@ class _GroupNorm(torch.autograd.Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             groups, eps, activate = ctx.options
-            return differentiable(ctx, dy, lambda *tensors: _by_torch(*tensors, groups, eps, activate), x, weight, bias)
+            return differentiable(ctx, dy, lambda x, w, b: by_torch(x, groups, w, b, eps, activate), x, weight, bias)
         positions, channels, tiles, groups, width = ctx.shape
         dy = dy.contiguous(memory_format=torch.channels_last)
         batch, parts = len(x), triton.cdiv(channels, _COLUMNS)
@@ -153,9 +153,20 @@ class _GroupNorm(torch.autograd.Function):
         return dx, dw.sum(0).to(weight.dtype), db.sum(0).to(bias.dtype), None, None, None
 
 
-def _by_torch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activate: bool) -> Tensor:
-    y = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+def by_torch(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, activate: bool = False) -> Tensor:
+    """Return the same as `group_norm`, of x (B, C, ...), by torch's kernels."""
+    if x.dtype == weight.dtype:
+        y = _torch_norm(x, groups, weight, bias, eps).to(x.dtype)
+    else:
+        # The kernels accumulate half inputs in float32 themselves; left to autocast they would copy x to float32.
+        with torch.autocast(x.device.type, enabled=False):
+            y = _torch_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
     return F.silu(y) if activate else y
+
+
+def _torch_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Call what `F.group_norm` calls, which itself refuses the single value of an image of one latent."""
+    return torch.group_norm(x, groups, weight, bias, eps, torch.backends.cudnn.enabled)
 
 
 def differentiable(ctx: Any, dy: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor | None, ...]:

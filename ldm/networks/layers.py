@@ -35,20 +35,7 @@ class GroupNorm32(nn.GroupNorm):
     def forward(self, x: Tensor, activate: bool = False) -> Tensor:
         if fused_norm.takes(x):
             return fused_norm.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, activate)
-        y = self._by_torch(x)
-        return F.silu(y) if activate else y
-
-    def _by_torch(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype:
-            return _group_norm(x, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
-        # The kernels accumulate half inputs in float32 themselves; left to autocast they would copy x to float32.
-        with torch.autocast(x.device.type, enabled=False):
-            return _group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-
-
-def _group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Call what `F.group_norm` calls, which itself refuses the single value of an image of one latent."""
-    return torch.group_norm(x, groups, weight, bias, eps, torch.backends.cudnn.enabled)
+        return fused_norm.by_torch(x, self.num_groups, self.weight, self.bias, self.eps, activate)
 
 
 def activated(norm: nn.Module, x: Tensor, silu: nn.Module | None = None) -> Tensor:
